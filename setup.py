@@ -1,0 +1,53 @@
+"""Builds the engine. Everything else about the package is in pyproject.toml.
+
+LLMPIPE_BUILD chooses the flavour: release (default), debug, asan, or gcov. Install a flavour other than release into a
+virtual environment of its own, never in place: a sanitized extension in the source tree breaks plain imports.
+"""
+
+import os
+import sys
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unused-function", "-Wno-missing-field-initializers"]
+
+FLAVOURS = {
+    "release": (["-O3", "-g1", "-fvisibility=hidden", "-fno-semantic-interposition"], []),
+    "debug": (["-O0", "-g3"], []),
+    "asan": (
+        ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+        ["-fsanitize=address,undefined"],
+    ),
+    "gcov": (["-O0", "-g", "--coverage"], ["--coverage"]),
+}
+
+
+def extension(name: str, source: str, flavour: str) -> Extension:
+    """A Cython extension of this project, with the flavour's flags."""
+    compile_args, link_args = FLAVOURS[flavour]
+    return Extension(name, [source], extra_compile_args=WARNINGS + compile_args, extra_link_args=link_args)
+
+
+def cython_options(flavour: str) -> dict[str, object]:
+    """Flag changes do not re-run Cython by themselves, so every flavour but release forces it."""
+    return {
+        "include_path": ["src"],
+        "emit_linenums": flavour in ("debug", "gcov"),
+        "force": flavour != "release",
+        "build_dir": "build/cython",
+    }
+
+
+def chosen_flavour() -> str:
+    flavour = os.environ.get("LLMPIPE_BUILD", "release")
+    if flavour not in FLAVOURS:
+        sys.exit(f"LLMPIPE_BUILD is {flavour!r}; it must be one of {', '.join(FLAVOURS)}")
+    if not sys.platform.startswith("linux"):
+        sys.exit("llmpipe runs on Linux only: its engine is built on epoll")
+    return flavour
+
+
+if __name__ == "__main__":
+    chosen = chosen_flavour()
+    setup(ext_modules=cythonize([extension("llmpipe._pipe", "src/_pipe.pyx", chosen)], **cython_options(chosen)))

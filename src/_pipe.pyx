@@ -1,0 +1,366 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: freethreading_compatible=True
+"""The data plane: an engine that forwards HTTP exchanges, and streams above all, without the GIL.
+
+This file is its table of contents and holds every crossing of the GIL; the parts below hold the rest, in reading order,
+and none calls upwards in that list. One `Engine` is one worker; it shares nothing with other engines.
+
+The life of a connection
+    server.py accepts it and hands it to Engine.adopt; the mailbox brings it to client_adopt.
+    CLIENT_IDLE     waits for the first byte of a request                 step_head
+    STATE_HEAD      waits for the whole head                              step_head, step_request
+    STATE_CONNECT   a backend was chosen, the upstream connects           dispatch, step_connected
+    STATE_WAIT      the request goes up, the response head is awaited     step_up, step_response
+    STATE_STREAM    the response body comes down, each recv one send      step_down, body_follow, client_send
+    STATE_FLUSH     all has come, the client has not taken all            flush_down
+    STATE_TUNNEL    after a 101, bytes both ways                          step_tunnel
+    STATE_FINISH    the client left, the backend may finish               step_down
+    exchange_end    counts the outcome, writes the record                 exchange_finish
+    CLIENT_IDLE again, or CLIENT_LINGER, or closed; freed by loop_reap at the end of the turn.
+
+Rules for every part
+    - `noexcept nogil` on every function: without it Cython takes the GIL to look for an exception.
+    - Descriptors are touched in `io` only, states set in exchange_set_state only, memory freed in loop_reap only.
+    - Edge-triggered epoll: a connection is registered once and its interest never changed. What epoll said is kept in
+      ConnC.readable until a recv comes back short or empty; backpressure is simply not reading.
+    - A buffer is held only while bytes are in it.
+"""
+
+include "_pipe/sys.pxi"
+include "_pipe/rc.pxi"
+include "_pipe/buf.pxi"
+include "_pipe/text.pxi"
+include "_pipe/head.pxi"
+include "_pipe/chunk.pxi"
+include "_pipe/sse.pxi"
+include "_pipe/conn.pxi"
+include "_pipe/stats.pxi"
+include "_pipe/mail.pxi"
+include "_pipe/worker.pxi"
+include "_pipe/timer.pxi"
+include "_pipe/io.pxi"
+include "_pipe/inbox.pxi"
+include "_pipe/pool.pxi"
+include "_pipe/exchange.pxi"
+include "_pipe/steps.pxi"
+include "_pipe/loop.pxi"
+
+globals()["MAX_BACKENDS"] = MAX_BACKENDS
+globals()["MAX_ADDRESSES"] = MAX_ADDRESSES
+
+text_init()
+
+
+cdef int _check_rc(int rc) except -1:
+    # The one place where a return code becomes an exception.
+    if rc < 0:
+        raise OSError(-rc, strerror(-rc).decode())
+    return rc
+
+
+cdef int64_t _microseconds(seconds) except -1:
+    if not 0 <= seconds <= 1e9:
+        raise ValueError(f"a time-out of {seconds} s is out of range")
+    return <int64_t>(seconds * 1e6)
+
+
+cdef int _ranged(str name, value, int64_t low, int64_t high) except -1:
+    if not low <= value <= high:
+        raise ValueError(f"{name} is {value}; it must be from {low} to {high}")
+    return 0
+
+
+cdef int _read_settings(SettingsC *to, settings) except -1:
+    # Takes the settings in the engine's units.
+    _ranged("max_request_line", settings.max_request_line, 64, 1 << 20)
+    _ranged("max_head", settings.max_head, 256, 1 << 20)
+    _ranged("max_fields", settings.max_fields, 1, HEAD_MAX_FIELDS)
+    _ranged("max_body", settings.max_body, 0, 1 << 50)
+    _ranged("failover_body", settings.failover_body, 0, 1 << 30)
+    to.max_request_line = settings.max_request_line
+    to.max_head = settings.max_head
+    to.max_fields = settings.max_fields
+    to.max_body = settings.max_body
+    to.failover_body = settings.failover_body
+    to.head_timeout = _microseconds(settings.head_timeout)
+    to.keepalive_timeout = _microseconds(settings.keepalive_timeout)
+    to.connect_timeout = _microseconds(settings.connect_timeout)
+    to.ttft_timeout = _microseconds(settings.ttft_timeout)
+    to.idle_timeout = _microseconds(settings.idle_timeout)
+    to.total_timeout = _microseconds(settings.total_timeout)
+    to.send_timeout = _microseconds(settings.send_timeout)
+    to.upstream_idle_timeout = _microseconds(settings.upstream_idle_timeout)
+    to.retry_429 = 429 in settings.retry_statuses
+    to.retry_502 = 502 in settings.retry_statuses
+    to.retry_503 = 503 in settings.retry_statuses
+    to.midstream_error_event = settings.midstream_error_event
+    to.access_records = settings.access_records
+    return 0
+
+
+cdef int _read_address(AddressC *to, str host, int port) except -1:
+    # A numeric address and port, or "unix:/path".
+    cdef sockaddr_in *v4 = <sockaddr_in *>&to.address
+    cdef sockaddr_in6 *v6 = <sockaddr_in6 *>&to.address
+    cdef sockaddr_un *local = <sockaddr_un *>&to.address
+    cdef bytes text
+    if host.startswith("unix:"):
+        text = host[5:].encode()
+        if not 0 < len(text) < <Py_ssize_t>sizeof(local.sun_path):
+            raise ValueError(f"the path of {host} is empty or longer than {sizeof(local.sun_path) - 1} bytes")
+        local.sun_family = AF_UNIX
+        memcpy(local.sun_path, <const char *>text, len(text))
+        to.length = sizeof(sockaddr_un)
+        return 0
+    _ranged("port", port, 1, 65535)
+    text = host.encode()
+    if inet_pton(AF_INET, text, &v4.sin_addr) == 1:
+        v4.sin_family = AF_INET
+        v4.sin_port = htons(port)
+        to.length = sizeof(sockaddr_in)
+    elif inet_pton(AF_INET6, text, &v6.sin6_addr) == 1:
+        v6.sin6_family = AF_INET6
+        v6.sin6_port = htons(port)
+        to.length = sizeof(sockaddr_in6)
+    else:
+        raise ValueError(f"{host} is not a numeric address")
+    return 0
+
+
+cdef int _read_route(TableC *table, int slot, bytes authority, addresses, bint finish_on_abort) except -1:
+    cdef RouteC *route
+    _ranged("slot", slot, 0, MAX_BACKENDS - 1)
+    route = &table.routes[slot]
+    if route.used:
+        raise ValueError(f"slot {slot} is named twice")
+    if not 0 < len(addresses) <= MAX_ADDRESSES:
+        raise ValueError(f"a backend has 1 to {MAX_ADDRESSES} addresses, not {len(addresses)}")
+    if len(authority) >= AUTHORITY_ROOM or not text_is(authority, len(authority), TEXT_HOST):
+        raise ValueError(f"{authority!r} is not an authority")
+    memcpy(route.authority, <const char *>authority, len(authority))
+    for host, port in addresses:
+        _read_address(&route.addresses[route.address_count], host, port)
+        route.address_count += 1
+    route.finish_on_abort = finish_on_abort
+    route.used = True
+    if slot >= table.count:
+        table.count = slot + 1
+    return 0
+
+
+cdef object _histogram(HistogramC *histogram):
+    cdef int i
+    return ([sys_read_counter(&histogram.counts[i]) for i in range(HISTOGRAM_BUCKETS + 1)],
+            sys_read_counter(&histogram.sum) / 1e6)
+
+
+cdef object _backend_stats(BackendStatsC *stats, int64_t now):
+    return {
+        "in_flight": sys_read_counter(&stats.in_flight),
+        "idle": sys_read_counter(&stats.idle),
+        "exchanges": sys_read_counter(&stats.exchanges),
+        "connects": sys_read_counter(&stats.connects),
+        "reuses": sys_read_counter(&stats.reuses),
+        "failures": sys_read_counter(&stats.failures),
+        "left_out": <int64_t>sys_read_counter(&stats.left_out_until) > now,
+    }
+
+
+cdef double _seconds(int64_t us):
+    return us / 1e6 if us >= 0 else -1.0
+
+
+cdef object _event(RecordC *record, int64_t now):
+    return (
+        record.kind, (now - record.at) / 1e6, record.backend, <bytes>record.address,
+        (<char *>record.method)[:record.method_length], (<char *>record.path)[:record.path_length],
+        (<char *>record.request_id)[:record.request_id_length], record.status, record.outcome, record.phase,
+        _seconds(record.ttft), _seconds(record.duration), record.bytes_up, record.bytes_down, record.attempts,
+        _seconds(record.close_time), record.error,
+    )
+
+
+cdef class Engine:
+    """One worker of the data plane; see _pipe.pyi for its contract."""
+
+    cdef WorkerC *w
+    cdef uint64_t adopted
+    cdef bint started
+    cdef bint running
+
+    def __cinit__(self):
+        self.w = NULL
+
+    def __init__(self, settings):
+        cdef WorkerC *w
+        cdef epoll_event event
+        if self.w is not NULL:
+            raise RuntimeError("an engine is made once")
+        w = self.w = <WorkerC *>calloc(1, sizeof(WorkerC))
+        if w is NULL:
+            raise MemoryError
+        w.epfd = w.mail.in_fd = w.mail.out_fd = -1
+        try:
+            _read_settings(&w.settings, settings)
+            w.table = <TableC *>calloc(1, sizeof(TableC))
+            w.head = <HeadC *>calloc(1, sizeof(HeadC))
+            w.mail.adopts = <AdoptC *>calloc(MAIL_IN, sizeof(AdoptC))
+            w.mail.records = <RecordC *>calloc(MAIL_OUT, sizeof(RecordC))
+            # A head grows by what we add to it, and what came with it goes in the same send.
+            w.out.size = w.settings.max_head + 2048 + BUF_SIZE
+            w.out.data = <uint8_t *>malloc(w.out.size)
+            w.hot = buf_get(&w.bufs)
+            if (w.table is NULL or w.head is NULL or w.mail.adopts is NULL or w.mail.records is NULL
+                    or w.out.data is NULL or w.hot is NULL):
+                raise MemoryError
+            w.clients.size = sizeof(ClientC)
+            w.upstreams.size = sizeof(UpstreamC)
+            w.exchanges.size = sizeof(ExchangeC)
+            w.busy_end = &w.busy
+            w.retry_budget = RETRY_FIRST
+            getrandom(w.random, sizeof(w.random), 0)
+            w.random[0] |= 1    # a generator of zeros stays there
+            w.epfd = epoll_create1(EPOLL_CLOEXEC)
+            _check_rc(w.epfd if w.epfd >= 0 else -errno)
+            w.mail.in_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+            _check_rc(w.mail.in_fd if w.mail.in_fd >= 0 else -errno)
+            w.mail.out_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+            _check_rc(w.mail.out_fd if w.mail.out_fd >= 0 else -errno)
+            w.mail_conn.fd = w.mail.in_fd
+            w.mail_conn.side = SIDE_MAIL
+            _check_rc(io_watch(w.epfd, &w.mail_conn))
+        except BaseException:
+            self.close()
+            raise
+
+    def __dealloc__(self):
+        self.close()
+
+    cdef WorkerC *_open(self) except NULL:
+        if self.w is NULL:
+            raise ValueError("the engine is closed")
+        return self.w
+
+    def run(self):
+        cdef WorkerC *w = self._open()
+        cdef int rc
+        if self.started:
+            raise RuntimeError("an engine runs once")
+        self.started = self.running = True
+        try:
+            with nogil:
+                rc = loop_run(w)
+            _check_rc(rc)
+        finally:
+            self.running = False
+
+    def adopt(self, int fd, bytes address not None):
+        cdef WorkerC *w = self._open()
+        if len(address) >= ADDRESS_ROOM:
+            raise ValueError(f"{address!r} is too long for an address")
+        if not mail_adopt(&w.mail, fd, address, len(address)):
+            return False
+        self.adopted += 1
+        return True
+
+    def configure(self, backends):
+        cdef WorkerC *w = self._open()
+        cdef TableC *table = <TableC *>calloc(1, sizeof(TableC))
+        if table is NULL:
+            raise MemoryError
+        try:
+            for slot, authority, addresses, finish_on_abort in backends:
+                _read_route(table, slot, authority, addresses, finish_on_abort)
+        except BaseException:
+            free(table)
+            raise
+        free(sys_exchange_pointer(&w.new_table, table))
+        mail_ring(w.mail.in_fd, &w.mail.in_rung)
+
+    def drain(self):
+        cdef WorkerC *w = self._open()
+        sys_store_release(&w.mail.draining, 1)
+        mail_ring(w.mail.in_fd, &w.mail.in_rung)
+
+    def stop(self):
+        cdef WorkerC *w = self._open()
+        sys_store_release(&w.mail.stopping, 1)
+        mail_ring(w.mail.in_fd, &w.mail.in_rung)
+
+    def drain_events(self):
+        cdef WorkerC *w = self._open()
+        cdef uint32_t head = w.mail.out_head
+        cdef int64_t now = loop_clock()
+        cdef list events = []
+        mail_hush(w.mail.out_fd, &w.mail.out_rung)
+        while head != sys_load_acquire(&w.mail.out_tail):
+            events.append(_event(&w.mail.records[head & (MAIL_OUT - 1)], now))
+            head += 1
+            sys_store_release(&w.mail.out_head, head)
+        return events
+
+    def stats(self):
+        cdef WorkerC *w = self._open()
+        cdef StatsC *stats = &w.stats
+        cdef int64_t now = loop_clock()
+        cdef int i
+        return {
+            "clients": self.clients,
+            "accepted": sys_read_counter(&stats.accepted),
+            "streaming_active": sys_read_counter(&stats.streaming_active),
+            "streaming_bytes": sys_read_counter(&stats.streaming_bytes),
+            "bytes_up": sys_read_counter(&stats.bytes_up),
+            "events": sys_read_counter(&stats.events),
+            "outcomes": [sys_read_counter(&stats.outcomes[i]) for i in range(OUTCOME_COUNT)],
+            "connects": sys_read_counter(&stats.connects),
+            "connect_errors": sys_read_counter(&stats.connect_errors),
+            "reuses": sys_read_counter(&stats.reuses),
+            "stale": sys_read_counter(&stats.stale),
+            "retries": sys_read_counter(&stats.retries),
+            "records_dropped": sys_read_counter(&stats.records_dropped),
+            "buffers_held": sys_read_counter(&w.bufs.held) - 1,     # the hot one
+            "buffers_made": sys_read_counter(&w.bufs.made),
+            "upstreams": sys_read_counter(&stats.upstreams),
+            "ttft": _histogram(&stats.ttft),
+            "itl": _histogram(&stats.itl),
+            "duration": _histogram(&stats.duration),
+            "disconnect": _histogram(&stats.disconnect),
+            "backends": [_backend_stats(&stats.backends[i], now) for i in range(MAX_BACKENDS)],
+        }
+
+    @property
+    def events_fd(self):
+        return self._open().mail.out_fd
+
+    @property
+    def clients(self):
+        return self.adopted - sys_read_counter(&self._open().stats.closed)
+
+    def close(self):
+        cdef WorkerC *w = self.w
+        if w is NULL:
+            return
+        if self.running:
+            raise RuntimeError("the engine runs")
+        self.w = NULL
+        while w.mail.in_head != w.mail.in_tail:
+            io_close(w.mail.adopts[w.mail.in_head & (MAIL_IN - 1)].fd)
+            w.mail.in_head += 1
+        if w.epfd >= 0:
+            io_close(w.epfd)
+        if w.mail.in_fd >= 0:
+            io_close(w.mail.in_fd)
+        if w.mail.out_fd >= 0:
+            io_close(w.mail.out_fd)
+        buf_free_all(&w.bufs)
+        slab_free_all(&w.clients)
+        slab_free_all(&w.upstreams)
+        slab_free_all(&w.exchanges)
+        wide_free_all(w)
+        free(w.table)
+        free(w.new_table)
+        free(w.head)
+        free(w.mail.adopts)
+        free(w.mail.records)
+        free(w.out.data)
+        free(w)

@@ -1,0 +1,136 @@
+# chunk: the chunked framing, followed byte by byte so that its end is known (RFC 9112 section 7.1; rules A4 and C2).
+#
+# It checks and measures; it never changes or copies. Bytes may be forwarded up to what it has consumed and no further.
+
+cdef enum:
+    CHUNK_SIZE = 0          # first digit of a size
+    CHUNK_SIZE_MORE = 1     # further digits, or what follows them
+    CHUNK_EXTENSION = 2
+    CHUNK_SIZE_LF = 3
+    CHUNK_DATA = 4
+    CHUNK_DATA_CR = 5
+    CHUNK_DATA_LF = 6
+    CHUNK_TRAILER = 7       # start of a trailer line, or of the empty line
+    CHUNK_TRAILER_NAME = 8
+    CHUNK_TRAILER_VALUE = 9
+    CHUNK_TRAILER_LF = 10
+    CHUNK_LAST_LF = 11
+    CHUNK_END = 12
+
+cdef enum:
+    CHUNK_MAX_DIGITS = 16
+    CHUNK_MAX_EXTENSION = 256       # bytes a chunk
+    CHUNK_MAX_TRAILER = 8192        # bytes in all
+    CHUNK_NAME_ROOM = 20            # the longest trailer name that matters, and one more
+
+cdef struct ChunkC:
+    uint64_t left                   # bytes of the chunk's data still to come
+    uint16_t extension              # bytes of its extension so far
+    uint16_t trailer                # bytes of all trailers so far
+    uint8_t state
+    uint8_t digits
+    uint8_t name_length             # of the trailer's name, so far, at most CHUNK_NAME_ROOM
+    uint8_t name[CHUNK_NAME_ROOM]
+
+cdef bint chunk_trailer_allowed(ChunkC *chunk) noexcept nogil:
+    # Framing, routing and connection fields are not allowed in trailers (RFC 9110 section 6.5.1).
+    cdef uint8_t kind
+    if chunk.name_length == CHUNK_NAME_ROOM:
+        return True         # longer than any of them
+    if text_same(chunk.name, chunk.name_length, b"trailer"):
+        return False
+    kind = field_kind(chunk.name, chunk.name_length)
+    return kind == FIELD_OTHER or kind == FIELD_REQUEST_ID or kind == FIELD_VIA
+
+# Follows data[consumed[0]:n] to the end of the next piece of chunk data, or of the bytes.
+# RC_OK: *body and *length are a piece of data, call again. RC_AGAIN: every byte was consumed. RC_DONE: the message
+# ended at *consumed. RC_BAD: what stands at *consumed breaks the framing.
+cdef int chunk_next(ChunkC *chunk, const uint8_t *data, size_t n, size_t *consumed, const uint8_t **body,
+                    size_t *length) noexcept nogil:
+    cdef size_t i = consumed[0]
+    cdef uint8_t c
+    while i < n:
+        c = data[i]
+        if chunk.state == CHUNK_DATA:
+            body[0] = data + i
+            length[0] = n - i
+            if length[0] >= chunk.left:
+                length[0] = <size_t>chunk.left
+                chunk.state = CHUNK_DATA_CR
+            chunk.left -= length[0]
+            consumed[0] = i + length[0]
+            return RC_OK
+        elif chunk.state == CHUNK_SIZE:
+            if not text_class[c] & TEXT_HEX:
+                break
+            chunk.left = text_hex[c]
+            chunk.digits = 1
+            chunk.extension = 0
+            chunk.state = CHUNK_SIZE_MORE
+        elif chunk.state == CHUNK_SIZE_MORE:
+            if text_class[c] & TEXT_HEX:
+                if chunk.digits == CHUNK_MAX_DIGITS:
+                    break
+                chunk.digits += 1
+                chunk.left = chunk.left << 4 | text_hex[c]
+            elif c == c"\r":
+                chunk.state = CHUNK_SIZE_LF
+            elif c == c";":
+                chunk.state = CHUNK_EXTENSION
+            else:
+                break
+        elif chunk.state == CHUNK_EXTENSION:
+            if c == c"\r":
+                chunk.state = CHUNK_SIZE_LF
+            else:
+                chunk.extension += 1
+                if not text_class[c] & TEXT_VALUE or chunk.extension > CHUNK_MAX_EXTENSION:
+                    break
+        elif chunk.state == CHUNK_SIZE_LF:
+            if c != c"\n":
+                break
+            chunk.state = CHUNK_DATA if chunk.left else CHUNK_TRAILER
+        elif chunk.state == CHUNK_DATA_CR:
+            if c != c"\r":
+                break
+            chunk.state = CHUNK_DATA_LF
+        elif chunk.state == CHUNK_DATA_LF:
+            if c != c"\n":
+                break
+            chunk.state = CHUNK_SIZE
+        elif chunk.state == CHUNK_LAST_LF:
+            if c != c"\n":
+                break
+            chunk.state = CHUNK_END
+            consumed[0] = i + 1
+            return RC_DONE
+        else:
+            chunk.trailer += 1
+            if chunk.trailer > CHUNK_MAX_TRAILER:
+                break
+            if chunk.state == CHUNK_TRAILER and c == c"\r":
+                chunk.state = CHUNK_LAST_LF
+            elif chunk.state == CHUNK_TRAILER or chunk.state == CHUNK_TRAILER_NAME:
+                if chunk.state == CHUNK_TRAILER:
+                    chunk.name_length = 0
+                    chunk.state = CHUNK_TRAILER_NAME
+                if text_class[c] & TEXT_TOKEN:
+                    if chunk.name_length < CHUNK_NAME_ROOM:
+                        chunk.name[chunk.name_length] = c
+                        chunk.name_length += 1
+                elif c == c":" and chunk.name_length and chunk_trailer_allowed(chunk):
+                    chunk.state = CHUNK_TRAILER_VALUE
+                else:
+                    break
+            elif chunk.state == CHUNK_TRAILER_VALUE:
+                if c == c"\r":
+                    chunk.state = CHUNK_TRAILER_LF
+                elif not text_class[c] & TEXT_VALUE:
+                    break
+            elif chunk.state == CHUNK_TRAILER_LF:
+                if c != c"\n":
+                    break
+                chunk.state = CHUNK_TRAILER
+        i += 1
+    consumed[0] = i
+    return RC_AGAIN if i == n else RC_BAD

@@ -1,0 +1,163 @@
+# exchange: its beginning, its state, its deadline and its one end.
+#
+# exchange_set_state() is the only writer of a state, exchange_end() the only place where an outcome is counted, and
+# attempt_end() the only place where an in-flight count is released.
+
+cdef int exchange_phase(ExchangeC *x) noexcept nogil:
+    # What a log calls the state, seen more finely.
+    if x.state == STATE_HEAD:
+        return PHASE_HEAD
+    if x.state == STATE_CONNECT:
+        return PHASE_CONNECT
+    if x.state == STATE_TUNNEL:
+        return PHASE_TUNNEL
+    if x.state == STATE_FINISH:
+        return PHASE_FINISH
+    if x.state == STATE_WAIT:
+        return PHASE_WAIT if x.up_done and not x.up.unsent else PHASE_BODY
+    if x.down.unsent:
+        return PHASE_BLOCKED
+    return PHASE_STREAM if x.content else PHASE_SILENT
+
+cdef int64_t sooner(int64_t deadline, int64_t start, int64_t after, uint8_t reason, uint8_t *outcome) noexcept nogil:
+    # The earlier of a deadline and start + after; an `after` of 0 is off, a deadline of 0 never.
+    if not after or (deadline and deadline <= start + after):
+        return deadline
+    outcome[0] = reason
+    return start + after
+
+cdef int64_t exchange_deadline(WorkerC *w, ExchangeC *x, uint8_t *outcome) noexcept nogil:
+    # When the exchange's time is up and with which outcome; 0 for never (rule F).
+    cdef SettingsC *limits = &w.settings
+    cdef int64_t deadline = sooner(0, x.begun, limits.total_timeout, OUTCOME_TIMEOUT_TOTAL, outcome)
+    if x.down.unsent or (x.state == STATE_TUNNEL and x.up.unsent):
+        return sooner(deadline, x.taken, limits.send_timeout, OUTCOME_TIMEOUT_SEND, outcome)
+    if x.state == STATE_HEAD:
+        return sooner(deadline, x.begun, limits.head_timeout, OUTCOME_TIMEOUT_HEAD, outcome)
+    if x.state == STATE_CONNECT and x.upstream is not NULL:
+        return sooner(deadline, x.upstream.since, limits.connect_timeout, OUTCOME_TIMEOUT_CONNECT, outcome)
+    if x.state == STATE_WAIT and not x.up_broken:
+        if x.up.unsent:
+            return sooner(deadline, x.waited, limits.idle_timeout, OUTCOME_TIMEOUT_IDLE, outcome)
+        if not x.up_done:
+            return sooner(deadline, x.waited, limits.idle_timeout, OUTCOME_TIMEOUT_BODY, outcome)
+    if x.content or x.state == STATE_TUNNEL:
+        return sooner(deadline, x.waited, limits.idle_timeout, OUTCOME_TIMEOUT_IDLE, outcome)
+    return sooner(deadline, x.waited, limits.ttft_timeout, OUTCOME_TIMEOUT_TTFT, outcome)
+
+cdef void exchange_rearm(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # Has the wheel look at the deadline, which may have come nearer.
+    cdef uint8_t outcome = 0
+    cdef ConnC *conn = &x.client.conn if x.client is not NULL else &x.upstream.conn
+    timer_arm(w, conn, exchange_deadline(w, x, &outcome))
+
+cdef bint state_streams(int state) noexcept nogil:
+    return state == STATE_STREAM or state == STATE_FLUSH or state == STATE_TUNNEL
+
+cdef void exchange_set_state(WorkerC *w, ExchangeC *x, uint8_t state) noexcept nogil:
+    # The one writer of a state; with it the count of streams and the deadline.
+    if state_streams(x.state) != state_streams(state):
+        sys_add_counter(&w.stats.streaming_active, 1 if state_streams(state) else <uint64_t>-1)
+    x.state = state
+    if state != STATE_ENDED:
+        exchange_rearm(w, x)
+
+cdef ExchangeC *exchange_begin(WorkerC *w, ClientC *client) noexcept nogil:
+    # An exchange for the request whose first byte is there; NULL where there is no memory.
+    cdef ExchangeC *x = <ExchangeC *>slab_get(&w.exchanges)
+    if x is NULL:
+        return NULL
+    x.client = client
+    x.backend = -1
+    x.begun = w.now
+    x.waited = w.now
+    x.minor = 1
+    client.conn.exchange = x
+    client.state = CLIENT_BUSY
+    w.exchange_count += 1
+    exchange_set_state(w, x, STATE_HEAD)
+    return x
+
+cdef void attempt_begin(WorkerC *w, ExchangeC *x, int slot) noexcept nogil:
+    x.backend = slot
+    x.attempts += x.attempts < 255
+    x.counted = True
+    w.backends[slot].in_flight += 1
+    sys_add_counter(&w.stats.backends[slot].in_flight, 1)
+    sys_add_counter(&w.stats.backends[slot].exchanges, 1)
+
+cdef void attempt_end(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # The backend does not work on this exchange any more.
+    if not x.counted:
+        return
+    x.counted = False
+    w.backends[x.backend].in_flight -= 1
+    sys_add_counter(&w.stats.backends[x.backend].in_flight, <uint64_t>-1)
+
+cdef void upstream_drop(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # Closes the exchange's upstream, so that the backend stops, and ends the attempt.
+    if x.upstream is not NULL:
+        upstream_close(w, x.upstream)
+        x.upstream = NULL
+    attempt_end(w, x)
+
+cdef void exchange_record(WorkerC *w, ExchangeC *x, const char *address, uint8_t phase, uint8_t outcome,
+                          int64_t close_time) noexcept nogil:
+    # Writes the event record of an ended exchange: for the access log, and at once where a client left.
+    cdef RecordC *record
+    if not w.settings.access_records and outcome != OUTCOME_CLIENT_ABORT:
+        return
+    record = mail_next_record(&w.mail)
+    if record is NULL:
+        sys_add_counter(&w.stats.records_dropped, 1)
+        return
+    record.kind = KIND_EXCHANGE
+    record.at = w.now
+    record.ttft = x.first - x.asked if x.first else -1
+    record.duration = w.now - x.begun
+    record.bytes_up = x.bytes_up
+    record.bytes_down = x.bytes_down
+    record.close_time = close_time
+    record.backend = x.backend
+    record.status = 499 if outcome == OUTCOME_CLIENT_ABORT else x.status
+    record.error = x.error
+    record.outcome = outcome
+    record.phase = phase
+    record.attempts = x.attempts
+    record.request_id_length = x.request_id_length
+    record.method_length = x.method_length
+    record.path_length = x.path_length
+    memcpy(record.address, address, ADDRESS_ROOM)
+    memcpy(record.request_id, x.request_id, x.request_id_length)
+    memcpy(record.method, x.method, x.method_length)
+    memcpy(record.path, x.path, x.path_length)
+    mail_post(&w.mail, outcome == OUTCOME_CLIENT_ABORT)
+
+cdef void exchange_end(WorkerC *w, ExchangeC *x, uint8_t phase, uint8_t outcome) noexcept nogil:
+    # The one end of every exchange. Releases all that it holds but the client connection, which is the caller's next
+    # step; the exchange may not be used afterwards (it is freed at the end of the turn).
+    cdef timespec clock
+    cdef int64_t close_time = -1
+    cdef const char *address = NO_ADDRESS
+    if x.client is not NULL:
+        address = x.client.address
+    upstream_drop(w, x)
+    if x.left and x.state != STATE_FINISH:
+        clock_gettime(CLOCK_MONOTONIC, &clock)
+        close_time = clock.tv_sec * 1000000 + clock.tv_nsec // 1000 - x.left
+        histogram_add(&w.stats.disconnect, close_time)
+    sys_add_counter(&w.stats.outcomes[outcome], 1)
+    sys_add_counter(&w.stats.bytes_up, x.bytes_up)
+    histogram_add(&w.stats.duration, w.now - x.begun)
+    exchange_record(w, x, address, phase, outcome, close_time)
+    chain_clear(&x.up, &w.bufs)
+    chain_clear(&x.down, &w.bufs)
+    if x.client is not NULL:
+        x.client.conn.exchange = NULL
+        x.client = NULL
+    exchange_set_state(w, x, STATE_ENDED)
+    w.exchange_count -= 1
+    if w.retry_budget < RETRY_MOST:
+        w.retry_budget += RETRY_EARNED
+    x.ended_next = w.ended
+    w.ended = x

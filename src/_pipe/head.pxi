@@ -1,0 +1,520 @@
+# head: HTTP/1 heads, read strictly (RFC 9112; rules A2, A4 and C2 of the contract).
+#
+# What a lenient and a strict reader could read differently is refused, never repaired. Nothing here touches a
+# descriptor or a connection: bytes in, a HeadC out. A HeadC points into the bytes that it was read from.
+
+# Fields that the forwarder looks at.
+cdef enum:
+    FIELD_OTHER = 0
+    FIELD_HOST = 1
+    FIELD_CONTENT_LENGTH = 2
+    FIELD_TRANSFER_ENCODING = 3
+    FIELD_CONNECTION = 4
+    FIELD_HOP = 5               # hop-by-hop, never forwarded
+    FIELD_UPGRADE = 6           # forwarded in an exchange that asks for an upgrade
+    FIELD_EXPECT = 7
+    FIELD_FORWARDED_FOR = 8
+    FIELD_FORWARDED_SET = 9     # X-Forwarded-Proto, X-Forwarded-Host: replaced
+    FIELD_VIA = 10
+    FIELD_REQUEST_ID = 11
+    FIELD_CONTENT_TYPE = 12
+
+cdef enum:
+    HEAD_MAX_FIELDS = 1024      # the most that the setting max_fields allows
+    HEAD_MAX_OPTIONS = 16       # members of Connection other than close, keep-alive and upgrade
+
+cdef struct FieldC:
+    const uint8_t *line         # where the line starts, with its name
+    const uint8_t *value
+    uint32_t name_length
+    uint32_t value_length
+    uint32_t line_length        # CRLF included
+    uint8_t kind
+    uint8_t dropped             # named by Connection
+
+cdef struct OptionC:
+    const uint8_t *name
+    size_t length
+
+cdef struct HeadC:
+    const uint8_t *data
+    size_t length               # of the whole head, its empty line included
+    const uint8_t *method       # requests
+    size_t method_length
+    const uint8_t *target       # origin-form or "*"; of an absolute-form target the part behind the authority
+    size_t target_length
+    const uint8_t *authority    # of an absolute-form target, else of Host
+    size_t authority_length
+    bint absolute
+    bint bare                   # an absolute-form target without a path: "/" (or "*") has to be put before it
+    int status                  # responses
+    const uint8_t *reason       # with the space before it; may be empty
+    size_t reason_length
+    int minor                   # of the HTTP version
+    int count                   # fields
+    FieldC fields[HEAD_MAX_FIELDS]
+    int option_count
+    OptionC options[HEAD_MAX_OPTIONS]
+    uint8_t framing
+    int64_t content_length      # -1 where there is no such field
+    bint chunked
+    bint close                  # Connection: close
+    bint keep_alive             # the connection may be used again, by version and Connection
+    bint asks_upgrade           # Connection: upgrade
+    bint has_upgrade            # an Upgrade field, and not to h2c
+    bint expects                # Expect: 100-continue
+    int host_count
+    const uint8_t *request_id
+    size_t request_id_length    # 0 where there is none, or more than one
+    int request_id_count
+    bint event_stream           # Content-Type: text/event-stream
+
+# Looks for the end of a head in data[0:n], of which the first `scanned[0]` bytes were looked at before. Each byte is
+# looked at once, so that a head that comes byte by byte costs no more than one that comes whole. Also refuses, as soon
+# as it is there, what no head can hold: a client that speaks TLS is answered at once.
+# RC_DONE with *length set, RC_AGAIN, RC_BAD; RC_OK for an empty line that stands before the head.
+cdef int head_scan(const uint8_t *data, size_t n, uint32_t *scanned, size_t *length) noexcept nogil:
+    cdef const uint8_t *p = data + scanned[0]
+    cdef const uint8_t *end = data + n
+    cdef const uint8_t *found
+    if p > data and p < end and (p - 1)[0] == c"\r" and p[0] != c"\n":
+        return RC_BAD
+    while p < end:
+        found = <const uint8_t *>memchr(p, c"\n", end - p)
+        if found is NULL:
+            break
+        if found == data or (found - 1)[0] != c"\r":
+            return RC_BAD
+        if found - data == 1:
+            return RC_OK
+        if (found - 2)[0] == c"\n":
+            length[0] = found + 1 - data
+            return RC_DONE
+        p = found + 1
+    while p < end:
+        if not text_class[p[0]] & TEXT_VALUE and not (p[0] == c"\r" and p + 1 == end):
+            return RC_BAD
+        p += 1
+    scanned[0] = <uint32_t>n
+    return RC_AGAIN
+
+cdef uint8_t field_kind(const uint8_t *p, size_t n) noexcept nogil:
+    if n == 2 and text_same(p, n, b"te"):
+        return FIELD_HOP
+    if n == 3 and text_same(p, n, b"via"):
+        return FIELD_VIA
+    if n == 4 and text_same(p, n, b"host"):
+        return FIELD_HOST
+    if n == 6 and text_same(p, n, b"expect"):
+        return FIELD_EXPECT
+    if n == 7 and text_same(p, n, b"upgrade"):
+        return FIELD_UPGRADE
+    if n == 10:
+        if text_same(p, n, b"connection"):
+            return FIELD_CONNECTION
+        if text_same(p, n, b"keep-alive"):
+            return FIELD_HOP
+    if n == 12:
+        if text_same(p, n, b"content-type"):
+            return FIELD_CONTENT_TYPE
+        if text_same(p, n, b"x-request-id"):
+            return FIELD_REQUEST_ID
+    if n == 14 and text_same(p, n, b"content-length"):
+        return FIELD_CONTENT_LENGTH
+    if n == 14 and text_same(p, n, b"http2-settings"):
+        return FIELD_HOP
+    if n == 15 and text_same(p, n, b"x-forwarded-for"):
+        return FIELD_FORWARDED_FOR
+    if n == 16:
+        if text_same(p, n, b"proxy-connection"):
+            return FIELD_HOP
+        if text_same(p, n, b"x-forwarded-host"):
+            return FIELD_FORWARDED_SET
+    if n == 17:
+        if text_same(p, n, b"transfer-encoding"):
+            return FIELD_TRANSFER_ENCODING
+        if text_same(p, n, b"x-forwarded-proto"):
+            return FIELD_FORWARDED_SET
+    if n == 18 and text_same(p, n, b"proxy-authenticate"):
+        return FIELD_HOP
+    if n == 19 and text_same(p, n, b"proxy-authorization"):
+        return FIELD_HOP
+    return FIELD_OTHER
+
+# Connection: its members tell about this hop only (RFC 9110 section 7.6.1).
+cdef int head_read_connection(HeadC *head, FieldC *field) noexcept nogil:
+    cdef const uint8_t *rest = field.value
+    cdef size_t left = field.value_length
+    cdef const uint8_t *member = NULL
+    cdef size_t n = 0
+    cdef uint8_t kind
+    while text_next_member(&rest, &left, &member, &n):
+        if not text_is(member, n, TEXT_TOKEN):
+            return RC_BAD
+        if text_same(member, n, b"close"):
+            head.close = True
+        elif text_same(member, n, b"keep-alive"):
+            head.keep_alive = True
+        elif text_same(member, n, b"upgrade"):
+            head.asks_upgrade = True
+        else:
+            # A peer that calls the framing or the address hop-by-hop wants the next one to read another message.
+            kind = field_kind(member, n)
+            if kind == FIELD_HOST or kind == FIELD_CONTENT_LENGTH or kind == FIELD_TRANSFER_ENCODING:
+                return RC_BAD
+            if head.option_count == HEAD_MAX_OPTIONS:
+                return RC_BAD
+            head.options[head.option_count].name = member
+            head.options[head.option_count].length = n
+            head.option_count += 1
+    return RC_OK
+
+cdef bint value_lists(const uint8_t *value, size_t n, const char *lower) noexcept nogil:
+    # Whether a comma separated list has this member.
+    cdef const uint8_t *member = NULL
+    cdef size_t length = 0
+    while text_next_member(&value, &n, &member, &length):
+        if text_same(member, length, lower):
+            return True
+    return False
+
+# Reads the field lines from `p` to the end of the head into `head`.
+# RC_OK, RC_BAD, or RC_AGAIN for more than `max_fields`.
+cdef int head_read_fields(HeadC *head, const uint8_t *p, int max_fields) noexcept nogil:
+    cdef const uint8_t *end = head.data + head.length - 2      # the empty line
+    cdef const uint8_t *line_end
+    cdef const uint8_t *colon
+    cdef FieldC *field
+    cdef int i
+    cdef int j
+    while p < end:
+        if head.count == max_fields:
+            return RC_AGAIN
+        line_end = <const uint8_t *>memchr(p, c"\n", end - p) - 1  # head_scan saw its CR
+        field = &head.fields[head.count]
+        colon = p
+        while text_class[colon[0]] & TEXT_TOKEN:
+            colon += 1
+        if colon == p or colon[0] != c":":
+            return RC_BAD       # obs-fold, white space before the colon, an empty or broken name
+        field.line = p
+        field.line_length = <uint32_t>(line_end + 2 - p)
+        field.name_length = <uint32_t>(colon - p)
+        field.kind = field_kind(p, field.name_length)
+        field.dropped = False
+        p = colon + 1
+        while p < line_end and (p[0] == c" " or p[0] == c"\t"):
+            p += 1
+        field.value = p
+        p = line_end
+        while p > field.value and ((p - 1)[0] == c" " or (p - 1)[0] == c"\t"):
+            p -= 1
+        field.value_length = <uint32_t>(p - field.value)
+        if not text_is(field.value, field.value_length, TEXT_VALUE):
+            return RC_BAD
+        p = line_end + 2
+        head.count += 1
+        if field.kind == FIELD_OTHER:
+            continue
+        if field.kind == FIELD_CONTENT_LENGTH:
+            if head.content_length != -1:
+                return RC_BAD
+            head.content_length = text_number(field.value, field.value_length)
+            if head.content_length < 0:
+                return RC_BAD
+        elif field.kind == FIELD_TRANSFER_ENCODING:
+            if head.chunked or not text_same(field.value, field.value_length, b"chunked"):
+                return RC_BAD
+            head.chunked = True
+        elif field.kind == FIELD_CONNECTION:
+            if head_read_connection(head, field) != RC_OK:
+                return RC_BAD
+        elif field.kind == FIELD_UPGRADE:
+            # h2c is not forwarded: the frames that follow it would pass by every rule here.
+            if not value_lists(field.value, field.value_length, b"h2c"):
+                head.has_upgrade = True
+            else:
+                field.kind = FIELD_HOP
+        elif field.kind == FIELD_HOST:
+            head.host_count += 1
+            if not head.absolute:
+                head.authority = field.value
+                head.authority_length = field.value_length
+            if not text_is(field.value, field.value_length, TEXT_HOST):
+                return RC_BAD
+        elif field.kind == FIELD_EXPECT:
+            head.expects = True
+        elif field.kind == FIELD_REQUEST_ID:
+            head.request_id_count += 1
+            head.request_id = field.value
+            head.request_id_length = field.value_length
+        elif field.kind == FIELD_CONTENT_TYPE:
+            head.event_stream = (
+                field.value_length >= 17 and text_same(field.value, 17, b"text/event-stream")
+                and (field.value_length == 17 or field.value[17] == c";" or field.value[17] == c" "))
+    for i in range(head.option_count):
+        for j in range(head.count):
+            if text_same_bytes(head.fields[j].line, head.fields[j].name_length,
+                               head.options[i].name, head.options[i].length):
+                head.fields[j].dropped = True
+    if head.chunked and (head.content_length != -1 or head.minor == 0):
+        return RC_BAD
+    # Of an event the last word counts: close wins over keep-alive; 1.0 closes unless told otherwise.
+    head.keep_alive = not head.close and (head.minor == 1 or head.keep_alive)
+    return RC_OK
+
+cdef void head_clear(HeadC *head, const uint8_t *data, size_t length) noexcept nogil:
+    # Everything but the field array, which is as long as `count` says.
+    head.data = data
+    head.length = length
+    head.method_length = head.target_length = head.authority_length = head.reason_length = 0
+    head.absolute = head.bare = False
+    head.status = 0
+    head.minor = 1
+    head.count = 0
+    head.option_count = 0
+    head.framing = FRAMING_NONE
+    head.content_length = -1
+    head.chunked = head.close = head.keep_alive = False
+    head.asks_upgrade = head.has_upgrade = head.expects = head.event_stream = False
+    head.host_count = head.request_id_count = 0
+    head.request_id_length = 0
+
+# Splits an absolute-form target into authority and the rest (RFC 9112 section 3.2.2). RC_OK or RC_BAD.
+cdef int head_read_absolute(HeadC *head) noexcept nogil:
+    cdef const uint8_t *p = head.target
+    cdef const uint8_t *end = head.target + head.target_length
+    cdef const uint8_t *start
+    if head.target_length > 7 and text_same(p, 7, b"http://"):
+        start = p + 7
+    elif head.target_length > 8 and text_same(p, 8, b"https://"):
+        start = p + 8
+    else:
+        return RC_BAD
+    p = start
+    while p < end and p[0] != c"/" and p[0] != c"?":
+        if not text_class[p[0]] & TEXT_HOST:
+            return RC_BAD       # user information ("@") too: it is deprecated, and a way to disguise an address
+        p += 1
+    if p == start:
+        return RC_BAD
+    head.absolute = True
+    head.authority = start
+    head.authority_length = p - start
+    head.target = p
+    head.target_length = end - p
+    head.bare = p == end or p[0] == c"?"
+    return RC_OK
+
+cdef bint head_is(const uint8_t *p, size_t n, const char *text) noexcept nogil:
+    return n == strlen(text) and memcmp(p, text, n) == 0
+
+# Reads a request head of `length` bytes (found by head_scan). RC_OK, or the status to answer with.
+cdef int head_read_request(HeadC *head, const uint8_t *data, size_t length, size_t max_line,
+                           int max_fields) noexcept nogil:
+    cdef const uint8_t *line_end = <const uint8_t *>memchr(data, c"\n", length) - 1
+    cdef const uint8_t *p = data
+    cdef const uint8_t *version
+    cdef int rc
+    cdef int i
+    cdef FieldC *field
+    head_clear(head, data, length)
+    if <size_t>(line_end - data) > max_line:
+        return 414
+    head.method = p
+    while text_class[p[0]] & TEXT_TOKEN:
+        p += 1
+    head.method_length = p - data
+    if p[0] != c" " or p == data:
+        return 400
+    p += 1
+    head.target = p
+    while text_class[p[0]] & TEXT_TARGET:
+        p += 1
+    head.target_length = p - head.target
+    if p[0] != c" " or head.target_length == 0:
+        return 400
+    version = p + 1
+    if line_end - version != 8 or memcmp(version, b"HTTP/", 5) != 0:
+        return 400
+    if not (text_class[version[5]] & TEXT_DIGIT and version[6] == c"." and text_class[version[7]] & TEXT_DIGIT):
+        return 400
+    if version[5] != c"1" or version[7] > c"1":
+        return 505
+    head.minor = version[7] - c"0"
+    if head_is(head.method, head.method_length, b"CONNECT"):
+        return 501
+    if head.target[0] != c"/":
+        if head.target_length == 1 and head.target[0] == c"*":
+            if not head_is(head.method, head.method_length, b"OPTIONS"):
+                return 400
+        elif head_read_absolute(head) != RC_OK:
+            return 400
+    rc = head_read_fields(head, line_end + 2, max_fields)
+    if rc != RC_OK:
+        return 431 if rc == RC_AGAIN else 400
+    if head.host_count > 1 or (head.minor == 1 and head.host_count == 0):
+        return 400
+    if head.chunked:
+        for i in range(head.count):
+            field = &head.fields[i]
+            # Coding names have no case (RFC 9112 section 7), but a backend that forgot it would see no body at all.
+            if field.kind == FIELD_TRANSFER_ENCODING and not head_is(field.value, field.value_length, b"chunked"):
+                return 400
+        head.framing = FRAMING_CHUNKED
+    elif head.content_length > 0:
+        head.framing = FRAMING_LENGTH
+    if head.expects:
+        for i in range(head.count):
+            field = &head.fields[i]
+            if field.kind == FIELD_EXPECT and not text_same(field.value, field.value_length, b"100-continue"):
+                return 417
+        head.expects = head.minor == 1      # a 1.0 client may not expect anything (RFC 9110 section 10.1.1)
+    if head.request_id_count != 1 or not text_is(head.request_id, head.request_id_length, TEXT_TARGET):
+        head.request_id_length = 0
+    # An upgrade with a body would leave two readings of where the new protocol starts.
+    if head.minor == 0 or not head.asks_upgrade or head.framing != FRAMING_NONE:
+        head.has_upgrade = False
+    return RC_OK
+
+# Reads a response head to a request with method HEAD or not. RC_OK or RC_BAD.
+cdef int head_read_response(HeadC *head, const uint8_t *data, size_t length, int max_fields,
+                            bint to_head) noexcept nogil:
+    cdef const uint8_t *line_end = <const uint8_t *>memchr(data, c"\n", length) - 1
+    cdef const uint8_t *p
+    head_clear(head, data, length)
+    if line_end - data < 12 or memcmp(data, b"HTTP/1.", 7) != 0 or (data[7] != c"0" and data[7] != c"1"):
+        return RC_BAD
+    head.minor = data[7] - c"0"
+    p = data + 9
+    if data[8] != c" " or not text_is(p, 3, TEXT_DIGIT) or p[0] == c"0":
+        return RC_BAD
+    head.status = (p[0] - c"0") * 100 + (p[1] - c"0") * 10 + (p[2] - c"0")
+    head.reason = data + 12
+    head.reason_length = line_end - head.reason
+    if head.reason_length and (head.reason[0] != c" " or not text_is(head.reason, head.reason_length, TEXT_VALUE)):
+        return RC_BAD
+    if head_read_fields(head, line_end + 2, max_fields) != RC_OK:
+        return RC_BAD
+    if to_head or head.status < 200 or head.status == 204 or head.status == 304:
+        head.framing = FRAMING_NONE
+    elif head.chunked:
+        head.framing = FRAMING_CHUNKED
+    elif head.content_length > 0:
+        head.framing = FRAMING_LENGTH
+    elif head.content_length < 0:
+        head.framing = FRAMING_CLOSE
+        head.keep_alive = False
+    return RC_OK
+
+# Copies the field lines of `kinds`' complement: everything that is not hop-by-hop, in its order and with its bytes.
+# `skip` is a bit mask of further kinds to leave out. Neighbouring lines are copied at once.
+cdef void head_write_fields(WriterC *out, HeadC *head, uint32_t skip) noexcept nogil:
+    cdef const uint8_t *start = NULL
+    cdef size_t length = 0
+    cdef FieldC *field
+    cdef int i
+    skip |= (1 << FIELD_CONNECTION) | (1 << FIELD_HOP)
+    for i in range(head.count):
+        field = &head.fields[i]
+        if field.dropped or (skip >> field.kind) & 1:
+            continue
+        if length and start + length == field.line:
+            length += field.line_length
+            continue
+        write_bytes(out, start, length)
+        start = field.line
+        length = field.line_length
+    write_bytes(out, start, length)
+
+# Writes a list field with one more member: appended to the last line of that kind, or in a line of its own.
+cdef void head_write_appended(WriterC *out, HeadC *head, uint8_t kind, const char *name, const void *member,
+                              size_t n) noexcept nogil:
+    cdef FieldC *last = NULL
+    cdef FieldC *field
+    cdef int i
+    for i in range(head.count):
+        field = &head.fields[i]
+        if field.kind != kind or field.dropped:
+            continue
+        if last is not NULL:
+            write_bytes(out, last.line, last.line_length)
+        last = field
+    if last is not NULL and last.value_length:
+        write_bytes(out, last.line, last.value + last.value_length - last.line)
+        write_text(out, b", ")
+    else:
+        write_text(out, name)
+        write_text(out, b": ")
+    write_bytes(out, member, n)
+    write_text(out, b"\r\n")
+
+# Writes the request head for the backend (rule B1). `host` stands in for a missing Host.
+cdef void head_write_request(WriterC *out, HeadC *head, const char *client, const char *host,
+                             const uint8_t *request_id, size_t request_id_length) noexcept nogil:
+    cdef bint upgrade = head.has_upgrade
+    cdef uint32_t skip = (
+        (1 << FIELD_FORWARDED_FOR) | (1 << FIELD_FORWARDED_SET) | (1 << FIELD_VIA) | (1 << FIELD_REQUEST_ID))
+    if not upgrade:
+        skip |= 1 << FIELD_UPGRADE
+    if not head.expects:
+        skip |= 1 << FIELD_EXPECT
+    if head.absolute:
+        skip |= 1 << FIELD_HOST
+    write_bytes(out, head.method, head.method_length)
+    write_text(out, b" ")
+    if head.bare:
+        if head.target_length == 0 and head_is(head.method, head.method_length, b"OPTIONS"):
+            write_text(out, b"*")
+        else:
+            write_text(out, b"/")
+    write_bytes(out, head.target, head.target_length)
+    write_text(out, b" HTTP/1.1\r\n")
+    if head.absolute:
+        write_text(out, b"Host: ")
+        write_bytes(out, head.authority, head.authority_length)
+        write_text(out, b"\r\n")
+    elif head.host_count == 0:
+        write_text(out, b"Host: ")
+        write_text(out, host)
+        write_text(out, b"\r\n")
+    head_write_fields(out, head, skip)
+    if upgrade:
+        write_text(out, b"Connection: Upgrade\r\n")
+    if client[0]:
+        head_write_appended(out, head, FIELD_FORWARDED_FOR, b"X-Forwarded-For", client, strlen(client))
+    write_text(out, b"X-Forwarded-Proto: http\r\n")
+    if head.authority_length:
+        write_text(out, b"X-Forwarded-Host: ")
+        write_bytes(out, head.authority, head.authority_length)
+        write_text(out, b"\r\n")
+    head_write_appended(out, head, FIELD_VIA, b"Via", b"1.1 llmpipe" if head.minor else b"1.0 llmpipe", 11)
+    write_text(out, b"X-Request-ID: ")
+    write_bytes(out, request_id, request_id_length)
+    write_text(out, b"\r\n\r\n")
+
+# Writes the response head for the client (rules C1 and C3). `connection` is the field's value, or NULL for none.
+cdef void head_write_response(WriterC *out, HeadC *head, bint keep_transfer_encoding, const char *connection,
+                              const uint8_t *request_id, size_t request_id_length) noexcept nogil:
+    cdef uint32_t skip = 0
+    if head.status != 101:
+        skip |= 1 << FIELD_UPGRADE
+    if not keep_transfer_encoding:
+        skip |= 1 << FIELD_TRANSFER_ENCODING
+    write_text(out, b"HTTP/1.1 ")
+    write_bytes(out, head.data + 9, 3)
+    if head.reason_length:
+        write_bytes(out, head.reason, head.reason_length)
+    else:
+        write_text(out, b" ")
+    write_text(out, b"\r\n")
+    head_write_fields(out, head, skip)
+    if connection is not NULL:
+        write_text(out, b"Connection: ")
+        write_text(out, connection)
+        write_text(out, b"\r\n")
+    if head.request_id_count == 0 and head.status >= 200:
+        write_text(out, b"X-Request-ID: ")
+        write_bytes(out, request_id, request_id_length)
+        write_text(out, b"\r\n")
+    write_text(out, b"\r\n")

@@ -1,0 +1,135 @@
+# inbox: heads that come in parts, on either side.
+#
+# A recv goes into the hot buffer where the inbox is empty, else behind what the inbox holds. Only a head that is not
+# whole after its first recv costs a buffer, and only one longer than a buffer costs a wide area.
+
+cdef uint8_t *wide_get(WorkerC *w) noexcept nogil:
+    # max_head bytes, or NULL. The first word of the allocation links all of them, that of a free one the free ones.
+    cdef void *area = w.wides
+    if area is not NULL:
+        w.wides = (<void **>area)[0]
+        return <uint8_t *>area
+    area = malloc(sizeof(void *) * 2 + w.settings.max_head)
+    if area is NULL:
+        return NULL
+    (<void **>area)[0] = w.wide_blocks
+    w.wide_blocks = area
+    return <uint8_t *>area + sizeof(void *) * 2
+
+cdef void wide_put(WorkerC *w, uint8_t *wide) noexcept nogil:
+    (<void **>wide)[0] = w.wides
+    w.wides = wide
+
+cdef void inbox_clear(WorkerC *w, InboxC *inbox) noexcept nogil:
+    if inbox.buf is not NULL:
+        buf_put(&w.bufs, inbox.buf)
+        inbox.buf = NULL
+    if inbox.wide is not NULL:
+        wide_put(w, inbox.wide)
+        inbox.wide = NULL
+    inbox.scanned = 0
+
+cdef int hot_replace(WorkerC *w) noexcept nogil:
+    # Another hot buffer for one that somebody keeps. On -ENOMEM the old one stays the worker's.
+    cdef BufC *buf = buf_get(&w.bufs)
+    if buf is NULL:
+        return -ENOMEM
+    w.hot = buf
+    return RC_OK
+
+cdef int chain_take_hot(WorkerC *w, ChainC *chain, const uint8_t *data, size_t n) noexcept nogil:
+    # Appends data[0:n], which may lie in the hot buffer: then the buffer itself goes, no byte is copied.
+    cdef BufC *buf = w.hot
+    if data < buf.data or data >= buf.data + BUF_SIZE:
+        return chain_copy(chain, &w.bufs, data, n)
+    if hot_replace(w) != RC_OK:
+        return -ENOMEM
+    buf.start = <int>(data - buf.data)
+    buf.end = buf.start + <int>n
+    return chain_take(chain, buf)
+
+# One recv behind what the inbox holds. Then *data and *n are all the bytes that wait to be read.
+# More than 0, 0 for a FIN, -EAGAIN, -errno; -ENOMEM where no memory could be had.
+cdef ssize_t inbox_recv(WorkerC *w, InboxC *inbox, int fd, uint8_t **data, size_t *n) noexcept nogil:
+    cdef ssize_t got
+    cdef size_t room
+    cdef BufC *buf = inbox.buf
+    if buf is not NULL and buf.end == BUF_SIZE:
+        if buf.start:
+            memmove(buf.data, buf.data + buf.start, buf.end - buf.start)
+            buf.end -= buf.start
+            buf.start = 0
+        else:
+            inbox.wide = wide_get(w)
+            if inbox.wide is NULL:
+                return -ENOMEM
+            memcpy(inbox.wide, buf.data, BUF_SIZE)
+            inbox.wide_used = BUF_SIZE
+            inbox.buf = NULL
+            buf_put(&w.bufs, buf)
+    if inbox.wide is not NULL:
+        room = w.settings.max_head - inbox.wide_used
+        got = io_recv(fd, inbox.wide + inbox.wide_used, room if room < BUF_SIZE else BUF_SIZE)
+        data[0] = inbox.wide
+        if got > 0:
+            inbox.wide_used += <uint32_t>got
+        n[0] = inbox.wide_used
+    elif inbox.buf is not NULL:
+        got = io_recv(fd, buf.data + buf.end, BUF_SIZE - buf.end)
+        data[0] = buf.data + buf.start
+        if got > 0:
+            buf.end += <int>got
+        n[0] = buf.end - buf.start
+    else:
+        got = io_recv(fd, w.hot.data, BUF_SIZE)
+        data[0] = w.hot.data
+        n[0] = got if got > 0 else 0
+    return got
+
+cdef int inbox_keep(WorkerC *w, InboxC *inbox, const uint8_t *data, size_t n) noexcept nogil:
+    # Keeps data[0:n], the end of what inbox_recv gave, for later; the rest was read. RC_OK or -ENOMEM.
+    cdef BufC *buf
+    inbox.scanned = 0
+    if n == 0:
+        inbox_clear(w, inbox)
+    elif inbox.wide is not NULL:
+        if data == inbox.wide:
+            return RC_OK
+        # What stands behind a long head came with its last recv, and is no longer than a buffer.
+        buf = buf_get(&w.bufs)
+        if buf is NULL:
+            return -ENOMEM
+        memcpy(buf.data, data, n)
+        buf.end = <int>n
+        wide_put(w, inbox.wide)
+        inbox.wide = NULL
+        inbox.buf = buf
+    elif inbox.buf is not NULL:
+        inbox.buf.start = <int>(data - inbox.buf.data)
+    else:
+        buf = w.hot
+        if hot_replace(w) != RC_OK:
+            return -ENOMEM
+        buf.start = <int>(data - buf.data)
+        buf.end = buf.start + <int>n
+        inbox.buf = buf
+    return RC_OK
+
+cdef bint inbox_holds(InboxC *inbox, uint8_t **data, size_t *n) noexcept nogil:
+    # Whether bytes wait to be read, and which.
+    if inbox.wide is not NULL:
+        data[0] = inbox.wide
+        n[0] = inbox.wide_used
+    elif inbox.buf is not NULL:
+        data[0] = inbox.buf.data + inbox.buf.start
+        n[0] = inbox.buf.end - inbox.buf.start
+    else:
+        return False
+    return True
+
+cdef void wide_free_all(WorkerC *w) noexcept nogil:
+    cdef void *area
+    while w.wide_blocks is not NULL:
+        area = w.wide_blocks
+        w.wide_blocks = (<void **>area)[0]
+        free(area)

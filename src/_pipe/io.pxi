@@ -1,0 +1,95 @@
+# io: the only callers of recv, send, connect, shutdown and close. errno is mapped here, and nowhere else.
+#
+# No call waits, whatever the descriptor's own mode: whoever accepted it need not set that. A result of 0 from io_recv is
+# the peer's FIN; -EAGAIN is "not now"; any other negative number is -errno, and the connection is lost.
+
+cdef ssize_t io_recv(int fd, void *data, size_t n) noexcept nogil:
+    cdef ssize_t got
+    while True:
+        got = recv(fd, data, n, MSG_DONTWAIT)
+        if got >= 0:
+            return got
+        if errno != EINTR:
+            return -errno
+
+cdef ssize_t io_peek(int fd) noexcept nogil:
+    # Whether anything waits: 1 byte, 0 for a FIN, -EAGAIN for nothing.
+    cdef uint8_t byte
+    cdef ssize_t got = recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT)
+    return got if got >= 0 else -errno
+
+cdef ssize_t io_send(int fd, const void *data, size_t n) noexcept nogil:
+    # Bytes taken, -EAGAIN where there is no room, -EPIPE or -ECONNRESET where the peer is gone.
+    cdef ssize_t took
+    while True:
+        took = send(fd, data, n, MSG_NOSIGNAL | MSG_DONTWAIT)
+        if took >= 0:
+            return took
+        if errno != EINTR:
+            return -errno
+
+cdef ssize_t io_send_chain(int fd, ChainC *chain, BufSlabC *slab) noexcept nogil:
+    # Sends what is unsent, buffer by buffer, until the socket takes no more: bytes taken, or -errno.
+    cdef ssize_t took
+    cdef ssize_t total = 0
+    cdef size_t n
+    while chain.unsent:
+        n = chain.at.end - chain.at_pos
+        took = io_send(fd, chain.at.data + chain.at_pos, n) if n else 0
+        if took < 0:
+            return total if took == -EAGAIN else took
+        chain_sent(chain, slab, took)
+        total += took
+        if <size_t>took < n:
+            break
+    return total
+
+cdef void io_nodelay(int fd) noexcept nogil:
+    # No Nagle. A Unix socket refuses, and needs none.
+    cdef int one = 1
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
+
+cdef int io_connect(const AddressC *to, int *fd) noexcept nogil:
+    # RC_OK connected, RC_AGAIN on its way, -errno; *fd is open in the first two cases.
+    cdef int rc
+    fd[0] = socket(to.address.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
+    if fd[0] < 0:
+        return -errno
+    io_nodelay(fd[0])
+    if connect(fd[0], <const sockaddr *>&to.address, to.length) == 0:
+        return RC_OK
+    if errno == EINPROGRESS:
+        return RC_AGAIN
+    rc = -errno
+    close(fd[0])
+    return rc
+
+cdef int io_connected(int fd) noexcept nogil:
+    # How a connect ended: 0 or -errno.
+    cdef int error = 0
+    cdef socklen_t n = sizeof(error)
+    if getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &n) < 0:
+        return -errno
+    return -error
+
+cdef int io_watch(int epfd, ConnC *conn) noexcept nogil:
+    # Registers once, edge-triggered, for everything; interest is never changed afterwards. 0 or -errno.
+    cdef epoll_event event
+    event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
+    event.data.ptr = conn
+    return 0 if epoll_ctl(epfd, EPOLL_CTL_ADD, conn.fd, &event) == 0 else -errno
+
+cdef void io_shut(int fd) noexcept nogil:
+    # Sends our FIN; the peer may still send.
+    shutdown(fd, SHUT_WR)
+
+cdef void io_close(int fd) noexcept nogil:
+    close(fd)
+
+cdef void io_reset(int fd) noexcept nogil:
+    # Closes with an RST, so that the peer cannot take what it has for the whole.
+    cdef linger now
+    now.l_onoff = 1
+    now.l_linger = 0
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now))
+    close(fd)

@@ -1,0 +1,179 @@
+# loop: one worker's life. A turn is: wait, dispatch, the connections with work left, the wheel, free the closed.
+
+cdef int64_t loop_clock() noexcept nogil:
+    cdef timespec clock
+    clock_gettime(CLOCK_MONOTONIC, &clock)
+    return clock.tv_sec * 1000000 + clock.tv_nsec // 1000
+
+cdef void client_adopt(WorkerC *w, AdoptC *adopt) noexcept nogil:
+    # A client connection that the control plane accepted. Without memory for it, it is closed.
+    cdef ClientC *client = <ClientC *>slab_get(&w.clients)
+    sys_add_counter(&w.stats.accepted, 1)
+    if client is NULL:
+        io_close(adopt.fd)
+        sys_add_counter(&w.stats.closed, 1)
+        return
+    conn_open(w, &client.conn, adopt.fd, SIDE_CLIENT)
+    w.client_count += 1
+    memcpy(client.address, adopt.address, ADDRESS_ROOM)
+    io_nodelay(adopt.fd)
+    if io_watch(w.epfd, &client.conn) < 0:
+        client_close(w, client, False)
+        return
+    client_idle(w, client)
+
+cdef void table_replace(WorkerC *w, TableC *table) noexcept nogil:
+    # Takes a new routing table. Idle upstreams to addresses that are no longer in it are closed; live ones go on.
+    cdef TableC *old = w.table
+    cdef RouteC *route
+    cdef int slot
+    for slot in range(MAX_BACKENDS):
+        route = &table.routes[slot]
+        if old.routes[slot].used and (not route.used or route.address_count != old.routes[slot].address_count or memcmp(
+                route.addresses, old.routes[slot].addresses, sizeof(AddressC) * MAX_ADDRESSES) != 0):
+            w.backends[slot].address = 0
+            while w.backends[slot].idle is not NULL:
+                upstream_close(w, w.backends[slot].idle)
+    w.table = table
+    w.turn_start = 0
+    free(old)
+
+cdef void loop_mail(WorkerC *w) noexcept nogil:
+    # What the control plane has sent.
+    cdef uint32_t head = w.mail.in_head
+    cdef void *table
+    cdef ConnC *conn
+    cdef ConnC *following
+    mail_hush(w.mail.in_fd, &w.mail.in_rung)
+    table = sys_exchange_pointer(&w.new_table, NULL)
+    if table is not NULL:
+        table_replace(w, <TableC *>table)
+    while head != sys_load_acquire(&w.mail.in_tail):
+        client_adopt(w, &w.mail.adopts[head & (MAIL_IN - 1)])
+        head += 1
+        sys_store_release(&w.mail.in_head, head)
+    w.stopping = sys_load_acquire(&w.mail.stopping) != 0
+    if not w.draining and sys_load_acquire(&w.mail.draining):
+        w.draining = True
+        conn = w.all
+        while conn is not NULL:
+            following = conn.all_next
+            # One that was just adopted, or has a request waiting, is answered first.
+            if (conn.side == SIDE_CLIENT and (<ClientC *>conn).state == CLIENT_IDLE and not conn.readable
+                    and not conn.queued and io_peek(conn.fd) == -EAGAIN):
+                client_close(w, <ClientC *>conn, False)
+            conn = following
+
+cdef void loop_dispatch(WorkerC *w, epoll_event *event) noexcept nogil:
+    cdef ConnC *conn = <ConnC *>event.data.ptr
+    if conn.closed:
+        return          # by an earlier event of this batch
+    if conn.side == SIDE_MAIL:
+        loop_mail(w)
+        return
+    if event.events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
+        conn.readable = True
+        if event.events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR):
+            conn.hung_up = True
+    if conn.side == SIDE_CLIENT:
+        step_client(w, <ClientC *>conn)
+    else:
+        step_upstream(w, <UpstreamC *>conn, (event.events & EPOLLOUT) != 0)
+
+cdef void loop_busy(WorkerC *w) noexcept nogil:
+    # Those that had work left when this pass began; what they queue again waits for the next turn.
+    cdef ConnC *conn = w.busy
+    cdef ConnC *following
+    w.busy = NULL
+    w.busy_end = &w.busy
+    while conn is not NULL:
+        following = conn.busy_next
+        conn.queued = False
+        if not conn.closed:
+            if conn.side == SIDE_CLIENT:
+                step_client(w, <ClientC *>conn)
+            else:
+                step_upstream(w, <UpstreamC *>conn, False)
+        conn = following
+
+cdef void loop_reap(WorkerC *w) noexcept nogil:
+    # The only place where connections and exchanges are freed. One that is still queued waits for its turn.
+    cdef ConnC *conn = w.parked
+    cdef ConnC *following
+    cdef ExchangeC *x
+    w.parked = NULL
+    while conn is not NULL:
+        following = conn.all_next
+        if conn.queued:
+            conn.all_next = w.parked
+            w.parked = conn
+        else:
+            slab_put(&w.clients if conn.side == SIDE_CLIENT else &w.upstreams, conn)
+        conn = following
+    while w.ended is not NULL:
+        x = w.ended
+        w.ended = x.ended_next
+        slab_put(&w.exchanges, x)
+
+cdef void loop_cut(WorkerC *w, ClientC *client) noexcept nogil:
+    # Ends a client connection now, and its exchange as honestly as one send allows.
+    cdef ExchangeC *x = client.conn.exchange
+    cdef int rc = RC_OK
+    if x is not NULL:
+        if x.state == STATE_HEAD or x.state == STATE_FLUSH or x.state == STATE_TUNNEL:
+            rc = RC_OK
+        elif x.forwarded:
+            rc = response_truncate(w, x, OUTCOME_SHUTDOWN)
+        else:
+            rc = answer_error(w, x, 503, OUTCOME_SHUTDOWN)
+        if rc != RC_GONE:
+            exchange_end(w, x, <uint8_t>exchange_phase(x), OUTCOME_SHUTDOWN)
+    if not client.conn.closed:
+        client_close(w, client, False)
+
+cdef void loop_cut_all(WorkerC *w) noexcept nogil:
+    # Every connection is closed when this returns.
+    cdef ConnC *conn
+    cdef ExchangeC *x
+    while w.all is not NULL:
+        conn = w.all
+        x = conn.exchange
+        if conn.side == SIDE_CLIENT:
+            loop_cut(w, <ClientC *>conn)
+        elif x is NULL:
+            upstream_close(w, <UpstreamC *>conn)
+        elif x.client is NULL:
+            exchange_end(w, x, PHASE_FINISH, OUTCOME_CLIENT_ABORT)
+        else:
+            loop_cut(w, x.client)
+
+cdef int loop_run(WorkerC *w) noexcept nogil:
+    # Turns until told to stop, or to drain and nothing is left: RC_OK. -errno where the epoll set failed.
+    cdef int n
+    cdef int i
+    cdef int rc = RC_OK
+    cdef ConnC *conn
+    w.now = loop_clock()
+    w.wheel_tick = w.now >> WHEEL_SHIFT
+    while True:
+        n = epoll_wait(w.epfd, w.events, BATCH, 0 if w.busy is not NULL else timer_wait(w))
+        if n < 0 and errno != EINTR:
+            rc = -errno
+            break
+        w.now = loop_clock()
+        for i in range(n):
+            loop_dispatch(w, &w.events[i])
+        loop_busy(w)
+        while True:
+            conn = timer_pop(w)
+            if conn is NULL:
+                break
+            step_expired(w, conn)
+        loop_reap(w)
+        if w.stopping or (w.draining and w.client_count == 0 and w.exchange_count == 0):
+            break
+    loop_mail(w)
+    loop_cut_all(w)
+    w.busy = NULL
+    w.busy_end = &w.busy
+    return rc

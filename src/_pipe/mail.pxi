@@ -1,0 +1,86 @@
+# mail: the two rings between a worker and the control plane, each with one writer and one reader, and their eventfds.
+#
+# Into the worker go accepted descriptors; out of it come event records. A full ring never makes anybody wait: adopt says
+# no, and a record is dropped and counted. The control plane's side of each ring is called with the GIL held, by one
+# thread; nothing else is shared.
+
+cdef enum:
+    MAIL_IN = 4096              # powers of two
+    MAIL_OUT = 4096
+
+cdef struct AdoptC:
+    int fd
+    char address[ADDRESS_ROOM]
+
+cdef struct RecordC:
+    int64_t at                  # us of CLOCK_MONOTONIC
+    int64_t ttft                # us, -1 for none
+    int64_t duration            # us
+    int64_t bytes_up
+    int64_t bytes_down
+    int64_t close_time          # us from the client's disconnect to the upstream's close, -1 for none
+    int32_t backend
+    int32_t status
+    int32_t error
+    uint8_t kind
+    uint8_t outcome
+    uint8_t phase
+    uint8_t attempts
+    uint8_t request_id_length
+    uint8_t method_length
+    uint8_t path_length
+    char address[ADDRESS_ROOM]
+    uint8_t request_id[REQUEST_ID_ROOM]
+    uint8_t method[METHOD_ROOM]
+    uint8_t path[PATH_ROOM]
+
+cdef struct MailC:
+    uint32_t in_head            # next to be read; written by the worker
+    uint32_t in_tail            # next to be written; written by the control plane
+    uint32_t in_rung            # the worker was woken and has not looked yet
+    uint32_t draining           # written by the control plane, once
+    uint32_t stopping           # the same
+    uint32_t out_head           # written by the control plane
+    uint32_t out_tail           # written by the worker
+    uint32_t out_rung
+    int in_fd                   # eventfds
+    int out_fd
+    AdoptC *adopts              # MAIL_IN of them
+    RecordC *records            # MAIL_OUT of them
+
+cdef void mail_ring(int fd, uint32_t *rung) noexcept nogil:
+    # Wakes the other side, unless it was woken before and has not looked yet.
+    cdef uint64_t one = 1
+    if not sys_exchange(rung, 1):
+        write(fd, &one, sizeof(one))
+
+cdef void mail_hush(int fd, uint32_t *rung) noexcept nogil:
+    # The woken side calls this before it looks, so that nothing written later goes unseen.
+    cdef uint64_t count
+    if sys_exchange(rung, 0):
+        read(fd, &count, sizeof(count))
+
+cdef bint mail_adopt(MailC *mail, int fd, const char *address, size_t n) noexcept nogil:
+    # Control plane: puts a descriptor in. False where the ring is full.
+    cdef uint32_t tail = mail.in_tail
+    cdef AdoptC *adopt = &mail.adopts[tail & (MAIL_IN - 1)]
+    if tail - sys_load_acquire(&mail.in_head) == MAIL_IN:
+        return False
+    adopt.fd = fd
+    memcpy(adopt.address, address, n)
+    adopt.address[n] = 0
+    sys_store_release(&mail.in_tail, tail + 1)
+    mail_ring(mail.in_fd, &mail.in_rung)
+    return True
+
+cdef RecordC *mail_next_record(MailC *mail) noexcept nogil:
+    # Worker: the place of the next record, or NULL where the ring is full. mail_post() hands it over.
+    if mail.out_tail - sys_load_acquire(&mail.out_head) == MAIL_OUT:
+        return NULL
+    return &mail.records[mail.out_tail & (MAIL_OUT - 1)]
+
+cdef void mail_post(MailC *mail, bint urgent) noexcept nogil:
+    # Worker: hands the record over. Only an urgent one, or the one that makes the ring half full, costs a system call.
+    sys_store_release(&mail.out_tail, mail.out_tail + 1)
+    if urgent or mail.out_tail - sys_load_acquire(&mail.out_head) == MAIL_OUT // 2:
+        mail_ring(mail.out_fd, &mail.out_rung)

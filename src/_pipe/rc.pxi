@@ -1,0 +1,96 @@
+# rc: what functions return, the states of a connection and an exchange, and the ways an exchange ends.
+#
+# Every code that a log or a metric shows has its printable name here, beside the enum; change both together.
+
+# What an engine function returns. A negative value is -errno. EOF, error and try-again are three different things.
+cdef enum:
+    RC_OK = 0
+    RC_AGAIN = 1    # more bytes, or room in a socket, are needed first
+    RC_EOF = 2      # the peer has sent its FIN
+    RC_DONE = 3     # the framing's end was reached
+    RC_BAD = 4      # the peer broke the protocol
+    RC_GONE = 5     # the exchange ended in the call; its pointers may not be used any more
+
+# Which end of the proxy a connection is; the mailbox is in the epoll set too.
+cdef enum:
+    SIDE_MAIL = 0
+    SIDE_CLIENT = 1
+    SIDE_UPSTREAM = 2
+
+# States of a client connection.
+cdef enum:
+    CLIENT_IDLE = 0     # between exchanges; ended by a byte, a FIN, the keep-alive time-out
+    CLIENT_BUSY = 1     # has an exchange; ended by the exchange's end
+    CLIENT_LINGER = 2   # our side is shut; what still comes is thrown away, until a FIN or LINGER_TIME
+
+# States of an exchange. exchange_set_state() is the only writer.
+cdef enum:
+    STATE_HEAD = 0      # waits for the request head; ended by the head, its time-out, a client that left
+    STATE_CONNECT = 1   # waits for the upstream's connect; ended by it, its error, its time-out
+    STATE_WAIT = 2      # sends the request, waits for the response head; ended by it, the TTFT time-out
+    STATE_STREAM = 3    # forwards the response body; ended by the framing's end, a failure, a time-out
+    STATE_FLUSH = 4     # the response is whole, the upstream released; waits for the client to take the rest
+    STATE_TUNNEL = 5    # after a 101: bytes both ways; ended by a FIN or RST of either side
+    STATE_FINISH = 6    # the client left a backend that must finish; what it sends is thrown away
+    STATE_ENDED = 7
+
+# Phases of an exchange, as logs show them: finer than the states, and derived from them in exchange_phase().
+cdef enum:
+    PHASE_HEAD = 0
+    PHASE_BODY = 1
+    PHASE_CONNECT = 2
+    PHASE_WAIT = 3
+    PHASE_SILENT = 4
+    PHASE_STREAM = 5
+    PHASE_BLOCKED = 6
+    PHASE_TUNNEL = 7
+    PHASE_FINISH = 8
+
+PHASES = ("head", "body", "connect", "wait", "silent", "stream", "blocked", "tunnel", "finish")
+
+# How an exchange ended; each exchange counts exactly one.
+cdef enum:
+    OUTCOME_OK = 0
+    OUTCOME_CLIENT_ABORT = 1
+    OUTCOME_UPSTREAM_ABORT = 2
+    OUTCOME_UPSTREAM_ERROR = 3
+    OUTCOME_CONNECT_ERROR = 4
+    OUTCOME_NO_BACKEND = 5
+    OUTCOME_TIMEOUT_CONNECT = 6
+    OUTCOME_TIMEOUT_TTFT = 7
+    OUTCOME_TIMEOUT_IDLE = 8
+    OUTCOME_TIMEOUT_TOTAL = 9
+    OUTCOME_TIMEOUT_SEND = 10
+    OUTCOME_TIMEOUT_HEAD = 11
+    OUTCOME_TIMEOUT_BODY = 12
+    OUTCOME_BAD_REQUEST = 13
+    OUTCOME_OVERLOAD = 14
+    OUTCOME_SHUTDOWN = 15
+    OUTCOME_COUNT = 16
+
+OUTCOMES = (
+    "ok", "client_abort", "upstream_abort", "upstream_error", "connect_error", "no_backend", "timeout_connect",
+    "timeout_ttft", "timeout_idle", "timeout_total", "timeout_send", "timeout_head", "timeout_body", "bad_request",
+    "overload", "shutdown",
+)
+
+# Framings of a message body (RFC 9112, section 6).
+cdef enum:
+    FRAMING_NONE = 0
+    FRAMING_LENGTH = 1
+    FRAMING_CHUNKED = 2
+    FRAMING_CLOSE = 3   # a response only: until the upstream's FIN
+
+# Kinds of event records.
+cdef enum:
+    KIND_EXCHANGE = 0
+    KIND_BACKEND_DOWN = 1
+    KIND_BACKEND_UP = 2
+
+EVENT_EXCHANGE = KIND_EXCHANGE
+EVENT_BACKEND_DOWN = KIND_BACKEND_DOWN
+EVENT_BACKEND_UP = KIND_BACKEND_UP
+
+# Stands for an errno where the peer broke HTTP and not the connection.
+cdef enum:
+    PROTOCOL_BROKEN = -1

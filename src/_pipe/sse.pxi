@@ -1,0 +1,38 @@
+# sse: whether bytes of an event stream carry content, and whether they end between two events.
+#
+# The text is never changed, held or understood further than that: a comment (": ping") must not keep a stalled stream
+# alive, and an error event may only be written where an event could start (WHATWG HTML, section 9.2.6).
+
+cdef enum:
+    SSE_EVENT_START = 0     # at the start of a line, no line of an event before it
+    SSE_LINE_START = 1      # at the start of a line, inside an event
+    SSE_FIELD = 2           # inside a line
+    SSE_COMMENT = 3         # inside a comment
+    SSE_COMMENT_INSIDE = 4  # inside a comment between the lines of an event
+
+# Follows p[0:n] from `state[0]`. Whether something else than comments and blank lines was in it. Lines end with LF or
+# CRLF; in a stream whose lines end with a CR alone, which nobody writes, comments count as content.
+cdef bint sse_follow(uint8_t *state, const uint8_t *p, size_t n) noexcept nogil:
+    cdef const uint8_t *end = p + n
+    cdef const uint8_t *line_end
+    cdef bint content = False
+    while p < end:
+        if state[0] == SSE_EVENT_START or state[0] == SSE_LINE_START:
+            if p[0] == c"\n" or p[0] == c"\r":
+                # An empty line. A CR ends it already; the LF that may follow is one more.
+                state[0] = SSE_EVENT_START
+                p += 1
+                continue
+            if p[0] == c":":
+                state[0] = SSE_COMMENT if state[0] == SSE_EVENT_START else SSE_COMMENT_INSIDE
+            else:
+                state[0] = SSE_FIELD
+                content = True
+        elif state[0] == SSE_FIELD:
+            content = True
+        line_end = <const uint8_t *>memchr(p, c"\n", end - p)
+        if line_end is NULL:
+            break
+        state[0] = SSE_EVENT_START if state[0] == SSE_COMMENT else SSE_LINE_START
+        p = line_end + 1
+    return content

@@ -1,0 +1,1103 @@
+# steps: what is done when something happens to an exchange, in the order of its life.
+#
+# A step never frees, and never touches an exchange after RC_GONE, which says that the exchange ended in the call. The
+# reading order is that of a connection: adopted, head, dispatch, body up, response head, body down, tunnel, the end.
+#
+# How things close. "Error" is an RST or any other error of the socket; bytes held are those that the slower side has
+# not yet taken. Each row is a test.
+#
+#   what happened             before a response byte was forwarded     after
+#   ------------------------  ---------------------------------------  --------------------------------------------
+#   client FIN or error       upstream closed at once, bytes held are thrown away, outcome client_abort. A backend with
+#                             on-abort=finish that has the whole request is read to its end instead (STATE_FINISH)
+#   upstream FIN              another backend, or 502                  until-close: the end, after the bytes held
+#                                                                      else: truncated, outcome upstream_abort
+#   upstream error            another backend, or 502                  truncated, outcome upstream_abort
+#   connect, TTFT time-out    another backend, or 504                  (TTFT) truncated, outcome timeout_ttft
+#   idle, total time-out      504                                      truncated, outcome timeout_idle, timeout_total
+#   head, body time-out       408, linger                              -
+#   send time-out             -                                        upstream closed, client reset
+#   stop                      503                                      truncated, outcome shutdown
+#   tunnel: FIN, either side  -                                        both closed, after the bytes held towards the other
+#
+#   truncated: chunked ends without the last chunk, Content-Length short, until-close with an RST; bytes held go first.
+#
+# What epoll reports on Linux 6.18 over loopback, edge-triggered: a FIN gives IN|RDHUP (with OUT while there is room), even
+# behind bytes that were not read, so it is seen during backpressure; an RST gives IN|ERR|HUP|RDHUP; a FIN after our own
+# gives IN|HUP|RDHUP. After a recv that came back short nothing is left, unless RDHUP was seen: then recv again.
+
+# ---------------------------------------------------------------------------------------------------- the client leaves
+
+cdef void client_linger(WorkerC *w, ClientC *client) noexcept nogil:
+    # Sends our FIN and throws away what still comes, so that no RST destroys an answer that the client has not read.
+    inbox_clear(w, &client.inbox)
+    if client.conn.hung_up and not client.conn.readable:
+        client_close(w, client, False)
+        return
+    io_shut(client.conn.fd)
+    if client.conn.readable:
+        conn_queue(w, &client.conn)
+    client.state = CLIENT_LINGER
+    client.since = w.now
+    timer_arm(w, &client.conn, w.now + LINGER_TIME)
+
+cdef void step_linger(WorkerC *w, ClientC *client) noexcept nogil:
+    cdef ssize_t got
+    cdef int i
+    for i in range(TURN_READS):
+        if not client.conn.readable:
+            return
+        got = io_recv(client.conn.fd, w.hot.data, BUF_SIZE)
+        if got == -EAGAIN:
+            client.conn.readable = False
+            return
+        if got <= 0 or client.lingered > LINGER_BYTES:
+            client_close(w, client, False)
+            return
+        client.lingered += <uint32_t>got
+    conn_queue(w, &client.conn)
+
+cdef void client_idle(WorkerC *w, ClientC *client) noexcept nogil:
+    # Between two exchanges. A pipelined request is read in the next turn, not here: its answer would come back here.
+    client.state = CLIENT_IDLE
+    client.since = w.now
+    if client.inbox.buf is not NULL or client.inbox.wide is not NULL or client.conn.readable:
+        conn_queue(w, &client.conn)
+    if w.settings.keepalive_timeout:
+        timer_arm(w, &client.conn, w.now + w.settings.keepalive_timeout)
+
+cdef int exchange_finish(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # The client has all that it will get: ends the exchange and decides what becomes of the connection. RC_GONE.
+    cdef ClientC *client = x.client
+    cdef bint keeps = x.client_keeps and x.up_done and not w.draining
+    cdef bint reset = x.reset
+    cdef bint wanted = x.up_done and x.client_closes    # then it sends no more, and no RST can follow
+    exchange_end(w, x, exchange_phase(x), x.outcome)
+    if client is NULL:
+        return RC_GONE
+    if keeps:
+        client_idle(w, client)
+    elif reset or (wanted and not client.conn.readable):
+        client_close(w, client, reset)
+    else:
+        client_linger(w, client)
+    return RC_GONE
+
+cdef int client_left(WorkerC *w, ExchangeC *x, int error) noexcept nogil:
+    # FIN or RST of the client, seen in any phase (rule D). RC_GONE; RC_OK where the backend is to finish.
+    cdef ClientC *client = x.client
+    cdef uint8_t phase = <uint8_t>exchange_phase(x)
+    x.left = w.now
+    x.error = error
+    if (x.upstream is not NULL and w.table.routes[x.backend].finish_on_abort and x.up_done and not x.up.unsent
+            and (x.state == STATE_WAIT or x.state == STATE_STREAM)):
+        chain_clear(&x.down, &w.bufs)
+        client.conn.exchange = NULL
+        client_close(w, client, False)
+        x.client = NULL
+        x.waited = w.now
+        exchange_set_state(w, x, STATE_FINISH)
+        return RC_OK
+    exchange_end(w, x, phase, OUTCOME_CLIENT_ABORT)
+    client_close(w, client, False)
+    return RC_GONE
+
+# ------------------------------------------------------------------------------------------------ bytes for the client
+
+cdef int flush_down(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # Sends what the client has not taken. RC_OK all taken, RC_AGAIN not yet, RC_GONE.
+    cdef ssize_t took
+    if not x.down.unsent:
+        return RC_OK
+    took = io_send_chain(x.client.conn.fd, &x.down, &w.bufs)
+    if took < 0:
+        return RC_GONE if client_left(w, x, <int>-took) == RC_GONE else RC_OK
+    x.bytes_down += took
+    if took:
+        x.taken = w.now
+    if x.down.unsent:
+        return RC_AGAIN
+    x.waited = w.now        # the wait for the upstream starts anew: it was not its fault
+    if x.state == STATE_FLUSH:
+        return exchange_finish(w, x)
+    return RC_OK
+
+cdef int client_send(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t n) noexcept nogil:
+    # Sends, at once; what the socket does not take is kept, and the upstream is not read until it is taken.
+    # RC_OK or RC_GONE.
+    cdef ssize_t took = 0
+    if x.client is NULL or n == 0:
+        return RC_OK
+    if not x.down.unsent:
+        took = io_send(x.client.conn.fd, data, n)
+        if took == -EAGAIN:
+            took = 0
+        if took < 0:
+            return client_left(w, x, <int>-took)
+        x.bytes_down += took
+        if <size_t>took == n:
+            return RC_OK
+        x.taken = w.now
+    if chain_take_hot(w, &x.down, data + took, n - took) != RC_OK:
+        # A hole in the stream would be worse than its end.
+        x.error = ENOMEM
+        x.reset = True
+        x.client_keeps = False
+        x.outcome = OUTCOME_OVERLOAD
+        return exchange_finish(w, x)
+    exchange_rearm(w, x)
+    return RC_OK
+
+cdef void write_date(WorkerC *w) noexcept nogil:
+    # The Date of our own answers (RFC 9110 section 6.6.1), made once a second.
+    cdef timespec clock
+    cdef tm parts
+    cdef const char *days = b"SunMonTueWedThuFriSat"
+    cdef const char *months = b"JanFebMarAprMayJunJulAugSepOctNovDec"
+    clock_gettime(CLOCK_REALTIME, &clock)
+    if clock.tv_sec != w.date_second:
+        w.date_second = clock.tv_sec
+        gmtime_r(&clock.tv_sec, &parts)
+        snprintf(w.date, sizeof(w.date), "%.3s, %02d %.3s %04d %02d:%02d:%02d GMT", days + 3 * parts.tm_wday,
+                 parts.tm_mday, months + 3 * parts.tm_mon, parts.tm_year + 1900, parts.tm_hour, parts.tm_min,
+                 parts.tm_sec)
+    write_text(&w.out, w.date)
+
+cdef const char *status_reason(int status) noexcept nogil:
+    if status == 400:
+        return b"Bad Request"
+    if status == 408:
+        return b"Request Timeout"
+    if status == 413:
+        return b"Content Too Large"
+    if status == 414:
+        return b"URI Too Long"
+    if status == 417:
+        return b"Expectation Failed"
+    if status == 431:
+        return b"Request Header Fields Too Large"
+    if status == 501:
+        return b"Not Implemented"
+    if status == 502:
+        return b"Bad Gateway"
+    if status == 503:
+        return b"Service Unavailable"
+    if status == 504:
+        return b"Gateway Timeout"
+    return b"HTTP Version Not Supported"
+
+cdef void write_error(WriterC *out, uint8_t outcome, const char *message) noexcept nogil:
+    # The error object that OpenAI clients parse (rule E3). No text of it comes from outside.
+    write_text(out, b'{"error": {"message": "')
+    write_text(out, message)
+    write_text(out, b'", "type": "')
+    write_text(out, b"invalid_request_error" if outcome == OUTCOME_BAD_REQUEST or outcome == OUTCOME_TIMEOUT_HEAD
+               or outcome == OUTCOME_TIMEOUT_BODY else b"server_error")
+    write_text(out, b'", "param": null, "code": "')
+    write_text(out, outcome_name(outcome))
+    write_text(out, b'"}}')
+
+cdef const char *outcome_name(uint8_t outcome) noexcept nogil:
+    # The code of an error answer; the same words as OUTCOMES.
+    if outcome == OUTCOME_UPSTREAM_ABORT:
+        return b"upstream_abort"
+    if outcome == OUTCOME_UPSTREAM_ERROR:
+        return b"upstream_error"
+    if outcome == OUTCOME_CONNECT_ERROR:
+        return b"connect_error"
+    if outcome == OUTCOME_NO_BACKEND:
+        return b"no_backend"
+    if outcome == OUTCOME_TIMEOUT_CONNECT:
+        return b"timeout_connect"
+    if outcome == OUTCOME_TIMEOUT_TTFT:
+        return b"timeout_ttft"
+    if outcome == OUTCOME_TIMEOUT_IDLE:
+        return b"timeout_idle"
+    if outcome == OUTCOME_TIMEOUT_TOTAL:
+        return b"timeout_total"
+    if outcome == OUTCOME_TIMEOUT_HEAD:
+        return b"timeout_head"
+    if outcome == OUTCOME_TIMEOUT_BODY:
+        return b"timeout_body"
+    if outcome == OUTCOME_BAD_REQUEST:
+        return b"bad_request"
+    if outcome == OUTCOME_OVERLOAD:
+        return b"overload"
+    return b"shutdown"
+
+cdef const char *outcome_message(uint8_t outcome) noexcept nogil:
+    # What an error says to a person who wrote a client.
+    if outcome == OUTCOME_UPSTREAM_ABORT:
+        return b"The inference server broke off its answer."
+    if outcome == OUTCOME_UPSTREAM_ERROR:
+        return b"The inference server closed the connection or broke the protocol before it answered."
+    if outcome == OUTCOME_CONNECT_ERROR:
+        return b"No inference server could be connected."
+    if outcome == OUTCOME_NO_BACKEND:
+        return b"No inference server is configured."
+    if outcome == OUTCOME_TIMEOUT_CONNECT:
+        return b"The inference server did not accept the connection in time."
+    if outcome == OUTCOME_TIMEOUT_TTFT:
+        return b"The inference server did not begin to answer in time."
+    if outcome == OUTCOME_TIMEOUT_IDLE:
+        return b"The inference server stalled."
+    if outcome == OUTCOME_TIMEOUT_TOTAL:
+        return b"The exchange took longer than it may."
+    if outcome == OUTCOME_TIMEOUT_HEAD:
+        return b"The request head did not arrive in time."
+    if outcome == OUTCOME_TIMEOUT_BODY:
+        return b"The request body did not arrive in time."
+    if outcome == OUTCOME_OVERLOAD:
+        return b"The proxy has no descriptors or memory left; try again soon."
+    if outcome == OUTCOME_SHUTDOWN:
+        return b"The proxy is shutting down."
+    return b"The request was refused."
+
+cdef const char *refusal_message(int status) noexcept nogil:
+    # What was wrong with a request.
+    if status == 413:
+        return b"The request body is longer than the limit."
+    if status == 414:
+        return b"The request line is longer than the limit."
+    if status == 417:
+        return b"No other expectation than 100-continue is understood."
+    if status == 431:
+        return b"The request head is longer, or has more fields, than the limit."
+    if status == 501:
+        return b"The method CONNECT is not supported."
+    if status == 505:
+        return b"Only HTTP/1.0 and HTTP/1.1 are supported."
+    return b"The request is not well-formed HTTP/1."
+
+cdef int answer_error(WorkerC *w, ExchangeC *x, int status, uint8_t outcome) noexcept nogil:
+    # Our own answer, where nothing was forwarded. The upstream is dropped. RC_GONE, or RC_OK while the client has not
+    # taken it all.
+    cdef const char *message = outcome_message(outcome)
+    cdef WriterC body
+    cdef uint8_t room[512]
+    upstream_drop(w, x)
+    if outcome == OUTCOME_BAD_REQUEST:
+        message = refusal_message(status)
+        x.client_keeps = False
+    elif not x.up_done or w.draining:
+        x.client_keeps = False
+    if not x.request_id_length:
+        request_id_make(w, x)
+    write_start(&body, room, sizeof(room))
+    write_error(&body, outcome, message)
+    x.status = status
+    x.outcome = outcome
+    x.forwarded = True
+    write_start(&w.out, w.out.data, w.out.size)
+    write_text(&w.out, b"HTTP/1.1 ")
+    write_number(&w.out, status)
+    write_text(&w.out, b" ")
+    write_text(&w.out, status_reason(status))
+    write_text(&w.out, b"\r\nDate: ")
+    write_date(w)
+    write_text(&w.out, b"\r\nContent-Type: application/json\r\nContent-Length: ")
+    write_number(&w.out, <int64_t>body.used)
+    if status == 503:
+        write_text(&w.out, b"\r\nRetry-After: 1")
+    if not x.client_keeps:
+        write_text(&w.out, b"\r\nConnection: close")
+    elif x.minor == 0:
+        write_text(&w.out, b"\r\nConnection: keep-alive")
+    write_text(&w.out, b"\r\nX-Request-ID: ")
+    write_bytes(&w.out, x.request_id, x.request_id_length)
+    write_text(&w.out, b"\r\n\r\n")
+    if not x.to_head:
+        write_bytes(&w.out, body.data, body.used)
+    if client_send(w, x, w.out.data, w.out.used) == RC_GONE:
+        return RC_GONE
+    return response_end(w, x)
+
+cdef int response_end(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # The client will get no more than what it has not taken yet. RC_GONE, or RC_OK while it has not.
+    if x.down.unsent:
+        exchange_set_state(w, x, STATE_FLUSH)
+        return RC_OK
+    return exchange_finish(w, x)
+
+cdef int response_truncate(WorkerC *w, ExchangeC *x, uint8_t outcome) noexcept nogil:
+    # Ends a response that was begun and can never be whole, so that the client can tell (rule E2).
+    # RC_GONE, or RC_OK while the client has not taken what is held.
+    cdef uint8_t room[600]
+    cdef WriterC event
+    cdef WriterC data
+    cdef uint8_t text[512]
+    cdef char size[16]
+    upstream_drop(w, x)
+    x.outcome = outcome
+    x.client_keeps = False
+    x.reset = x.framing_down == FRAMING_CLOSE or x.dechunk
+    if (w.settings.midstream_error_event and x.event_stream and x.sse == SSE_EVENT_START
+            and (x.reset or (x.framing_down == FRAMING_CHUNKED and x.down_chunk.state == CHUNK_SIZE))):
+        write_start(&data, text, sizeof(text))
+        write_text(&data, b"data: ")
+        write_error(&data, outcome, outcome_message(outcome))
+        write_text(&data, b"\n\n")
+        write_start(&event, room, sizeof(room))
+        if not x.reset:
+            snprintf(size, sizeof(size), "%x\r\n", <unsigned int>data.used)
+            write_text(&event, size)
+        write_bytes(&event, data.data, data.used)
+        if not x.reset:
+            write_text(&event, b"\r\n")
+        if client_send(w, x, event.data, event.used) == RC_GONE:
+            return RC_GONE
+    return response_end(w, x)
+
+# ---------------------------------------------------------------------------------------------------- the request head
+
+cdef void request_id_make(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # 32 hexadecimal digits from a xorshift128+ generator (Vigna, 2017) with a seed from the system: unique, not secret.
+    cdef uint64_t a = w.random[0]
+    cdef uint64_t b = w.random[1]
+    cdef char text[40]
+    w.random[0] = b
+    a ^= a << 23
+    a ^= b ^ (a >> 18) ^ (b >> 5)
+    w.random[1] = a
+    snprintf(text, sizeof(text), "%016llx%016llx", <unsigned long long>(a + b), <unsigned long long>(a * 3 ^ b))
+    x.request_id_length = 32
+    memcpy(x.request_id, text, 32)
+
+cdef void exchange_note(WorkerC *w, ExchangeC *x, HeadC *head) noexcept nogil:
+    # Copies out of the head what is needed after its bytes are gone.
+    x.method_length = <uint8_t>(head.method_length if head.method_length < METHOD_ROOM else METHOD_ROOM)
+    memcpy(x.method, head.method, x.method_length)
+    x.path_length = <uint8_t>(head.target_length if head.target_length < PATH_ROOM else PATH_ROOM)
+    memcpy(x.path, head.target, x.path_length)
+    x.to_head = head_is(head.method, head.method_length, b"HEAD")
+    x.minor = <uint8_t>head.minor
+    x.client_keeps = head.keep_alive
+    x.client_closes = not head.keep_alive
+    x.upgrade = head.has_upgrade
+    x.framing_up = head.framing
+    x.up_left = head.content_length if head.framing == FRAMING_LENGTH else 0
+    x.up_done = head.framing == FRAMING_NONE
+    if 0 < head.request_id_length <= REQUEST_ID_ROOM:
+        x.request_id_length = <uint8_t>head.request_id_length
+        memcpy(x.request_id, head.request_id, head.request_id_length)
+    else:
+        request_id_make(w, x)
+
+cdef int up_follow(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t n, size_t *used) noexcept nogil:
+    # Follows the request body's framing: data[0:used] belongs to it. RC_OK, or the status to answer with.
+    cdef const uint8_t *body = NULL
+    cdef size_t length = 0
+    cdef int rc = RC_OK
+    used[0] = 0
+    if x.framing_up == FRAMING_LENGTH:
+        used[0] = n if <int64_t>n < x.up_left else <size_t>x.up_left
+        x.up_left -= used[0]
+        x.up_done = x.up_left == 0
+    elif x.framing_up == FRAMING_CHUNKED:
+        while rc == RC_OK:
+            rc = chunk_next(&x.up_chunk, data, n, used, &body, &length)
+            if rc == RC_OK:
+                x.up_body += length
+                if x.up_body > w.settings.max_body:
+                    return 413
+        if rc == RC_BAD:
+            return 400
+        x.up_done = rc == RC_DONE
+    if x.up_done:
+        x.waited = w.now        # from here the backend is waited for
+        exchange_rearm(w, x)
+    return RC_OK
+
+cdef int up_hold(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t n) noexcept nogil:
+    # Puts bytes behind those that wait for the upstream. RC_OK or -ENOMEM.
+    if x.up.kept and x.up.total + n > <uint64_t>w.settings.failover_body + w.settings.max_head:
+        chain_forget(&x.up, &w.bufs)
+    # A full buffer changes hands, a short piece is copied: buffers with a few bytes in them would pile up.
+    if n > BUF_SIZE // 2:
+        return chain_take_hot(w, &x.up, data, n)
+    return chain_copy(&x.up, &w.bufs, data, n)
+
+cdef int step_request(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t length, size_t n) noexcept nogil:
+    # A whole head is there, data[0:length], and n - length bytes behind it. RC_OK or RC_GONE.
+    cdef ClientC *client = x.client
+    cdef HeadC *head = w.head
+    cdef size_t used = 0
+    cdef int status
+    status = head_read_request(head, data, length, w.settings.max_request_line, w.settings.max_fields)
+    x.asked = w.now
+    x.waited = w.now
+    if status != RC_OK:
+        head.request_id_length = 0      # it may not have been looked at
+    exchange_note(w, x, head)
+    if status == RC_OK and head.content_length > w.settings.max_body:
+        status = 413
+    if status != RC_OK:
+        return refuse(w, x, status)
+    write_start(&w.out, w.out.data, w.out.size)
+    head_write_request(&w.out, head, client.address, w.table.routes[pool_any(w)].authority, x.request_id,
+                       x.request_id_length)
+    if w.out.full:
+        return refuse(w, x, 431)
+    x.up.kept = True
+    status = up_follow(w, x, data + length, n - length, &used)
+    if status != RC_OK:
+        return refuse(w, x, status)
+    x.bytes_up = length + used      # and not what stands behind it
+    if (chain_copy(&x.up, &w.bufs, w.out.data, w.out.used) != RC_OK
+            or (used and chain_copy(&x.up, &w.bufs, data + length, used) != RC_OK)
+            or inbox_keep(w, &client.inbox, data + length + used, n - length - used) != RC_OK):
+        return answer_error(w, x, 503, OUTCOME_OVERLOAD)
+    if client.conn.hung_up:
+        return client_left(w, x, 0)
+    return dispatch(w, x, -1)
+
+cdef int refuse(WorkerC *w, ExchangeC *x, int status) noexcept nogil:
+    # Answers a bad request; what stands behind it is not read. RC_OK or RC_GONE.
+    inbox_clear(w, &x.client.inbox)
+    return answer_error(w, x, status, OUTCOME_BAD_REQUEST)
+
+cdef int pool_any(WorkerC *w) noexcept nogil:
+    # A slot in use, for the Host of a request that came without one; slot 0 where there is none.
+    cdef int slot
+    for slot in range(w.table.count):
+        if w.table.routes[slot].used:
+            return slot
+    return 0
+
+cdef void step_head(WorkerC *w, ClientC *client) noexcept nogil:
+    # Reads a request head, from the inbox and from the socket.
+    cdef ExchangeC *x = client.conn.exchange
+    cdef InboxC *inbox = &client.inbox
+    cdef uint8_t *data = NULL
+    cdef size_t n = 0
+    cdef size_t length = 0
+    cdef ssize_t got
+    cdef int rc
+    cdef bint fresh = x is NULL and inbox_holds(inbox, &data, &n)
+    while True:
+        if not fresh:
+            if not client.conn.readable:
+                return
+            got = inbox_recv(w, inbox, client.conn.fd, &data, &n)
+            if got == -EAGAIN:
+                client.conn.readable = False
+                return
+            if got == -ENOMEM and x is not NULL:
+                answer_error(w, x, 503, OUTCOME_OVERLOAD)
+                return
+            if got <= 0:
+                if x is NULL:
+                    client_close(w, client, False)
+                else:
+                    client_left(w, x, <int>-got)
+                return
+            if got < BUF_SIZE and not client.conn.hung_up and inbox.wide is NULL and inbox.buf is NULL:
+                client.conn.readable = False    # came back short: nothing is left
+            if x is not NULL:
+                x.bytes_up += got
+        else:
+            got = n
+        fresh = False
+        if x is NULL:
+            x = exchange_begin(w, client)
+            if x is NULL:
+                client_close(w, client, False)
+                return
+            x.bytes_up = got
+        rc = head_scan(data, n, &inbox.scanned, &length)
+        if rc == RC_OK and not x.skipped_line:
+            x.skipped_line = True
+            data += 2
+            n -= 2
+            inbox.scanned = 0
+            rc = head_scan(data, n, &inbox.scanned, &length) if n else RC_AGAIN
+        if rc == RC_DONE and length <= w.settings.max_head:
+            inbox.scanned = 0
+            step_request(w, x, data, length, n)
+            return
+        if rc == RC_OK or rc == RC_BAD:
+            refuse(w, x, 400)
+            return
+        if n > w.settings.max_request_line and memchr(data, c"\n", w.settings.max_request_line + 2) is NULL:
+            refuse(w, x, 414)
+            return
+        if rc == RC_DONE or n >= w.settings.max_head:
+            refuse(w, x, 431)
+            return
+        length = inbox.scanned      # inbox_keep starts a new count
+        if inbox_keep(w, inbox, data, n) != RC_OK:
+            answer_error(w, x, 503, OUTCOME_OVERLOAD)
+            return
+        inbox.scanned = <uint32_t>length
+
+# ------------------------------------------------------------------------------------------------ to the backend
+
+cdef int dispatch(WorkerC *w, ExchangeC *x, int again) noexcept nogil:
+    # Finds a backend and an upstream for the exchange and begins to send; `again` is the slot of a backend that must get
+    # the request once more on a fresh connection, or -1. RC_OK or RC_GONE.
+    cdef int slot = again
+    cdef UpstreamC *upstream = NULL
+    cdef int rc
+    if slot < 0:
+        slot = pool_choose(w, x)
+        if slot < 0:
+            return answer_error(w, x, 503, OUTCOME_NO_BACKEND)
+        x.tried[slot >> 6] |= <uint64_t>1 << (slot & 63)
+        w.turn_start = slot + 1 if slot + 1 < w.table.count else 0
+        x.addresses_tried = 0
+        upstream = pool_take_idle(w, slot)
+    attempt_begin(w, x, slot)
+    if upstream is not NULL:
+        x.upstream = upstream
+        upstream.conn.exchange = x
+        sys_add_counter(&w.stats.reuses, 1)
+        sys_add_counter(&w.stats.backends[slot].reuses, 1)
+        exchange_set_state(w, x, STATE_WAIT)
+        return step_up(w, x)
+    rc = pool_connect(w, slot, &upstream)
+    if rc < 0:
+        if rc == -EMFILE or rc == -ENFILE or rc == -ENOMEM or rc == -ENOBUFS:
+            x.error = -rc
+            return answer_error(w, x, 503, OUTCOME_OVERLOAD)
+        return connect_failed(w, x, OUTCOME_CONNECT_ERROR, -rc)
+    x.upstream = upstream
+    upstream.conn.exchange = x
+    exchange_set_state(w, x, STATE_CONNECT)
+    if rc == RC_OK:
+        return step_connected(w, x)
+    return RC_OK
+
+cdef int step_connected(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # The connect ended well. RC_OK or RC_GONE.
+    # A fresh connection to the only backend leaves nowhere else to send the request to: nothing needs to be kept.
+    if pool_choose(w, x) < 0:
+        chain_forget(&x.up, &w.bufs)
+    exchange_set_state(w, x, STATE_WAIT)
+    return step_up(w, x)
+
+cdef int connect_failed(WorkerC *w, ExchangeC *x, uint8_t outcome, int error) noexcept nogil:
+    # Tries the backend's next address, then the next backend. RC_OK or RC_GONE.
+    cdef int slot = x.backend
+    cdef BackendC *backend = &w.backends[slot]
+    sys_add_counter(&w.stats.connect_errors, 1)
+    x.addresses_tried += 1
+    if x.addresses_tried < w.table.routes[slot].address_count:
+        backend.address = (backend.address + 1) % w.table.routes[slot].address_count
+        upstream_drop(w, x)
+        return dispatch(w, x, slot)
+    return upstream_failed(w, x, outcome, error)
+
+cdef int upstream_failed(WorkerC *w, ExchangeC *x, uint8_t outcome, int error) noexcept nogil:
+    # The upstream is of no use to this exchange any more (rules E1 and E2). Another backend where nothing was forwarded
+    # and one is left, else an error answer, else a truncated response. RC_OK or RC_GONE.
+    cdef int slot = x.backend
+    cdef UpstreamC *upstream = x.upstream
+    cdef bint reset_early = outcome == OUTCOME_UPSTREAM_ERROR and error != PROTOCOL_BROKEN
+    cdef bint untouched = (upstream is not NULL and x.state == STATE_WAIT and upstream.inbox.buf is NULL
+                           and upstream.inbox.wide is NULL)
+    cdef bint stale = untouched and reset_early and upstream.reused and not x.replayed and not x.up.lost
+    x.error = error if error > 0 else 0
+    if x.state == STATE_FINISH:
+        upstream_drop(w, x)
+        exchange_end(w, x, PHASE_FINISH, OUTCOME_CLIENT_ABORT)
+        return RC_GONE
+    if x.forwarded:
+        return response_truncate(w, x, OUTCOME_UPSTREAM_ABORT if outcome == OUTCOME_UPSTREAM_ERROR else outcome)
+    upstream_drop(w, x)
+    if stale:
+        # The backend closed an idle connection while the request was on its way (rule B3).
+        x.replayed = True
+        sys_add_counter(&w.stats.stale, 1)
+        request_rewind(x)
+        return dispatch(w, x, slot)
+    if outcome == OUTCOME_CONNECT_ERROR or outcome == OUTCOME_TIMEOUT_CONNECT or (reset_early and untouched):
+        backend_failed(w, slot, error)
+    if not x.up.lost and w.retry_budget >= 100 and pool_choose(w, x) >= 0:
+        w.retry_budget -= 100
+        sys_add_counter(&w.stats.retries, 1)
+        request_rewind(x)
+        return dispatch(w, x, -1)
+    return answer_error(w, x, 502 if outcome == OUTCOME_CONNECT_ERROR or outcome == OUTCOME_UPSTREAM_ERROR else 504,
+                        outcome)
+
+cdef void request_rewind(ExchangeC *x) noexcept nogil:
+    # The request will be sent from its beginning.
+    x.up_broken = False
+    chain_rewind(&x.up)
+
+cdef int step_up(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # Moves the request towards the backend. RC_OK or RC_GONE.
+    cdef ClientC *client = x.client
+    cdef UpstreamC *upstream = x.upstream
+    cdef ssize_t took
+    cdef ssize_t got
+    cdef size_t used = 0
+    cdef int status
+    cdef int i
+    for i in range(TURN_READS):
+        if x.up_broken:
+            return RC_OK
+        if x.up.unsent:
+            took = io_send_chain(upstream.conn.fd, &x.up, &w.bufs)
+            if took < 0:
+                # It may have answered before it closed; the recv will tell.
+                x.up_broken = True
+                x.error = <int>-took
+                upstream.conn.readable = True
+                return step_down(w, x)
+            if took:
+                x.waited = w.now
+            if x.up.unsent:
+                exchange_rearm(w, x)
+                return RC_OK
+        if x.up_done or not client.conn.readable:
+            return RC_OK
+        got = io_recv(client.conn.fd, w.hot.data, BUF_SIZE)
+        if got == -EAGAIN:
+            client.conn.readable = False
+            return RC_OK
+        if got <= 0:
+            return client_left(w, x, <int>-got)
+        if got < BUF_SIZE and not client.conn.hung_up:
+            client.conn.readable = False
+        x.waited = w.now
+        status = up_follow(w, x, w.hot.data, got, &used)
+        if status != RC_OK:
+            return request_broken(w, x, status)
+        x.bytes_up += used
+        took = 0
+        if not x.up.kept:
+            took = io_send(upstream.conn.fd, w.hot.data, used) if used else 0
+            if took < 0:
+                took = 0        # the next turn of this loop meets the error again, or waits
+        if used < <size_t>got:
+            # A pipelined request stands behind the body; it stays for later, and the body is copied.
+            if (chain_copy(&x.up, &w.bufs, w.hot.data + took, used - took) != RC_OK
+                    or inbox_keep(w, &client.inbox, w.hot.data + used, got - used) != RC_OK):
+                return request_lost(w, x)
+        elif <size_t>took < used and up_hold(w, x, w.hot.data + took, used - took) != RC_OK:
+            return request_lost(w, x)
+    conn_queue(w, &client.conn)
+    return RC_OK
+
+cdef int request_lost(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # No memory for a piece of the request: it can never be whole. RC_OK or RC_GONE.
+    x.error = ENOMEM
+    if x.forwarded:
+        return response_truncate(w, x, OUTCOME_OVERLOAD)
+    return answer_error(w, x, 503, OUTCOME_OVERLOAD)
+
+cdef int request_broken(WorkerC *w, ExchangeC *x, int status) noexcept nogil:
+    # The client broke the framing of its body, or went over its limit. RC_OK or RC_GONE.
+    if x.forwarded:
+        return response_truncate(w, x, OUTCOME_BAD_REQUEST)
+    return refuse(w, x, status)
+
+# -------------------------------------------------------------------------------------------- from the backend, down
+
+cdef int body_follow(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n, size_t *used, size_t *out) noexcept nogil:
+    # Follows the response body's framing: data[0:used] belongs to it, data[0:out] is what the client gets (shorter where
+    # chunks are taken off for an HTTP/1.0 client). RC_OK more is to come, RC_DONE, RC_BAD.
+    cdef const uint8_t *body = NULL
+    cdef size_t length = 0
+    cdef bint content = False
+    cdef int rc = RC_OK
+    used[0] = 0
+    out[0] = 0
+    if x.framing_down == FRAMING_CHUNKED:
+        while True:
+            rc = chunk_next(&x.down_chunk, data, n, used, &body, &length)
+            if rc != RC_OK:
+                break
+            content |= sse_follow(&x.sse, body, length) if x.event_stream else True
+            if x.dechunk:
+                memmove(data + out[0], body, length)
+                out[0] += length
+        if not x.dechunk:
+            out[0] = used[0]
+        if rc == RC_AGAIN:
+            rc = RC_OK
+    else:
+        used[0] = n
+        if x.framing_down == FRAMING_LENGTH:
+            if <int64_t>n >= x.down_left:
+                used[0] = <size_t>x.down_left
+                rc = RC_DONE
+            x.down_left -= used[0]
+        elif x.framing_down == FRAMING_NONE:
+            used[0] = 0
+            rc = RC_DONE
+        out[0] = used[0]
+        if out[0]:
+            content = sse_follow(&x.sse, data, out[0]) if x.event_stream else True
+    if content:
+        if not x.content:
+            x.content = True
+            x.first = w.now
+            histogram_add(&w.stats.ttft, w.now - x.asked)
+            x.waited = w.now
+            exchange_rearm(w, x)
+        else:
+            if x.event_stream:
+                histogram_add(&w.stats.itl, w.now - x.waited)
+            x.waited = w.now
+    return rc
+
+cdef int response_done(WorkerC *w, ExchangeC *x, bint clean) noexcept nogil:
+    # The response's framing has ended. `clean` says that nothing stood behind it. The upstream goes back to the pool, or
+    # is closed (rules B3 and C4). RC_OK or RC_GONE.
+    cdef UpstreamC *upstream = x.upstream
+    if (clean and upstream.keep_alive and x.up_done and not x.up.unsent and not x.up_broken
+            and not upstream.conn.hung_up and w.settings.upstream_idle_timeout and not w.stopping):
+        x.upstream = NULL
+        upstream_keep(w, upstream)
+    upstream_drop(w, x)
+    if x.client is NULL:
+        exchange_end(w, x, PHASE_FINISH, OUTCOME_CLIENT_ABORT)
+        return RC_GONE
+    return response_end(w, x)
+
+cdef int body_forward(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t out, int rc, bint clean) noexcept nogil:
+    # Sends a piece that body_follow has measured and acts on where it ended. RC_OK or RC_GONE.
+    if client_send(w, x, data, out) == RC_GONE:
+        return RC_GONE
+    if rc == RC_DONE:
+        return response_done(w, x, clean)
+    if rc == RC_BAD:
+        return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, PROTOCOL_BROKEN)
+    return RC_OK
+
+cdef bint status_retries(WorkerC *w, ExchangeC *x, int status) noexcept nogil:
+    # Whether the next backend is asked instead of forwarding this status.
+    if x.client is NULL or x.up.lost or w.retry_budget < 100:
+        return False
+    return (((status == 502 and w.settings.retry_502) or (status == 503 and w.settings.retry_503)
+             or (status == 429 and w.settings.retry_429)) and pool_choose(w, x) >= 0)
+
+cdef int step_response(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n) noexcept nogil:
+    # data[0:n] is all that came of the response so far, its head not yet whole. RC_OK or RC_GONE.
+    cdef UpstreamC *upstream = x.upstream
+    cdef HeadC *head = w.head
+    cdef const char *connection = NULL
+    cdef size_t length = 0
+    cdef size_t used = 0
+    cdef size_t out = 0
+    cdef int rc
+    while True:
+        rc = head_scan(data, n, &upstream.inbox.scanned, &length)
+        if rc == RC_AGAIN and n < w.settings.max_head:
+            used = upstream.inbox.scanned
+            if inbox_keep(w, &upstream.inbox, data, n) != RC_OK:
+                return request_lost(w, x)
+            upstream.inbox.scanned = <uint32_t>used
+            return RC_OK
+        if (rc != RC_DONE or length > w.settings.max_head or head_read_response(
+                head, data, length, w.settings.max_fields, x.to_head) != RC_OK):
+            return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, PROTOCOL_BROKEN)
+        upstream.inbox.scanned = 0
+        if head.status >= 200 or head.status == 101:
+            break
+        # 100 and 103 on their own way; the final response is still to come.
+        if x.minor and x.client is not NULL:
+            write_start(&w.out, w.out.data, w.out.size)
+            head_write_response(&w.out, head, False, NULL, x.request_id, x.request_id_length)
+            if client_send(w, x, w.out.data, w.out.used) == RC_GONE:
+                return RC_GONE
+        data += length
+        n -= length
+        if n == 0:
+            inbox_clear(w, &upstream.inbox)
+            return RC_OK
+    if head.status == 101:
+        return step_switch(w, x, data + length, n - length)
+    if status_retries(w, x, head.status):
+        w.retry_budget -= 100
+        sys_add_counter(&w.stats.retries, 1)
+        upstream_drop(w, x)
+        request_rewind(x)
+        return dispatch(w, x, -1)
+    backend_answered(w, upstream.backend)
+    chain_forget(&x.up, &w.bufs)
+    x.framing_down = head.framing
+    x.down_left = head.content_length
+    x.event_stream = head.event_stream
+    x.dechunk = head.chunked and x.minor == 0
+    upstream.keep_alive = head.keep_alive
+    if not x.up_done or w.draining or head.framing == FRAMING_CLOSE or x.dechunk:
+        x.client_keeps = False
+    if not x.client_keeps:
+        connection = b"close"
+    elif x.minor == 0:
+        connection = b"keep-alive"
+    write_start(&w.out, w.out.data, w.out.size)
+    head_write_response(&w.out, head, not x.dechunk, connection, x.request_id, x.request_id_length)
+    if w.out.full:
+        return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, PROTOCOL_BROKEN)
+    x.status = head.status
+    if x.client is not NULL:
+        x.forwarded = True
+        if head.framing != FRAMING_NONE:
+            exchange_set_state(w, x, STATE_STREAM)
+    # What came with the head goes with it, in one send.
+    data += length
+    n -= length
+    rc = body_follow(w, x, data, n, &used, &out)
+    if out:
+        sys_add_counter(&w.stats.events, 1)
+        sys_add_counter(&w.stats.streaming_bytes, out)
+    write_bytes(&w.out, data, out)
+    inbox_clear(w, &upstream.inbox)
+    return body_forward(w, x, w.out.data, w.out.used, rc, used == n)
+
+cdef int step_down(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # Moves the response towards the client: one recv, one send. RC_OK or RC_GONE.
+    cdef UpstreamC *upstream
+    cdef uint8_t *data = NULL
+    cdef size_t n = 0
+    cdef size_t used = 0
+    cdef size_t out = 0
+    cdef ssize_t got
+    cdef int rc
+    cdef int i
+    if x.down.unsent:
+        rc = flush_down(w, x)
+        if rc != RC_OK:
+            return rc if rc == RC_GONE else RC_OK
+    for i in range(TURN_READS):
+        upstream = x.upstream
+        if upstream is NULL or x.down.unsent or not upstream.conn.readable or x.state == STATE_CONNECT:
+            return RC_OK
+        got = inbox_recv(w, &upstream.inbox, upstream.conn.fd, &data, &n)
+        if got == -EAGAIN:
+            upstream.conn.readable = False
+            return RC_OK
+        if got <= 0:
+            if got == 0 and x.framing_down == FRAMING_CLOSE and x.status:
+                return response_done(w, x, False)
+            return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, <int>-got)
+        if got < BUF_SIZE and not upstream.conn.hung_up and upstream.inbox.buf is NULL and upstream.inbox.wide is NULL:
+            upstream.conn.readable = False
+        if not x.status:
+            rc = step_response(w, x, data, n)
+        elif x.state == STATE_TUNNEL:
+            return RC_OK
+        else:
+            rc = body_follow(w, x, data, n, &used, &out)
+            sys_add_counter(&w.stats.events, 1)
+            sys_add_counter(&w.stats.streaming_bytes, out)
+            rc = body_forward(w, x, data, out, rc, used == n)
+        if rc == RC_GONE:
+            return RC_GONE
+    if x.upstream is not NULL:
+        conn_queue(w, &x.upstream.conn)
+    return RC_OK
+
+# ---------------------------------------------------------------------------------------------------------- the tunnel
+
+cdef int step_switch(WorkerC *w, ExchangeC *x, uint8_t *rest, size_t n) noexcept nogil:
+    # The backend answered 101; data[0:n] stands behind the head. RC_OK or RC_GONE.
+    if not x.upgrade or x.client is NULL:
+        return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, PROTOCOL_BROKEN)
+    backend_answered(w, x.upstream.backend)
+    chain_forget(&x.up, &w.bufs)
+    write_start(&w.out, w.out.data, w.out.size)
+    head_write_response(&w.out, w.head, False, b"Upgrade", x.request_id, x.request_id_length)
+    write_bytes(&w.out, rest, n)
+    x.status = 101
+    x.forwarded = True
+    x.client_keeps = False
+    x.framing_down = FRAMING_CLOSE
+    x.waited = w.now
+    inbox_clear(w, &x.upstream.inbox)
+    exchange_set_state(w, x, STATE_TUNNEL)
+    if n:
+        sys_add_counter(&w.stats.streaming_bytes, n)
+    if client_send(w, x, w.out.data, w.out.used) == RC_GONE:
+        return RC_GONE
+    return step_tunnel(w, x)
+
+cdef int tunnel_up(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # Client to upstream. RC_OK nothing more now, RC_AGAIN there may be more, RC_GONE.
+    cdef ClientC *client = x.client
+    cdef uint8_t *data = NULL
+    cdef size_t n = 0
+    cdef ssize_t got
+    cdef ssize_t took
+    if x.up.unsent:
+        took = io_send_chain(x.upstream.conn.fd, &x.up, &w.bufs)
+        if took < 0:
+            return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, <int>-took)
+        if took:
+            x.taken = w.now
+        if x.up.unsent:
+            return RC_OK
+    if inbox_holds(&client.inbox, &data, &n):
+        # Bytes of the new protocol that the client sent before it had the 101.
+        if chain_copy(&x.up, &w.bufs, data, n) != RC_OK:
+            return request_lost(w, x)
+        inbox_clear(w, &client.inbox)
+        x.taken = w.now
+        return RC_AGAIN
+    if not client.conn.readable:
+        return RC_OK
+    got = io_recv(client.conn.fd, w.hot.data, BUF_SIZE)
+    if got == -EAGAIN:
+        client.conn.readable = False
+        return RC_OK
+    if got < 0:
+        return client_left(w, x, <int>-got)
+    if got == 0:
+        return exchange_finish(w, x)
+    if got < BUF_SIZE and not client.conn.hung_up:
+        client.conn.readable = False
+    x.bytes_up += got
+    x.waited = w.now
+    took = io_send(x.upstream.conn.fd, w.hot.data, got)
+    if took == -EAGAIN:
+        took = 0
+    if took < 0:
+        return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, <int>-took)
+    if took < got:
+        x.taken = w.now
+        if chain_take_hot(w, &x.up, w.hot.data + took, got - took) != RC_OK:
+            return request_lost(w, x)
+        exchange_rearm(w, x)
+        return RC_OK
+    return RC_AGAIN if client.conn.readable else RC_OK
+
+cdef int tunnel_down(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # Upstream to client. RC_OK nothing more now, RC_AGAIN there may be more, RC_GONE.
+    cdef UpstreamC *upstream = x.upstream
+    cdef ssize_t got
+    cdef int rc = flush_down(w, x)
+    if rc != RC_OK:
+        return RC_GONE if rc == RC_GONE else RC_OK
+    if not upstream.conn.readable:
+        return RC_OK
+    got = io_recv(upstream.conn.fd, w.hot.data, BUF_SIZE)
+    if got == -EAGAIN:
+        upstream.conn.readable = False
+        return RC_OK
+    if got < 0:
+        return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, <int>-got)
+    if got == 0:
+        return exchange_finish(w, x)
+    if got < BUF_SIZE and not upstream.conn.hung_up:
+        upstream.conn.readable = False
+    x.waited = w.now
+    sys_add_counter(&w.stats.streaming_bytes, got)
+    if client_send(w, x, w.hot.data, got) == RC_GONE:
+        return RC_GONE
+    return RC_AGAIN if upstream.conn.readable and not x.down.unsent else RC_OK
+
+cdef int step_tunnel(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # Bytes both ways. RC_OK or RC_GONE.
+    cdef int up = RC_AGAIN
+    cdef int down = RC_AGAIN
+    cdef int i
+    for i in range(TURN_READS):
+        if up == RC_AGAIN:
+            up = tunnel_up(w, x)
+            if up == RC_GONE:
+                return RC_GONE
+        if down == RC_AGAIN:
+            down = tunnel_down(w, x)
+            if down == RC_GONE:
+                return RC_GONE
+    if up == RC_AGAIN or down == RC_AGAIN:
+        conn_queue(w, &x.client.conn)
+    return RC_OK
+
+# ------------------------------------------------------------------------------------- what epoll and the wheel call
+
+cdef void step_client(WorkerC *w, ClientC *client) noexcept nogil:
+    # Something happened to a client connection.
+    cdef ExchangeC *x = client.conn.exchange
+    if client.state == CLIENT_LINGER:
+        step_linger(w, client)
+    elif x is NULL or x.state == STATE_HEAD:
+        step_head(w, client)
+    elif x.state == STATE_TUNNEL:
+        step_tunnel(w, x)
+    elif client.conn.hung_up:
+        client_left(w, x, 0)
+    else:
+        if x.down.unsent and step_down(w, x) == RC_GONE:
+            return
+        if x.state == STATE_WAIT or x.state == STATE_STREAM:
+            if client.conn.readable and not x.up_done and x.upstream is not NULL:
+                step_up(w, x)
+
+cdef void step_upstream(WorkerC *w, UpstreamC *upstream, bint writable) noexcept nogil:
+    # Something happened to an upstream.
+    cdef ExchangeC *x = upstream.conn.exchange
+    cdef int error
+    if x is NULL:
+        if upstream.conn.readable:
+            upstream_close(w, upstream)     # idle: a FIN, or bytes that nobody asked for
+        return
+    if x.state == STATE_CONNECT:
+        error = io_connected(upstream.conn.fd)
+        if error < 0:
+            connect_failed(w, x, OUTCOME_CONNECT_ERROR, -error)
+            return
+        if not writable or step_connected(w, x) == RC_GONE or x.upstream is not upstream:
+            return
+    if x.state == STATE_TUNNEL:
+        step_tunnel(w, x)
+        return
+    if writable and x.up.unsent and x.state != STATE_FINISH:
+        if step_up(w, x) == RC_GONE or x.upstream is not upstream:
+            return
+    if upstream.conn.readable:
+        step_down(w, x)
+
+cdef int exchange_expired(WorkerC *w, ExchangeC *x, uint8_t outcome) noexcept nogil:
+    # Its time is up, for the reason given (rule F). RC_OK or RC_GONE.
+    cdef ClientC *client = x.client
+    if x.state == STATE_FINISH:
+        return upstream_failed(w, x, outcome, ETIMEDOUT)
+    if outcome == OUTCOME_TIMEOUT_HEAD or outcome == OUTCOME_TIMEOUT_BODY:
+        return answer_error(w, x, 408, outcome)
+    if outcome == OUTCOME_TIMEOUT_SEND:
+        exchange_end(w, x, exchange_phase(x), outcome)
+        client_close(w, client, True)
+        return RC_GONE
+    if outcome == OUTCOME_TIMEOUT_CONNECT:
+        return connect_failed(w, x, outcome, ETIMEDOUT)
+    if outcome == OUTCOME_TIMEOUT_TOTAL:
+        if x.state == STATE_FLUSH:
+            exchange_end(w, x, exchange_phase(x), outcome)
+            client_close(w, client, True)
+            return RC_GONE
+        if x.forwarded:
+            return response_truncate(w, x, outcome)
+        return answer_error(w, x, 504, outcome)
+    return upstream_failed(w, x, outcome, ETIMEDOUT)
+
+cdef void step_expired(WorkerC *w, ConnC *conn) noexcept nogil:
+    # The wheel came to a connection: is its time up, or only near?
+    cdef ExchangeC *x = conn.exchange
+    cdef ClientC *client = <ClientC *>conn
+    cdef uint8_t outcome = OUTCOME_OK
+    cdef int64_t deadline = 0
+    if x is not NULL:
+        if conn.side == SIDE_UPSTREAM and x.client is not NULL:
+            return          # the client connection keeps the time
+        deadline = exchange_deadline(w, x, &outcome)
+    elif conn.side == SIDE_UPSTREAM:
+        deadline = (<UpstreamC *>conn).since + w.settings.upstream_idle_timeout
+    elif client.state == CLIENT_LINGER:
+        deadline = client.since + LINGER_TIME
+    elif w.settings.keepalive_timeout:
+        deadline = client.since + w.settings.keepalive_timeout
+    if not deadline:
+        return
+    if deadline > w.now:
+        timer_arm(w, conn, deadline)
+    elif x is not NULL:
+        exchange_expired(w, x, outcome)
+    elif conn.side == SIDE_UPSTREAM:
+        upstream_close(w, <UpstreamC *>conn)
+    else:
+        client_close(w, client, False)

@@ -1,0 +1,160 @@
+# sys: every C declaration that the engine uses, and the few helpers that Cython cannot say.
+#
+# Nothing else in the engine declares an extern. A test build may put another file with the same names in the place of
+# this one and so script what the kernel answers.
+
+from libc.errno cimport (
+    errno, EAGAIN, EINTR, EINPROGRESS, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPIPE, ECONNRESET, ECONNREFUSED, ETIMEDOUT,
+)
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memchr, memcmp, memcpy, memmove, memset, strerror, strlen
+
+cdef extern from "<string.h>" nogil:
+    void *memrchr(const void *data, int byte, size_t n)
+
+cdef extern from "<time.h>" nogil:
+    ctypedef long time_t
+    cdef struct timespec:
+        time_t tv_sec
+        long tv_nsec
+    cdef struct tm:
+        int tm_sec
+        int tm_min
+        int tm_hour
+        int tm_mday
+        int tm_mon
+        int tm_year
+        int tm_wday
+    int CLOCK_MONOTONIC
+    int CLOCK_REALTIME
+    int clock_gettime(int clock, timespec *now)
+    tm *gmtime_r(const time_t *when, tm *parts)
+
+cdef extern from "<unistd.h>" nogil:
+    int close(int fd)
+    ssize_t read(int fd, void *data, size_t n)
+    ssize_t write(int fd, const void *data, size_t n)
+
+cdef extern from "<sys/random.h>" nogil:
+    ssize_t getrandom(void *data, size_t n, unsigned int flags)
+
+cdef extern from "<sys/mman.h>" nogil:
+    int PROT_READ
+    int PROT_WRITE
+    int MAP_PRIVATE
+    int MAP_ANONYMOUS
+    int MADV_DONTNEED
+    void *MAP_FAILED
+    void *mmap(void *at, size_t n, int protection, int flags, int fd, long offset)
+    int munmap(void *at, size_t n)
+    int madvise(void *at, size_t n, int advice)
+
+cdef extern from "<sys/socket.h>" nogil:
+    ctypedef unsigned int socklen_t
+    ctypedef unsigned short sa_family_t
+    cdef struct sockaddr:
+        sa_family_t sa_family
+    cdef struct sockaddr_storage:
+        sa_family_t ss_family
+    cdef struct linger:
+        int l_onoff
+        int l_linger
+    int AF_INET
+    int AF_INET6
+    int AF_UNIX
+    int SOCK_STREAM
+    int SOCK_NONBLOCK
+    int SOCK_CLOEXEC
+    int SOL_SOCKET
+    int SO_ERROR
+    int SO_LINGER
+    int SHUT_WR
+    int MSG_NOSIGNAL
+    int MSG_PEEK
+    int MSG_DONTWAIT
+    int socket(int family, int kind, int protocol)
+    int connect(int fd, const sockaddr *address, socklen_t n)
+    ssize_t recv(int fd, void *data, size_t n, int flags)
+    ssize_t send(int fd, const void *data, size_t n, int flags)
+    int shutdown(int fd, int how)
+    int getsockopt(int fd, int level, int name, void *value, socklen_t *n)
+    int setsockopt(int fd, int level, int name, const void *value, socklen_t n)
+
+cdef extern from "<netinet/in.h>" nogil:
+    cdef struct in_addr:
+        uint32_t s_addr
+    cdef struct in6_addr:
+        pass
+    cdef struct sockaddr_in:
+        sa_family_t sin_family
+        uint16_t sin_port
+        in_addr sin_addr
+    cdef struct sockaddr_in6:
+        sa_family_t sin6_family
+        uint16_t sin6_port
+        in6_addr sin6_addr
+    int IPPROTO_TCP
+    uint16_t htons(uint16_t host)
+
+cdef extern from "<netinet/tcp.h>" nogil:
+    int TCP_NODELAY
+
+cdef extern from "<arpa/inet.h>" nogil:
+    int inet_pton(int family, const char *text, void *address)
+
+cdef extern from "<sys/un.h>" nogil:
+    cdef struct sockaddr_un:
+        sa_family_t sun_family
+        char sun_path[108]
+
+cdef extern from "<sys/eventfd.h>" nogil:
+    int EFD_NONBLOCK
+    int EFD_CLOEXEC
+    int eventfd(unsigned int initial, int flags)
+
+cdef extern from "<sys/epoll.h>" nogil:
+    ctypedef union epoll_data_t:
+        void *ptr
+    cdef struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    uint32_t EPOLLIN
+    uint32_t EPOLLOUT
+    uint32_t EPOLLERR
+    uint32_t EPOLLHUP
+    uint32_t EPOLLRDHUP
+    uint32_t EPOLLET
+    int EPOLL_CLOEXEC
+    int EPOLL_CTL_ADD
+    int epoll_create1(int flags)
+    int epoll_ctl(int epfd, int operation, int fd, epoll_event *event)
+    int epoll_wait(int epfd, epoll_event *events, int n, int timeout_ms)
+
+# Words shared by two threads go through these: an acquire load sees all that was written before the release store.
+# A plain counter is only ever written by its own thread; the relaxed load keeps another thread's read whole.
+cdef extern from *:
+    """
+    #include <stdint.h>
+    static inline uint32_t sys_load_acquire(const uint32_t *word) { return __atomic_load_n(word, __ATOMIC_ACQUIRE); }
+    static inline void sys_store_release(uint32_t *word, uint32_t value) { __atomic_store_n(word, value, __ATOMIC_RELEASE); }
+    static inline uint32_t sys_exchange(uint32_t *word, uint32_t value) { return __atomic_exchange_n(word, value, __ATOMIC_ACQ_REL); }
+    static inline void *sys_exchange_pointer(void **word, void *value) { return __atomic_exchange_n(word, value, __ATOMIC_ACQ_REL); }
+    static inline uint64_t sys_read_counter(const uint64_t *word) { return __atomic_load_n(word, __ATOMIC_RELAXED); }
+    static inline void sys_add_counter(uint64_t *word, uint64_t n) {
+        __atomic_store_n(word, __atomic_load_n(word, __ATOMIC_RELAXED) + n, __ATOMIC_RELAXED);
+    }
+    static inline void sys_set_counter(uint64_t *word, uint64_t value) { __atomic_store_n(word, value, __ATOMIC_RELAXED); }
+    static inline int sys_lowest_bit(uint64_t word) { return __builtin_ctzll(word); }
+    static inline int sys_highest_bit(uint64_t word) { return 63 - __builtin_clzll(word); }
+    """
+    uint32_t sys_load_acquire(const uint32_t *word) noexcept nogil
+    void sys_store_release(uint32_t *word, uint32_t value) noexcept nogil
+    uint32_t sys_exchange(uint32_t *word, uint32_t value) noexcept nogil
+    void *sys_exchange_pointer(void **word, void *value) noexcept nogil
+    uint64_t sys_read_counter(const uint64_t *word) noexcept nogil
+    void sys_add_counter(uint64_t *word, uint64_t n) noexcept nogil
+    void sys_set_counter(uint64_t *word, uint64_t value) noexcept nogil
+    int sys_lowest_bit(uint64_t word) noexcept nogil
+    int sys_highest_bit(uint64_t word) noexcept nogil

@@ -1,0 +1,126 @@
+# text: classes of bytes, comparisons without regard to case, and a writer that cannot run over its end.
+
+cdef enum:
+    TEXT_TOKEN = 1      # tchar, RFC 9110 section 5.6.2
+    TEXT_VALUE = 2      # field-vchar, SP and HTAB, RFC 9110 section 5.5
+    TEXT_TARGET = 4     # visible ASCII without "#", which no request target holds (RFC 9112 section 3.2)
+    TEXT_DIGIT = 8
+    TEXT_HEX = 16
+    TEXT_HOST = 32      # what an authority is made of: unreserved, sub-delims without ",", "%", ":", "[", "]"
+
+cdef uint8_t text_class[256]
+cdef uint8_t text_lower[256]
+cdef uint8_t text_hex[256]
+
+cdef void text_init() noexcept nogil:
+    # Fills the tables; called once, when the module is imported.
+    cdef int c
+    for c in range(256):
+        text_class[c] = 0
+        text_lower[c] = <uint8_t>c
+        if c == 9 or (32 <= c and c != 127):
+            text_class[c] |= TEXT_VALUE
+        if 33 <= c < 127 and c != c"#":
+            text_class[c] |= TEXT_TARGET
+        if c"0" <= c <= c"9":
+            text_class[c] |= TEXT_DIGIT | TEXT_HEX | TEXT_TOKEN | TEXT_HOST
+            text_hex[c] = <uint8_t>(c - c"0")
+        elif c"A" <= c <= c"Z":
+            text_class[c] |= TEXT_TOKEN | TEXT_HOST
+            text_lower[c] = <uint8_t>(c + 32)
+        elif c"a" <= c <= c"z":
+            text_class[c] |= TEXT_TOKEN | TEXT_HOST
+        if c"a" <= text_lower[c] <= c"f":
+            text_class[c] |= TEXT_HEX
+            text_hex[c] = <uint8_t>(text_lower[c] - c"a" + 10)
+    text_mark(b"!#$%&'*+-.^_`|~", TEXT_TOKEN)
+    text_mark(b"-._~!$&'()*+;=%:[]", TEXT_HOST)
+
+cdef void text_mark(const char *members, uint8_t which) noexcept nogil:
+    cdef size_t i
+    for i in range(strlen(members)):
+        text_class[<uint8_t>members[i]] |= which
+
+cdef bint text_is(const uint8_t *p, size_t n, uint8_t which) noexcept nogil:
+    # Whether all of p[0:n] is of the class.
+    cdef size_t i
+    for i in range(n):
+        if not text_class[p[i]] & which:
+            return False
+    return True
+
+cdef bint text_same(const uint8_t *p, size_t n, const char *lower) noexcept nogil:
+    # Whether p[0:n] is `lower` (which is in lower case), whatever its own case.
+    cdef size_t i
+    for i in range(n):
+        if text_lower[p[i]] != <uint8_t>lower[i] or lower[i] == 0:
+            return False
+    return lower[n] == 0
+
+cdef bint text_same_bytes(const uint8_t *p, size_t n, const uint8_t *q, size_t m) noexcept nogil:
+    cdef size_t i
+    if n != m:
+        return False
+    for i in range(n):
+        if text_lower[p[i]] != text_lower[q[i]]:
+            return False
+    return True
+
+cdef int64_t text_number(const uint8_t *p, size_t n) noexcept nogil:
+    # A decimal number of 1 to 18 digits and nothing else, or -1.
+    cdef int64_t value = 0
+    cdef size_t i
+    if n < 1 or n > 18 or not text_is(p, n, TEXT_DIGIT):
+        return -1
+    for i in range(n):
+        value = value * 10 + (p[i] - c"0")
+    return value
+
+# Takes the next member of a comma separated list off the front of p[0:n]; white space is trimmed, empty members are
+# skipped (RFC 9110 section 5.6.1). False when there is none left.
+cdef bint text_next_member(const uint8_t **p, size_t *n, const uint8_t **member, size_t *length) noexcept nogil:
+    cdef size_t i = 0
+    cdef size_t start
+    while i < n[0] and (p[0][i] == c"," or p[0][i] == c" " or p[0][i] == c"\t"):
+        i += 1
+    if i == n[0]:
+        return False
+    start = i
+    while i < n[0] and p[0][i] != c",":
+        i += 1
+    member[0] = p[0] + start
+    length[0] = i - start
+    while length[0] and (member[0][length[0] - 1] == c" " or member[0][length[0] - 1] == c"\t"):
+        length[0] -= 1
+    p[0] += i
+    n[0] -= i
+    return True
+
+# Writes into data[0:size]. What does not fit is not written and sets `full`; look at it once, at the end.
+cdef struct WriterC:
+    uint8_t *data
+    size_t size
+    size_t used
+    bint full
+
+cdef void write_start(WriterC *out, uint8_t *data, size_t size) noexcept nogil:
+    out.data = data
+    out.size = size
+    out.used = 0
+    out.full = False
+
+cdef void write_bytes(WriterC *out, const void *p, size_t n) noexcept nogil:
+    if n == 0:
+        return
+    if n > out.size - out.used:
+        out.full = True
+        return
+    memcpy(out.data + out.used, p, n)
+    out.used += n
+
+cdef void write_text(WriterC *out, const char *text) noexcept nogil:
+    write_bytes(out, text, strlen(text))
+
+cdef void write_number(WriterC *out, int64_t value) noexcept nogil:
+    cdef char digits[24]
+    write_bytes(out, digits, <size_t>snprintf(digits, sizeof(digits), "%lld", <long long>value))

@@ -1,0 +1,97 @@
+# worker: all that one worker owns, its settings in the units of the engine, and the routing table.
+
+cdef enum:
+    WHEEL_SLOTS = 1024          # of 2^14 us each: it looks 16.8 s ahead
+    WHEEL_WORDS = 16            # WHEEL_SLOTS / 64
+    WHEEL_SHIFT = 14
+    BATCH = 256                 # epoll events a turn
+    TURN_READS = 16             # recv calls a connection and turn, so that one fast stream starves nobody
+    LINGER_TIME = 2000000       # us
+    LINGER_BYTES = 1048576
+    RETRY_FIRST = 1000          # retry budget at the start, in hundredths of a retry
+    RETRY_MOST = 10000
+    RETRY_EARNED = 20           # by each exchange
+    LEFT_OUT_FIRST = 100000     # us
+    LEFT_OUT_MOST = 10000000
+
+cdef struct SettingsC:
+    size_t max_request_line
+    size_t max_head
+    int max_fields
+    int64_t max_body
+    int64_t failover_body
+    int64_t head_timeout        # us, as all time-outs here; 0 is off
+    int64_t keepalive_timeout
+    int64_t connect_timeout
+    int64_t ttft_timeout
+    int64_t idle_timeout
+    int64_t total_timeout
+    int64_t send_timeout
+    int64_t upstream_idle_timeout
+    bint retry_429
+    bint retry_502
+    bint retry_503
+    bint midstream_error_event
+    bint access_records
+
+cdef struct AddressC:
+    sockaddr_storage address
+    socklen_t length
+
+# One entry of a routing table, as configure() made it.
+cdef struct RouteC:
+    uint8_t used
+    uint8_t finish_on_abort
+    uint8_t address_count
+    char authority[AUTHORITY_ROOM]
+    AddressC addresses[MAX_ADDRESSES]
+
+cdef struct TableC:
+    RouteC routes[MAX_BACKENDS]
+    int count                   # slots in use
+
+# What a worker knows of a backend beside its route; it outlives a reconfiguration.
+cdef struct BackendC:
+    UpstreamC *idle             # idle upstreams, the last used first
+    int in_flight
+    int failures                # in a row
+    int address                 # index of the one that worked last
+    int64_t left_out_until      # us, 0 where it is not left out
+
+cdef struct WorkerC:
+    int epfd
+    int64_t now                 # us; read once a turn
+    int64_t date_second         # that `date` was made for
+    char date[32]
+    bint draining               # as the mail said
+    bint stopping
+    void *new_table             # a TableC handed over by the control plane, or NULL
+    TableC *table
+    BackendC backends[MAX_BACKENDS]
+    int turn_start              # where the choice among equals begins next time
+    int retry_budget            # hundredths
+    SettingsC settings
+    BufC *hot                   # every recv goes here
+    BufSlabC bufs
+    SlabC clients
+    SlabC upstreams
+    SlabC exchanges
+    int64_t client_count
+    int64_t exchange_count
+    WriterC out                 # heads are written here
+    HeadC *head                 # heads are read into this
+    ConnC *busy                 # connections with work left, first come first served
+    ConnC **busy_end
+    ConnC *all                  # every open connection
+    ConnC *parked               # closed in this turn
+    ExchangeC *ended            # in this turn
+    void *wides                 # free areas for long heads
+    void *wide_blocks           # all of them
+    ConnC *wheel[WHEEL_SLOTS]
+    uint64_t wheel_used[WHEEL_WORDS]
+    int64_t wheel_tick          # first slot, counted from the beginning of time, that was not looked at
+    uint64_t random[2]
+    ConnC mail_conn             # the mailbox's entry in the epoll set
+    MailC mail
+    StatsC stats
+    epoll_event events[BATCH]

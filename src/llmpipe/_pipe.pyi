@@ -1,0 +1,194 @@
+"""The boundary between the control plane (Python) and the data plane (Cython).
+
+Everything that crosses it is here: one class and a few tuples of names. Times are seconds (float) and sizes bytes
+(int) unless a name says otherwise.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol, TypedDict
+
+OUTCOMES: tuple[str, ...]
+"""Printable names of the ways an exchange can end; an index into it is the `outcome` of an event record."""
+
+PHASES: tuple[str, ...]
+"""Printable names of the phases of an exchange; an index into it is the `phase` of an event record."""
+
+BUCKETS: tuple[float, ...]
+"""Upper bounds, in seconds, of the histogram buckets; one more bucket, without bound, follows the last."""
+
+MAX_BACKENDS: int
+"""Slots that `Engine.configure` accepts: 0 to MAX_BACKENDS - 1."""
+
+MAX_ADDRESSES: int
+"""Addresses that one backend may have; `Engine.configure` refuses more."""
+
+EVENT_EXCHANGE: int
+"""Kind of an event record: an exchange ended."""
+
+EVENT_BACKEND_DOWN: int
+"""Kind of an event record: a backend failed and is left out for `duration` seconds."""
+
+EVENT_BACKEND_UP: int
+"""Kind of an event record: a backend that was left out answered again."""
+
+class Settings(Protocol):
+    """What an engine is told once, when it is made; `llmpipe.config.Settings` satisfies it. A timeout of 0 is off."""
+
+    @property
+    def max_request_line(self) -> int: ...
+    @property
+    def max_head(self) -> int: ...
+    @property
+    def max_fields(self) -> int: ...
+    @property
+    def max_body(self) -> int: ...
+    @property
+    def failover_body(self) -> int: ...
+    @property
+    def head_timeout(self) -> float: ...
+    @property
+    def keepalive_timeout(self) -> float: ...
+    @property
+    def connect_timeout(self) -> float: ...
+    @property
+    def ttft_timeout(self) -> float: ...
+    @property
+    def idle_timeout(self) -> float: ...
+    @property
+    def total_timeout(self) -> float: ...
+    @property
+    def send_timeout(self) -> float: ...
+    @property
+    def upstream_idle_timeout(self) -> float: ...
+    @property
+    def retry_statuses(self) -> frozenset[int]: ...
+    @property
+    def midstream_error_event(self) -> bool: ...
+    @property
+    def access_records(self) -> bool: ...
+
+Backend = tuple[int, bytes, Sequence[tuple[str, int]], bool]
+"""(slot, authority, addresses, finish_on_abort).
+
+The authority goes into the Host field of a request that came without one. An address is (numeric host, port), or
+("unix:/path", 0).
+"""
+
+EventRecord = tuple[
+    int,  # kind: one of the EVENT_* constants
+    float,  # age: seconds since it happened
+    int,  # slot of the backend, -1 for none
+    bytes,  # client address
+    bytes,  # method
+    bytes,  # request target, cut at the room the record has
+    bytes,  # request id
+    int,  # status for the log: what was sent to the client, 499 for a client abort, 0 for none
+    int,  # outcome: index into OUTCOMES
+    int,  # phase that it ended in: index into PHASES
+    float,  # TTFT, -1 where no body byte was forwarded
+    float,  # duration of the exchange, or time that a backend is left out
+    int,  # body and head bytes received from the client
+    int,  # bytes sent to the client
+    int,  # attempts: upstream connections used
+    float,  # time from the client's disconnect to the upstream's close, -1 where there was none
+    int,  # errno that ended it, 0 for none
+]
+
+Histogram = tuple[list[int], float]
+"""(count of each bucket, not cumulative and one longer than BUCKETS; sum of all values in seconds)."""
+
+class BackendStats(TypedDict):
+    in_flight: int
+    idle: int
+    exchanges: int
+    connects: int
+    reuses: int
+    failures: int
+    left_out: bool
+
+class Stats(TypedDict):
+    clients: int
+    accepted: int
+    streaming_active: int
+    streaming_bytes: int
+    bytes_up: int
+    events: int
+    outcomes: list[int]
+    connects: int
+    connect_errors: int
+    reuses: int
+    stale: int
+    retries: int
+    records_dropped: int
+    buffers_held: int
+    buffers_made: int
+    upstreams: int
+    ttft: Histogram
+    itl: Histogram
+    duration: Histogram
+    disconnect: Histogram
+    backends: list[BackendStats]
+
+class Engine:
+    """One worker of the data plane: its own epoll set, connections, upstream pools and counters.
+
+    One thread calls `run`. Every other method may be called from one other thread, the control plane's, at the same
+    time; none of them blocks.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        """Takes the memory and the descriptors that the engine starts with.
+
+        Raises:
+            OSError: a descriptor could not be made.
+            MemoryError: memory could not be had.
+            ValueError: a setting is out of its range.
+        """
+
+    def run(self) -> None:
+        """Forwards until `stop`, or after `drain` until the last connection is gone. Holds no GIL while it runs.
+
+        Raises:
+            OSError: the epoll set failed; every connection was closed.
+            RuntimeError: it is running already, or has run.
+        """
+
+    def adopt(self, fd: int, address: bytes) -> bool:
+        """Hands over an accepted, connected socket and the client's address as text (at most 45 bytes).
+
+        Returns:
+            True if the engine owns `fd` from now on; False if its mailbox is full, and the caller keeps `fd`.
+        """
+
+    def configure(self, backends: Sequence[Backend]) -> None:
+        """Replaces the routing table between two turns of the loop; live exchanges keep what they have.
+
+        Raises:
+            ValueError: a slot, an address or an authority is out of range.
+        """
+
+    def drain(self) -> None:
+        """Lets live exchanges finish, closes idle connections; `run` returns after the last one."""
+
+    def stop(self) -> None:
+        """Ends everything at once; `run` returns."""
+
+    def drain_events(self) -> list[EventRecord]:
+        """Takes the event records that were written since the last call."""
+
+    def stats(self) -> Stats:
+        """A snapshot of the counters; nothing is computed until it is called."""
+
+    @property
+    def events_fd(self) -> int:
+        """An eventfd, readable when records should be taken soon: a client left, or the ring is half full.
+
+        Records of exchanges that ended well wait for the next call of `drain_events`, whenever that is.
+        """
+
+    @property
+    def clients(self) -> int:
+        """Client connections that the engine owns, those still in its mailbox included."""
+
+    def close(self) -> None:
+        """Releases memory and descriptors; `run` must have returned. Idempotent."""

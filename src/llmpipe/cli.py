@@ -1,0 +1,258 @@
+"""The command line: options, their units and defaults, and one clear line for what cannot work.
+
+Every option has an environment variable. Nothing is decided here but how text becomes a `Serve`.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from llmpipe import __version__, log, mock, server
+from llmpipe._pipe import MAX_BACKENDS, Engine
+from llmpipe.background import make_server
+from llmpipe.config import Serve, Settings, parse_address, parse_backends, parse_duration, parse_size
+from llmpipe.errors import UsageError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _Parsed(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic since click 8.3 only
+    """A parameter that a function of `config` reads."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._parse(value)
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _address_or_off(text: str) -> tuple[str, int] | None:
+    return None if text == "off" else parse_address(text)
+
+
+DURATION = _Parsed("duration", parse_duration)
+SIZE = _Parsed("size", parse_size)
+ADDRESS = _Parsed("host:port", parse_address)
+ADDRESS_OR_OFF = _Parsed("host:port|off", _address_or_off)
+
+
+def option(name: str, help: str, **attributes: Any) -> Callable[[F], F]:
+    """An option with its environment variable and its default in the help."""
+    attributes.setdefault("show_default", True)
+    variable = "LLMPIPE_" + name.lstrip("-").replace("-", "_").upper()
+    return click.option(name, envvar=variable, show_envvar=True, help=help, **attributes)
+
+
+def log_options(command: F) -> F:
+    """The options of every command that logs."""
+    level = option(
+        "--log-level",
+        "Least important lines written. Access lines are info; above it they are not even made.",
+        type=click.Choice(["debug", "info", "warning", "error"]),
+        default="info",
+    )
+    style = option("--log-format", "How lines look.", type=click.Choice(["text", "json"]), default="text")
+    return style(level(command))
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, message="llmpipe %(version)s")
+def cli() -> None:
+    """llmpipe: a streaming reverse proxy in front of LLM inference servers.
+
+    Durations are seconds, or a number with ms, s, m or h; sizes are bytes, or a number with KB, MB or GB.
+    """
+
+
+@cli.command("serve")
+@option(
+    "--listen",
+    "Where clients connect; port 0 takes a free one.",
+    type=ADDRESS,
+    default="127.0.0.1:8080",
+    metavar="HOST:PORT",
+)
+@option(
+    "--backend",
+    "An inference server: http://HOST:PORT, http://[V6]:PORT or unix:/PATH. Repeat it for several: the one with the fewest "
+    "requests in flight is chosen. ?on-abort=finish behind it lets it finish an answer whose client has left. In the "
+    "environment, separated by spaces.",
+    multiple=True,
+    metavar="URL",
+    show_default=False,
+)
+@option(
+    "--workers", "Engine threads.", type=click.IntRange(1, 256), default=usable_cpus, show_default="the CPUs it may use"
+)
+@option(
+    "--admin",
+    "Where /metrics, /healthz and /readyz are, or 'off'.",
+    type=ADDRESS_OR_OFF,
+    default="127.0.0.1:9090",
+    metavar="HOST:PORT",
+)
+@option("--connect-timeout", "Time for a backend to accept a connection; 0 is off.", type=DURATION, default="5s")
+@option(
+    "--ttft-timeout",
+    "Time from the request sent to the first byte of content; 0 is off.",
+    type=DURATION,
+    default="300s",
+)
+@option(
+    "--idle-timeout",
+    "Longest gap between two bytes of content, or of a request body; 0 is off.",
+    type=DURATION,
+    default="300s",
+)
+@option("--total-timeout", "Longest exchange; 0 is off.", type=DURATION, default="0")
+@option("--send-timeout", "How long a client may take no byte of its answer; 0 is off.", type=DURATION, default="60s")
+@option("--head-timeout", "Time for a whole request head; 0 is off.", type=DURATION, default="10s")
+@option(
+    "--keepalive-timeout", "How long an idle client connection stays open; 0 is for ever.", type=DURATION, default="75s"
+)
+@option(
+    "--upstream-idle-timeout",
+    "How long an idle backend connection is kept, less than the backend keeps it (uvicorn: 5 s); 0 keeps none.",
+    type=DURATION,
+    default="4s",
+)
+@option("--drain-timeout", "Time for streams to finish after SIGTERM; 0 is no limit.", type=DURATION, default="10m")
+@option("--max-request-line", "Longest request line; longer is answered 414.", type=SIZE, default="8KB")
+@option("--max-head", "Longest request or response head; longer is answered 431.", type=SIZE, default="32KB")
+@option("--max-fields", "Most fields in a head; more is answered 431.", type=click.IntRange(1, 1024), default=128)
+@option("--max-body", "Longest request body; longer is answered 413.", type=SIZE, default="64MB")
+@option("--failover-body", "How much of a request is kept to send it to another backend.", type=SIZE, default="1MB")
+@option(
+    "--retry-status",
+    "Answer of a backend after which the next one is asked; repeat it. In the environment, separated by spaces.",
+    type=click.Choice(["429", "502", "503"]),
+    multiple=True,
+    show_default="none",
+)
+@option(
+    "--on-midstream-error",
+    "When a backend fails inside an event stream: just close, or write one error event first.",
+    type=click.Choice(["close", "event"]),
+    default="close",
+)
+@option("--demo", "Run a mock inference server as the backend and print a command to try.", is_flag=True)
+@log_options
+def serve(**given: Any) -> None:
+    """Forward requests to inference servers, each token the moment it arrives.
+
+    SIGTERM or SIGINT drains: /readyz fails, listening stops, streams finish; a second one ends at once. SIGHUP resolves the
+    backends' names anew. Exit code 0 after a clean drain, 1 if streams were cut, 2 if the options cannot work.
+    """
+    if given["demo"] and given["backend"]:
+        _refuse("--demo brings its own backend; leave out --backend, or leave out --demo")
+    if not given["demo"] and not given["backend"]:
+        _refuse("no backend; name one with --backend http://HOST:PORT, or try --demo")
+    try:
+        config = _read_serve(given)
+    except UsageError as error:
+        _refuse(str(error))
+    sys.exit(_run_logged(given, lambda lines: server.run(config, lines)))
+
+
+def _read_serve(given: dict[str, Any]) -> Serve:
+    names = Settings.__dataclass_fields__.keys() & given.keys()
+    settings = Settings(
+        **{name: given[name] for name in names},
+        retry_statuses=frozenset(map(int, given["retry_status"])),
+        midstream_error_event=given["on_midstream_error"] == "event",
+        access_records=given["log_level"] in ("debug", "info"),
+    )
+    try:
+        Engine(settings).close()
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return Serve(
+        listen=given["listen"],
+        admin=given["admin"],
+        backends=parse_backends(given["backend"], MAX_BACKENDS),
+        workers=given["workers"],
+        drain_timeout=given["drain_timeout"],
+        demo=given["demo"],
+        settings=settings,
+    )
+
+
+@cli.command("mock")
+@option(
+    "--listen",
+    "Where it listens; port 0 takes a free one.",
+    type=ADDRESS,
+    default="127.0.0.1:8000",
+    metavar="HOST:PORT",
+)
+@option(
+    "--tokens-per-second", "Pace of each answer; 0 is as fast as it can.", type=click.FloatRange(0, 1e6), default=50.0
+)
+@option("--ttft", "Time before the first token.", type=DURATION, default="200ms")
+@option(
+    "--tokens",
+    "Tokens in an answer; a request's max_tokens may ask for fewer.",
+    type=click.IntRange(0, mock.MAX_TOKENS),
+    default=64,
+)
+@option("--model", "Name of the model.", default="mock")
+@log_options
+def mock_(**given: Any) -> None:
+    """Run a mock inference server: /v1/chat/completions, /v1/completions, /v1/models, /health.
+
+    The request headers X-Mock-Tokens-Per-Second, X-Mock-TTFT and X-Mock-Tokens change one answer.
+    """
+    pace = mock.Pace(given["tokens_per_second"], given["ttft"], given["tokens"], given["model"])
+
+    def run(_: log.Log) -> int:
+        with server.bind(given["listen"], "--listen") as listener:
+            log.info("listening", address=server.bound_address(listener), model=pace.model)
+            with suppress(KeyboardInterrupt):
+                make_server(mock.make_app(pace)).run(sockets=[listener])
+        log.info("stopped")
+        return 0
+
+    sys.exit(_run_logged(given, run))
+
+
+@cli.command("version")
+def version() -> None:
+    """Print the version."""
+    click.echo(f"llmpipe {__version__}")
+
+
+def _run_logged(given: dict[str, Any], run: Callable[[log.Log], int]) -> int:
+    """Runs with a log that is written to its end, whatever happens."""
+    lines = log.Log(given["log_format"], given["log_level"])
+    try:
+        return run(lines)
+    except UsageError as error:
+        lines.close()
+        _refuse(str(error))
+    finally:
+        lines.close()
+
+
+def _refuse(text: str) -> NoReturn:
+    click.echo(f"Error: {text}", err=True)
+    sys.exit(2)
+
+
+def main() -> None:
+    """The command `llmpipe`."""
+    cli.main(prog_name="llmpipe")

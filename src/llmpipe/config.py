@@ -1,0 +1,190 @@
+"""What an operator can say: units, addresses, backends, and the settings that the engine and the server get.
+
+Only text is read here; nothing is opened, resolved or started.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from urllib.parse import parse_qsl, urlsplit
+
+from llmpipe.errors import UsageError
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)?")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_SIZE = re.compile(r"(\d+)(B|KB|MB|GB)?", re.IGNORECASE)
+_BYTES = {"B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252}[A-Za-z0-9.])?")
+
+
+def parse_duration(text: str) -> float:
+    """Seconds in `text`: a number, with ms, s, m or h behind it, or seconds without.
+
+    Raises:
+        UsageError: it is no such thing.
+    """
+    match = _DURATION.fullmatch(text.strip())
+    if not match:
+        raise UsageError(
+            f"{text!r} is not a duration; write seconds, or a number with ms, s, m or h, such as 300 or 5m"
+        )
+    seconds = float(match[1]) * _SECONDS[match[2] or "s"]
+    if seconds > 1e9:
+        raise UsageError(f"{text!r} is too long a duration; the most is 1e9 seconds")
+    return seconds
+
+
+def parse_size(text: str) -> int:
+    """Bytes in `text`: a number, with KB, MB or GB (1024-based) behind it, or bytes without.
+
+    Raises:
+        UsageError: it is no such thing.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if not match:
+        raise UsageError(f"{text!r} is not a size; write bytes, or a number with KB, MB or GB, such as 64MB")
+    return int(match[1]) * _BYTES[(match[2] or "B").upper()]
+
+
+def format_address(host: str, port: int) -> str:
+    """`host:port`, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """(host, port) of `HOST:PORT`, `[v6]:PORT` or `:PORT` (every IPv4 address).
+
+    Raises:
+        UsageError: it is no such thing.
+    """
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise UsageError(f"{text!r} is not an address; put brackets around an IPv6 address: [::1]:8080")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise UsageError(f"{text!r} is not an address; write HOST:PORT, such as 127.0.0.1:8080")
+    return host or "0.0.0.0", int(port)  # noqa: S104: that is what an empty host asks for
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An inference server, as `--backend` names it."""
+
+    url: str
+    """What logs and metrics call it: the URL without its options."""
+    host: str
+    """A name or a numeric address; empty for a Unix socket."""
+    port: int
+    path: str
+    """Of a Unix socket; empty for TCP."""
+    finish_on_abort: bool
+    """Whether it may finish its answer when the client has left."""
+
+    @property
+    def authority(self) -> str:
+        """For the Host field of a request that came without one."""
+        return format_address(self.host, self.port) if self.host else "localhost"
+
+
+def parse_backend(text: str) -> Backend:
+    """The backend of `http://host:port`, `http://[v6]:port` or `unix:/path`, with `?on-abort=finish` or without.
+
+    Raises:
+        UsageError: it is no such thing; the text says how to write it.
+    """
+    base, _, query = text.partition("?")
+    finish = _parse_backend_options(text, query)
+    if base.startswith("unix:"):
+        path = base[5:]
+        if not path.startswith("/"):
+            raise UsageError(f"backend {text!r}: a Unix socket needs an absolute path, such as unix:/run/vllm.sock")
+        return Backend(base, "", 0, path, finish)
+    _check_scheme(text, base)
+    try:
+        parts = urlsplit(base)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise UsageError(f"backend {text!r} is not a URL: {error}") from None
+    if parts.path not in ("", "/") or parts.fragment:
+        raise UsageError(f"backend {text!r} has a path; requests keep the client's, so write only http://HOST:PORT")
+    if parts.username is not None or not host or (":" not in host and not _HOST.fullmatch(host)):
+        raise UsageError(f"backend {text!r} has no valid host; write http://HOST:PORT")
+    if port == 0:
+        raise UsageError(f"backend {text!r}: port 0 cannot be connected")
+    port = 80 if port is None else port
+    return Backend(f"http://{format_address(host, port)}", host, port, "", finish)
+
+
+def _check_scheme(text: str, base: str) -> None:
+    scheme, separator, _ = base.partition("://")
+    if not separator:
+        raise UsageError(f"backend {text!r} has no scheme; write http://HOST:PORT or unix:/PATH")
+    if scheme.lower() == "https":
+        raise UsageError(
+            f"backend {text!r}: TLS to backends is not supported; use http://, or put a TLS client such as stunnel before it"
+        )
+    if scheme.lower() != "http":
+        raise UsageError(f"backend {text!r}: the scheme {scheme!r} is unknown; write http://HOST:PORT or unix:/PATH")
+
+
+def _parse_backend_options(text: str, query: str) -> bool:
+    finish = False
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name != "on-abort":
+            raise UsageError(f"backend {text!r}: the option {name!r} is unknown; there is on-abort")
+        if value not in ("close", "finish"):
+            raise UsageError(f"backend {text!r}: on-abort is close or finish, not {value!r}")
+        finish = value == "finish"
+    return finish
+
+
+def parse_backends(texts: Sequence[str], limit: int) -> tuple[Backend, ...]:
+    """Every backend, once.
+
+    Raises:
+        UsageError: one is wrong or named twice, or there are more than `limit`.
+    """
+    backends = tuple(parse_backend(text) for text in texts)
+    urls = [backend.url for backend in backends]
+    for url in urls:
+        if urls.count(url) > 1:
+            raise UsageError(f"backend {url} is named twice")
+    if len(backends) > limit:
+        raise UsageError(f"{len(backends)} backends are more than the {limit} that one proxy can have")
+    return backends
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What each engine is told; times in seconds, 0 for off, sizes in bytes (rules A3, B2 and F)."""
+
+    max_request_line: int = 8 << 10
+    max_head: int = 32 << 10
+    max_fields: int = 128
+    max_body: int = 64 << 20
+    failover_body: int = 1 << 20
+    head_timeout: float = 10.0
+    keepalive_timeout: float = 75.0
+    connect_timeout: float = 5.0
+    ttft_timeout: float = 300.0
+    idle_timeout: float = 300.0
+    total_timeout: float = 0.0
+    send_timeout: float = 60.0
+    upstream_idle_timeout: float = 4.0
+    retry_statuses: frozenset[int] = field(default_factory=frozenset)
+    midstream_error_event: bool = False
+    access_records: bool = True
+
+
+@dataclass(frozen=True)
+class Serve:
+    """What `llmpipe serve` was asked to do."""
+
+    listen: tuple[str, int]
+    admin: tuple[str, int] | None
+    backends: tuple[Backend, ...]
+    workers: int
+    drain_timeout: float
+    demo: bool
+    settings: Settings

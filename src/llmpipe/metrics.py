@@ -1,0 +1,170 @@
+"""Prometheus metrics. Nothing is counted here: a scrape reads the engines' counters and adds them up (rule H)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from llmpipe import __version__
+from llmpipe._pipe import BUCKETS, OUTCOMES
+
+if TYPE_CHECKING:
+    from llmpipe._pipe import BackendStats, Histogram, Stats
+    from llmpipe.config import Backend
+
+NO_ERROR = ("ok", "client_abort")
+"""Outcomes that are not failures of forwarding."""
+
+
+def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"llmpipe_{name}", text, value=value)
+
+
+def _counter(name: str, text: str, value: float) -> CounterMetricFamily:
+    return CounterMetricFamily(f"llmpipe_{name}", text, value=value)
+
+
+def _histogram(name: str, text: str, parts: Sequence[Histogram]) -> HistogramMetricFamily:
+    buckets: list[tuple[str, float]] = []
+    total = 0
+    for index, bound in enumerate((*map(str, BUCKETS), "+Inf")):
+        total += sum(counts[index] for counts, _ in parts)
+        buckets.append((bound, total))
+    return HistogramMetricFamily(f"llmpipe_{name}", text, buckets=buckets, sum_value=sum(sum_ for _, sum_ in parts))
+
+
+class EngineCollector(Collector):
+    """Yields the metric families of all engines at scrape time."""
+
+    def __init__(
+        self,
+        stats: Callable[[], list[Stats]],
+        backends: tuple[Backend, ...],
+        dropped_lines: Callable[[], int],
+        draining: Callable[[], bool],
+    ) -> None:
+        """Args:
+        stats: takes a snapshot of each engine.
+        backends: in the order of their slots.
+        dropped_lines: log lines that were lost behind the engines' rings.
+        draining: whether the proxy drains.
+        """
+        self._stats = stats
+        self._backends = backends
+        self._dropped_lines = dropped_lines
+        self._draining = draining
+
+    def collect(self) -> Iterable[Metric]:
+        snapshots = self._stats()
+        yield from self._totals(snapshots)
+        yield from self._outcomes(snapshots)
+        yield from self._histograms(snapshots)
+        yield from self._per_backend(snapshots)
+        build = GaugeMetricFamily("llmpipe_build_info", "The version that runs; always 1.", labels=["version"])
+        build.add_metric([__version__], 1)
+        yield build
+
+    def _totals(self, snapshots: list[Stats]) -> Iterable[Metric]:
+        def total(get: Callable[[Stats], int]) -> int:
+            return sum(get(stats) for stats in snapshots)
+
+        yield _gauge("streaming_active", "Streams that are open now.", total(lambda s: s["streaming_active"]))
+        yield _counter(
+            "streaming_bytes_forwarded",
+            "Bytes of response bodies forwarded to clients.",
+            total(lambda s: s["streaming_bytes"]),
+        )
+        yield _counter("request_bytes", "Bytes of requests received from clients.", total(lambda s: s["bytes_up"]))
+        yield _counter(
+            "events_forwarded", "Pieces of response bodies forwarded, one a recv.", total(lambda s: s["events"])
+        )
+        yield _gauge("clients", "Open client connections.", total(lambda s: s["clients"]))
+        yield _counter("accepted", "Client connections accepted.", total(lambda s: s["accepted"]))
+        yield _gauge("upstreams", "Open upstream connections, idle ones included.", total(lambda s: s["upstreams"]))
+        yield _counter("retries", "Requests sent to a further backend.", total(lambda s: s["retries"]))
+        yield _counter("stale_replays", "Requests sent again after a stale connection.", total(lambda s: s["stale"]))
+        yield _counter("connect_errors", "Upstream connects that failed.", total(lambda s: s["connect_errors"]))
+        yield _counter(
+            "access_lines_dropped",
+            "Log lines lost because a ring or the queue was full.",
+            total(lambda s: s["records_dropped"]) + self._dropped_lines(),
+        )
+        yield _gauge("buffers_held", "8 KB buffers that hold bytes now.", total(lambda s: s["buffers_held"]))
+        yield _gauge("buffers", "8 KB buffers that exist, free ones included.", total(lambda s: s["buffers_made"]))
+        yield _gauge("draining", "1 while the proxy drains.", float(self._draining()))
+
+    def _outcomes(self, snapshots: list[Stats]) -> Iterable[Metric]:
+        exchanges = CounterMetricFamily("llmpipe_exchanges", "Ended exchanges by outcome.", labels=["outcome"])
+        errors = CounterMetricFamily("llmpipe_streaming_errors", "Forwarding failures by reason.", labels=["reason"])
+        for index, outcome in enumerate(OUTCOMES):
+            count = sum(stats["outcomes"][index] for stats in snapshots)
+            exchanges.add_metric([outcome], count)
+            if outcome not in NO_ERROR:
+                errors.add_metric([outcome], count)
+        yield exchanges
+        yield errors
+
+    def _histograms(self, snapshots: list[Stats]) -> Iterable[Metric]:
+        yield _histogram(
+            "ttft_seconds",
+            "Request head received to first body byte forwarded.",
+            [stats["ttft"] for stats in snapshots],
+        )
+        yield _histogram(
+            "itl_seconds", "Gap between forwarded events of a stream.", [stats["itl"] for stats in snapshots]
+        )
+        yield _histogram(
+            "duration_seconds",
+            "First byte of a request to the end of its exchange.",
+            [stats["duration"] for stats in snapshots],
+        )
+        yield _histogram(
+            "disconnect_seconds",
+            "A client's disconnect seen to its upstream closed.",
+            [stats["disconnect"] for stats in snapshots],
+        )
+
+    def _per_backend(self, snapshots: list[Stats]) -> Iterable[Metric]:
+        gauges: list[tuple[str, str, Callable[[BackendStats], int]]] = [
+            ("in_flight", "Exchanges that a backend works on now.", lambda b: b["in_flight"]),
+            ("upstream_idle", "Idle upstream connections.", lambda b: b["idle"]),
+        ]
+        counters: list[tuple[str, str, Callable[[BackendStats], int]]] = [
+            ("backend_exchanges", "Attempts sent to a backend.", lambda b: b["exchanges"]),
+            (
+                "backend_failures",
+                "Connects refused or timed out, and ends before any byte of an answer.",
+                lambda b: b["failures"],
+            ),
+            ("upstream_connects", "Upstream connections opened.", lambda b: b["connects"]),
+            ("upstream_reuses", "Requests sent on an upstream that was open already.", lambda b: b["reuses"]),
+        ]
+        for name, text, get in gauges:
+            gauge = GaugeMetricFamily(f"llmpipe_{name}", text, labels=["backend"])
+            for slot, backend in enumerate(self._backends):
+                gauge.add_metric([backend.url], sum(get(stats["backends"][slot]) for stats in snapshots))
+            yield gauge
+        for name, text, get in counters:
+            counter = CounterMetricFamily(f"llmpipe_{name}", text, labels=["backend"])
+            for slot, backend in enumerate(self._backends):
+                counter.add_metric([backend.url], sum(get(stats["backends"][slot]) for stats in snapshots))
+            yield counter
+        up = GaugeMetricFamily(
+            "llmpipe_backend_up", "1 unless every worker leaves the backend out.", labels=["backend"]
+        )
+        for slot, backend in enumerate(self._backends):
+            up.add_metric([backend.url], float(any(not stats["backends"][slot]["left_out"] for stats in snapshots)))
+        yield up
+
+
+def make_registry(collector: EngineCollector) -> CollectorRegistry:
+    """What /metrics shows: the engines' metrics, and the process's own."""
+    registry = CollectorRegistry()
+    registry.register(collector)
+    ProcessCollector(registry=registry)
+    return registry

@@ -1,0 +1,83 @@
+"""Event records of the engine, turned into log lines: access lines, disconnects, backends that went and came back."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from llmpipe import disconnect, log
+from llmpipe._pipe import EVENT_BACKEND_DOWN, EVENT_BACKEND_UP, EVENT_EXCHANGE, OUTCOMES, PHASES
+
+if TYPE_CHECKING:
+    from llmpipe._pipe import EventRecord
+    from llmpipe.config import Backend
+
+CLIENT_ABORT = OUTCOMES.index("client_abort")
+
+
+def _milliseconds(seconds: float) -> float | None:
+    return round(seconds * 1000, 3) if seconds >= 0 else None
+
+
+class RecordLog:
+    """Writes what the engines report."""
+
+    def __init__(self, backends: tuple[Backend, ...]) -> None:
+        self._urls = [backend.url for backend in backends]
+        self._out: set[str] = set()
+
+    def write(self, record: EventRecord) -> None:
+        """Writes one record."""
+        kind = record[0]
+        if kind == EVENT_EXCHANGE:
+            self._exchange(record)
+        elif kind == EVENT_BACKEND_DOWN:
+            self._backend_down(record)
+        elif kind == EVENT_BACKEND_UP:
+            self._backend_up(record)
+
+    def _exchange(self, record: EventRecord) -> None:
+        (_, age, slot, client, method, target, request_id, status, outcome, phase, ttft, duration, bytes_up, bytes_down,
+         attempts, close_time, _) = record  # fmt: skip
+        backend = self._urls[slot] if slot >= 0 else None
+        if outcome == CLIENT_ABORT:
+            disconnect.signal(
+                request_id=request_id.decode("latin-1"),
+                backend=backend,
+                phase=PHASES[phase],
+                close_ms=_milliseconds(close_time),
+                client=client.decode("latin-1"),
+            )
+        if not log.enabled(logging.INFO):
+            return
+        fields = {
+            "client": client.decode("latin-1"),
+            "method": method.decode("latin-1"),
+            "path": log.mask_secrets(target.decode("latin-1")),
+            "status": status or None,
+            "outcome": OUTCOMES[outcome],
+            "phase": PHASES[phase],
+            "backend": backend,
+            "ttft_ms": _milliseconds(ttft),
+            "duration_ms": _milliseconds(duration),
+            "bytes_up": bytes_up,
+            "bytes_down": bytes_down,
+            "attempts": attempts,
+            "request_id": request_id.decode("latin-1"),
+            "close_ms": _milliseconds(close_time),
+        }
+        log.event(logging.INFO, "access", fields, at=time.time() - age)
+
+    def _backend_down(self, record: EventRecord) -> None:
+        # Every worker finds out by itself, and again each time that a try fails; one line says that it went.
+        url = self._urls[record[2]]
+        level = logging.DEBUG if url in self._out else logging.WARNING
+        self._out.add(url)
+        log.event(level, "backend left out", {"backend": url, "seconds": record[11], "errno": record[16] or None})
+
+    def _backend_up(self, record: EventRecord) -> None:
+        url = self._urls[record[2]]
+        level = logging.INFO if url in self._out else logging.DEBUG
+        self._out.discard(url)
+        log.event(level, "backend back", {"backend": url})

@@ -1,0 +1,319 @@
+"""The control plane's life: sockets, accept, signals, drain.
+
+It accepts and hands over. It never reads from a client or a backend, and nothing here runs while an event is forwarded.
+"""
+
+import asyncio
+import errno
+import resource
+import signal
+import socket
+from contextlib import ExitStack
+
+import uvloop
+
+from llmpipe import __version__, admin, log, metrics, mock, resolve
+from llmpipe.background import BackgroundServer
+from llmpipe.config import Backend, Serve, format_address, parse_backend
+from llmpipe.errors import UsageError
+from llmpipe.records import RecordLog
+from llmpipe.runner import Runner
+
+BACKLOG = 4096
+ACCEPTS_A_TURN = 64
+"""Connections accepted before the loop looks at anything else."""
+
+RESERVED_DESCRIPTORS = 64
+"""Descriptors that are kept for what is neither client nor upstream."""
+
+RESUME_INTERVAL = 0.05
+"""Seconds between two looks whether accepting can go on."""
+
+OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+def bind(address: tuple[str, int], option: str) -> socket.socket:
+    """A listening TCP socket, non-blocking.
+
+    Raises:
+        UsageError: the address cannot be bound; the text names `option`.
+    """
+    host, port = address
+    where = format_address(host, port)
+    try:
+        family, _, _, _, sockaddr = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except OSError as error:
+        raise UsageError(f"{option} {where}: the host cannot be resolved ({error.strerror or error})") from None
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(sockaddr)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise UsageError(
+                f"{option} {where}: the port is in use; stop what listens there, or choose another"
+            ) from None
+        raise UsageError(f"{option} {where}: cannot listen there ({error.strerror or error})") from None
+    listener.setblocking(False)
+    return listener
+
+
+def bound_address(listener: socket.socket) -> str:
+    """Where a socket really listens, as host:port."""
+    host, port = listener.getsockname()[:2]
+    return format_address(host, port)
+
+
+def raise_descriptor_limit() -> int:
+    """Raises the soft limit of open files to the hard one and returns it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+class Acceptor:
+    """Accepts connections and hands each to the engine with the fewest clients.
+
+    A client needs two descriptors, its own and an upstream's. When those run out accepting pauses; who is connected stays
+    untouched, and who is not waits in the backlog (rule G2).
+    """
+
+    def __init__(self, listener: socket.socket, runner: Runner, most_clients: int) -> None:
+        self._listener = listener
+        self._runner = runner
+        self._most_clients = most_clients
+        self._loop = asyncio.get_running_loop()
+        self._resume_timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Begins to accept."""
+        self._loop.add_reader(self._listener.fileno(), self._accept)
+
+    def close(self) -> None:
+        """Takes what is in the backlog, then stops listening."""
+        if self._resume_timer is not None:
+            self._resume_timer.cancel()
+        else:
+            self._loop.remove_reader(self._listener.fileno())
+            self._accept()
+            if self._resume_timer is not None:
+                self._resume_timer.cancel()
+        self._listener.close()
+
+    def _accept(self) -> None:
+        for _ in range(ACCEPTS_A_TURN):
+            if self._runner.clients() >= self._most_clients:
+                self._pause("clients", clients=self._runner.clients())
+                return
+            try:
+                connection, peer = self._listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno in OUT_OF_RESOURCES:
+                    self._pause("descriptors", error=error.strerror)
+                else:
+                    log.warning("accept failed", error=error.strerror)
+                return
+            engine = min(self._runner.engines, key=lambda engine: engine.clients)
+            fd = connection.detach()
+            if not engine.adopt(fd, peer[0].partition("%")[0].encode()):
+                # Its mailbox is full: it has thousands to take first.
+                socket.close(fd)
+                self._pause("mailbox")
+                return
+
+    def _pause(self, reason: str, **fields: object) -> None:
+        self._loop.remove_reader(self._listener.fileno())
+        log.warning("accept paused", reason=reason, **fields)
+        self._resume_timer = self._loop.call_later(RESUME_INTERVAL, self._resume)
+
+    def _resume(self) -> None:
+        if self._runner.clients() >= self._most_clients:
+            self._resume_timer = self._loop.call_later(RESUME_INTERVAL, self._resume)
+            return
+        try:
+            # The descriptor that a failed accept lacked must be there before anybody is told that it is.
+            socket.socket(socket.AF_UNIX).close()
+        except OSError:
+            self._resume_timer = self._loop.call_later(RESUME_INTERVAL, self._resume)
+            return
+        self._resume_timer = None
+        log.info("accept resumed")
+        self.start()
+
+
+async def warn_if_unreachable(backend: Backend, addresses: resolve.Addresses) -> None:
+    """Logs a warning where nothing listens at a backend's first address; that is no error, it may come later."""
+    host, port = addresses[0]
+    connect = asyncio.open_unix_connection(backend.path) if backend.path else asyncio.open_connection(host, port)
+    try:
+        _, writer = await asyncio.wait_for(connect, timeout=5)
+    except (OSError, asyncio.TimeoutError) as error:
+        reason = getattr(error, "strerror", None) or "no answer in 5 s"
+        log.warning("backend not reachable", backend=backend.url, error=reason)
+        return
+    writer.close()
+
+
+class Server:
+    """One `llmpipe serve`, from its sockets to its exit code."""
+
+    def __init__(self, config: Serve) -> None:
+        self._config = config
+        self._draining = False
+        self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
+
+    def _why_not_ready(self, runner: Runner) -> str | None:
+        if self._draining:
+            return "draining"
+        if not runner.usable_backends():
+            return "no backend is usable"
+        return None
+
+    async def run(self, lines: log.Log) -> int:
+        """Serves until a signal and the drain behind it; the process's exit code.
+
+        Raises:
+            UsageError: an address, a backend or a name cannot work.
+        """
+        config = self._config
+        with ExitStack() as stack:
+            listener = stack.enter_context(bind(config.listen, "--listen"))
+            admin_listener = stack.enter_context(bind(config.admin, "--admin")) if config.admin else None
+            backends = config.backends
+            if config.demo:
+                backends = (self._start_mock(stack),)
+            resolver = resolve.Resolver(backends)
+            await resolver.start()
+            records = RecordLog(backends)
+            descriptors = raise_descriptor_limit()
+            runner = Runner(config.workers, config.settings, backends, records.write)
+            stack.callback(runner.close)
+            runner.configure(resolver)
+            runner.start()
+            stack.callback(runner.stop)
+            if admin_listener is not None:
+                self._start_admin(stack, admin_listener, runner, lines)
+            acceptor = Acceptor(listener, runner, max(1, (descriptors - RESERVED_DESCRIPTORS) // 2))
+            acceptor.start()
+            self._watch_signals()
+            self._announce(listener, admin_listener, backends)
+            checks = [
+                asyncio.create_task(warn_if_unreachable(backend, resolver.addresses(backend))) for backend in backends
+            ]
+            refresh = asyncio.create_task(self._refresh(resolver, runner))
+            try:
+                return await self._serve(acceptor, runner, resolver)
+            finally:
+                for task in (*checks, refresh):
+                    task.cancel()
+
+    def _start_mock(self, stack: ExitStack) -> Backend:
+        listener = bind(("127.0.0.1", 0), "--demo")
+        backend = parse_backend(f"http://{bound_address(listener)}")
+        server = BackgroundServer(mock.make_app(mock.Pace()), listener)
+        server.start()
+        stack.callback(server.stop)
+        return backend
+
+    def _start_admin(self, stack: ExitStack, listener: socket.socket, runner: Runner, lines: log.Log) -> None:
+        collector = metrics.EngineCollector(
+            runner.stats, runner.backends, lambda: lines.dropped, lambda: self._draining
+        )
+        app = admin.make_app(metrics.make_registry(collector), lambda: self._why_not_ready(runner))
+        server = BackgroundServer(app, listener)
+        server.start()
+        stack.callback(server.stop)
+
+    def _announce(
+        self, listener: socket.socket, admin_listener: socket.socket | None, backends: tuple[Backend, ...]
+    ) -> None:
+        address = bound_address(listener)
+        log.info(
+            "listening",
+            address=address,
+            workers=self._config.workers,
+            backends=",".join(backend.url for backend in backends),
+            version=__version__,
+        )
+        if admin_listener is not None:
+            log.info("admin listening", address=bound_address(admin_listener))
+        if self._config.demo:
+            print(
+                "\nllmpipe runs in front of a mock inference server. Paste this into another terminal:\n\n"
+                f"    curl -N http://{address}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
+                '      -d \'{"model": "mock", "stream": true, "messages": [{"role": "user", "content": "Hello"}]}\'\n',
+                flush=True,
+            )
+
+    def _watch_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(number, self._signals.put_nowait, number)
+
+    async def _refresh(self, resolver: resolve.Resolver, runner: Runner) -> None:
+        while True:
+            await asyncio.sleep(resolve.INTERVAL)
+            if await resolver.refresh():
+                runner.configure(resolver)
+
+    async def _signal_or_end(self, runner: Runner, timeout: float | None) -> signal.Signals | None:
+        """The next signal; None where the engines ended, or the time-out passed, before it."""
+        got = asyncio.create_task(self._signals.get())
+        ended = asyncio.create_task(runner.ended.wait())
+        await asyncio.wait((got, ended), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        for task in (got, ended):
+            task.cancel()
+        return got.result() if got.done() and not got.cancelled() else None
+
+    async def _serve(self, acceptor: Acceptor, runner: Runner, resolver: resolve.Resolver) -> int:
+        while True:
+            number = await self._signal_or_end(runner, None)
+            if number is None:
+                acceptor.close()
+                return 1  # an engine failed; the runner has logged why
+            if number != signal.SIGHUP:
+                break
+            await resolver.refresh()
+            runner.configure(resolver)
+            log.info("reloaded")
+        return await self._drain(acceptor, runner, number)
+
+    async def _drain(self, acceptor: Acceptor, runner: Runner, number: signal.Signals) -> int:
+        """Rule G4: readiness fails, listening stops, streams finish, within a limit; a second signal ends at once."""
+        self._draining = True
+        log.info("draining", signal=number.name, clients=runner.clients(), seconds=self._config.drain_timeout)
+        acceptor.close()
+        runner.drain()
+        loop = asyncio.get_running_loop()
+        limit = self._config.drain_timeout
+        end = loop.time() + limit
+        clean = True
+        while not runner.ended.is_set():
+            left = end - loop.time() if limit else None
+            second = await self._signal_or_end(runner, left)
+            if runner.ended.is_set() or second == signal.SIGHUP:
+                continue
+            clean = False
+            log.warning(
+                "ending streams", reason="drain limit" if second is None else second.name, clients=runner.clients()
+            )
+            runner.stop()
+            await runner.ended.wait()
+        log.info("stopped", clean=clean and runner.failure is None)
+        return 0 if clean and runner.failure is None else 1
+
+
+def run(config: Serve, lines: log.Log) -> int:
+    """Serves on a uvloop event loop; the process's exit code.
+
+    Raises:
+        UsageError: what was asked for cannot work.
+    """
+    return uvloop.run(Server(config).run(lines))

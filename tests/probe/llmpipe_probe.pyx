@@ -1,0 +1,232 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""The engine's readers, opened to tests and fuzzers: the same parts as the product's, with no hook in the product.
+
+Every input is copied to the end of a page that is followed by one that may not be read, so that one byte too far is a
+crash. It may not do anything that the engine does not do; it only shows what the parts return.
+"""
+
+include "_pipe/sys.pxi"
+include "_pipe/rc.pxi"
+include "_pipe/buf.pxi"
+include "_pipe/text.pxi"
+include "_pipe/head.pxi"
+include "_pipe/chunk.pxi"
+include "_pipe/sse.pxi"
+
+cdef extern from "<sys/mman.h>" nogil:
+    int PROT_NONE
+    int mprotect(void *at, size_t n, int protection)
+
+text_init()
+
+FRAMINGS = ("none", "length", "chunked", "close")
+
+
+cdef class Guarded:
+    """Bytes whose last one touches a page that may not be read."""
+
+    cdef uint8_t *pages
+    cdef size_t size
+    cdef uint8_t *data
+    cdef Py_ssize_t n
+
+    def __cinit__(self, bytes data not None):
+        self.n = len(data)
+        self.size = ((self.n + 4095) // 4096 + 1) * 4096
+        self.pages = <uint8_t *>mmap(NULL, self.size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+        if self.pages == MAP_FAILED:
+            self.pages = NULL
+            raise MemoryError
+        mprotect(self.pages + self.size - 4096, 4096, PROT_NONE)
+        self.data = self.pages + self.size - 4096 - self.n
+        memcpy(self.data, <const char *>data, self.n)
+
+    def __dealloc__(self):
+        if self.pages is not NULL:
+            munmap(self.pages, self.size)
+
+
+cdef bytes _bytes(const uint8_t *p, size_t n):
+    return (<const char *>p)[:n] if n else b""
+
+
+cdef list _fields(HeadC *head):
+    cdef int i
+    return [(_bytes(head.fields[i].line, head.fields[i].name_length),
+             _bytes(head.fields[i].value, head.fields[i].value_length)) for i in range(head.count)]
+
+
+cdef class _HeadReader:
+    """Scans every byte once, however the bytes come, and reads the head when it is whole."""
+
+    cdef HeadC *head
+    cdef bytes got
+    cdef uint32_t scanned
+    cdef bint skipped_line
+    cdef size_t max_request_line
+    cdef size_t max_head
+    cdef int max_fields
+    cdef bytes method
+
+    def __cinit__(self, *, bytes method=None, size_t max_request_line=8192, size_t max_head=32768, int max_fields=128):
+        self.head = <HeadC *>calloc(1, sizeof(HeadC))
+        if self.head is NULL:
+            raise MemoryError
+        self.got = b""
+        self.method = method
+        self.max_request_line = max_request_line
+        self.max_head = max_head
+        self.max_fields = max_fields
+
+    def __dealloc__(self):
+        free(self.head)
+
+    def feed(self, bytes data not None):
+        cdef size_t length = 0
+        cdef int rc
+        self.got += data
+        guarded = Guarded(self.got)
+        rc = head_scan((<Guarded>guarded).data, (<Guarded>guarded).n, &self.scanned, &length)
+        if rc == RC_OK and self.method is None and not self.skipped_line:
+            # The empty line that may stand before a request, taken off as the engine's step_head does.
+            self.skipped_line = True
+            self.scanned = 0
+            rest = self.got[2:]
+            self.got = b""
+            return self.feed(rest)
+        if rc == RC_BAD or rc == RC_OK:
+            return ("bad", 400, None)
+        if rc == RC_DONE and length <= self.max_head:
+            return self._read((<Guarded>guarded).data, length)
+        if len(self.got) > self.max_request_line and b"\n" not in self.got[:self.max_request_line + 2]:
+            return ("bad", 414, None)
+        if rc == RC_DONE or len(self.got) >= self.max_head:
+            return ("bad", 431, None)
+        return ("again", 0, None)
+
+    cdef _read(self, const uint8_t *data, size_t length):
+        cdef HeadC *head = self.head
+        cdef int status
+        if self.method is None:
+            status = head_read_request(head, data, length, self.max_request_line, self.max_fields)
+            if status != RC_OK:
+                return ("bad", status, None)
+            target = _bytes(head.target, head.target_length)
+            method = _bytes(head.method, head.method_length)
+            if head.bare:
+                target = b"*" if method == b"OPTIONS" and not target else b"/" + target
+            return ("ok", length, {
+                "method": method,
+                "target": target,
+                "authority": _bytes(head.authority, head.authority_length),
+                "version": (1, head.minor),
+                "fields": _fields(head),
+                "framing": FRAMINGS[head.framing],
+                "length": max(head.content_length, 0),
+                "keep_alive": bool(head.keep_alive),
+                "expect": bool(head.expects),
+                "upgrade": bool(head.has_upgrade),
+            })
+        if head_read_response(head, data, length, self.max_fields, self.method == b"HEAD") != RC_OK:
+            return ("bad", 502, None)
+        return ("ok", length, {
+            "status": head.status,
+            "version": (1, head.minor),
+            "fields": _fields(head),
+            "framing": FRAMINGS[head.framing],
+            "length": max(head.content_length, 0),
+            "keep_alive": bool(head.keep_alive),
+        })
+
+
+def RequestReader(**limits):
+    """Feed it a request's bytes: ("again" | "bad" | "ok", head length or status, what was read)."""
+    return _HeadReader(**limits)
+
+
+def ResponseReader(method=b"GET", **limits):
+    """The same for a response to a request with this method."""
+    return _HeadReader(method=method, **limits)
+
+
+def parse_request(data, max_request_line=8192, max_head=32768, max_fields=128):
+    return RequestReader(max_request_line=max_request_line, max_head=max_head, max_fields=max_fields).feed(data)
+
+
+def parse_response(data, method=b"GET", max_head=32768, max_fields=128):
+    return ResponseReader(method, max_head=max_head, max_fields=max_fields).feed(data)
+
+
+cdef class ChunkReader:
+    """Follows the chunked framing: ("again" | "done" | "bad", bytes consumed, data of the chunks)."""
+
+    cdef ChunkC chunk
+
+    def __cinit__(self):
+        memset(&self.chunk, 0, sizeof(ChunkC))
+
+    def feed(self, bytes data not None):
+        cdef const uint8_t *body = NULL
+        cdef size_t length = 0
+        cdef size_t consumed = 0
+        cdef int rc
+        cdef list parts = []
+        guarded = Guarded(data)
+        while True:
+            rc = chunk_next(&self.chunk, (<Guarded>guarded).data, (<Guarded>guarded).n, &consumed, &body, &length)
+            if rc != RC_OK:
+                break
+            parts.append(_bytes(body, length))
+        return ({RC_AGAIN: "again", RC_DONE: "done", RC_BAD: "bad"}[rc], consumed, b"".join(parts))
+
+
+cdef class SseScanner:
+    """Follows an event stream: (whether it held content, whether it ends between two events)."""
+
+    cdef uint8_t state
+
+    def __cinit__(self):
+        self.state = SSE_EVENT_START
+
+    def feed(self, bytes data not None):
+        guarded = Guarded(data)
+        content = sse_follow(&self.state, (<Guarded>guarded).data, (<Guarded>guarded).n)
+        return bool(content), self.state == SSE_EVENT_START
+
+
+cdef bytes _written(WriterC *out):
+    if out.full:
+        raise OverflowError("the head does not fit")
+    return _bytes(out.data, out.used)
+
+
+def rewrite_request(data, bytes client=b"127.0.0.1", bytes authority=b"backend:1", bytes request_id=b""):
+    """The head that the backend gets for the request head `data`."""
+    cdef uint8_t room[65536]
+    cdef WriterC out
+    reader = <_HeadReader>RequestReader()
+    guarded = Guarded(data)
+    length = data.index(b"\r\n\r\n") + 4
+    status = head_read_request(reader.head, (<Guarded>guarded).data, length, 8192, 128)
+    if status != RC_OK:
+        raise ValueError(status)
+    write_start(&out, room, sizeof(room))
+    head_write_request(&out, reader.head, client, authority, request_id, len(request_id))
+    return _written(&out)
+
+
+def rewrite_response(data, bytes method=b"GET", version=(1, 1), bint close=False, bytes request_id=b"x"):
+    """The head that the client gets for the response head `data`."""
+    cdef uint8_t room[65536]
+    cdef WriterC out
+    cdef const char *connection = NULL
+    reader = <_HeadReader>ResponseReader(method)
+    guarded = Guarded(data)
+    length = data.index(b"\r\n\r\n") + 4
+    if head_read_response(reader.head, (<Guarded>guarded).data, length, 128, method == b"HEAD") != RC_OK:
+        raise ValueError(502)
+    if close:
+        connection = b"close"
+    write_start(&out, room, sizeof(room))
+    head_write_response(&out, reader.head, version >= (1, 1), connection, request_id, len(request_id))
+    return _written(&out)

@@ -64,7 +64,7 @@ def parse_address(text: str) -> tuple[str, int]:
         raise UsageError(f"{text!r} is not an address; put brackets around an IPv6 address: [::1]:8080")
     if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise UsageError(f"{text!r} is not an address; write HOST:PORT, such as 127.0.0.1:8080")
-    return host or "0.0.0.0", int(port)  # noqa: S104: that is what an empty host asks for
+    return host or "0.0.0.0", int(port)  # noqa: S104 - that is what an empty host asks for
 
 
 @dataclass(frozen=True)

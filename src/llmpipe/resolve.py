@@ -37,6 +37,19 @@ async def _look_up(backend: Backend) -> Addresses:
     return tuple(found)[:MAX_ADDRESSES]
 
 
+def _route_error(host: str, port: int) -> OSError | None:
+    """Why no packet could be sent there. Connecting a datagram socket looks the route up and sends nothing."""
+    if not port:
+        return None
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.connect((host, port))
+    except OSError as error:
+        return error
+    return None
+
+
 class Resolver:
     """Knows the addresses of every backend."""
 
@@ -49,10 +62,10 @@ class Resolver:
         return self._addresses[backend]
 
     async def start(self) -> None:
-        """Resolves every name.
+        """Resolves every name and looks up the routes. Nothing is sent: a backend that is not up yet is no error.
 
         Raises:
-            UsageError: a name cannot be resolved.
+            UsageError: a name cannot be resolved, or there is no way to a backend.
         """
         for backend in self._backends:
             fixed = _fixed(backend)
@@ -65,6 +78,9 @@ class Resolver:
                 ) from None
             if not self._addresses[backend]:
                 raise UsageError(f"backend {backend.url}: the host name has no usable address")
+            errors = [_route_error(host, port) for host, port in self._addresses[backend]]
+            if all(errors):
+                raise UsageError(f"backend {backend.url} cannot be reached from here ({errors[0]}); check its address")
 
     async def refresh(self) -> bool:
         """Resolves every name again; whether an address changed."""

@@ -148,19 +148,6 @@ class Acceptor:
         self.start()
 
 
-async def warn_if_unreachable(backend: Backend, addresses: resolve.Addresses) -> None:
-    """Logs a warning where nothing listens at a backend's first address; that is no error, it may come later."""
-    host, port = addresses[0]
-    connect = asyncio.open_unix_connection(backend.path) if backend.path else asyncio.open_connection(host, port)
-    try:
-        _, writer = await asyncio.wait_for(connect, timeout=5)
-    except (OSError, asyncio.TimeoutError) as error:
-        reason = getattr(error, "strerror", None) or "no answer in 5 s"
-        log.warning("backend not reachable", backend=backend.url, error=reason)
-        return
-    writer.close()
-
-
 class Server:
     """One `llmpipe serve`, from its sockets to its exit code."""
 
@@ -204,15 +191,11 @@ class Server:
             acceptor.start()
             self._watch_signals()
             self._announce(listener, admin_listener, backends)
-            checks = [
-                asyncio.create_task(warn_if_unreachable(backend, resolver.addresses(backend))) for backend in backends
-            ]
             refresh = asyncio.create_task(self._refresh(resolver, runner))
             try:
                 return await self._serve(acceptor, runner, resolver)
             finally:
-                for task in (*checks, refresh):
-                    task.cancel()
+                refresh.cancel()
 
     def _start_mock(self, stack: ExitStack) -> Backend:
         listener = bind(("127.0.0.1", 0), "--demo")

@@ -1,0 +1,80 @@
+"""Fixtures of all tests. Nothing is built here: the Makefile builds the engine and the probe."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from harness import Backend, Client, Proxy, Script, answer_all, wait_until
+
+ROOT = Path(__file__).parents[1]
+PROBE = ROOT / "build" / "probe"
+sys.path.insert(0, str(PROBE))
+
+
+@pytest.fixture(scope="session")
+def probe() -> ModuleType:
+    """The engine's readers, opened to tests."""
+    try:
+        return importlib.import_module("llmpipe_probe")
+    except ImportError as error:
+        pytest.fail(
+            f"{error}; build the probe first: {sys.executable} tests/probe/setup.py build_ext --build-lib {PROBE}",
+            pytrace=False,
+        )
+
+
+@pytest.fixture
+def proxy_to() -> Iterator[Callable[..., Proxy]]:
+    """Makes proxies: proxy_to(script_or_backend, ..., options=()). A script gets a backend of its own."""
+    with ExitStack() as stack:
+
+        def make(*backends: object, **arguments: object) -> Proxy:
+            return stack.enter_context(Proxy(*map(url_of, backends), **arguments))
+
+        def url_of(backend: object) -> str:
+            if isinstance(backend, str):
+                return backend
+            return backend.url if isinstance(backend, Backend) else stack.enter_context(Backend(backend)).url
+
+        yield make
+
+
+@pytest.fixture(scope="module")
+def backend() -> Iterator[Backend]:
+    """A backend that the tests of a module share; `serve` gives it another script."""
+    with Backend(answer_all) as backend:
+        yield backend
+
+
+@pytest.fixture(scope="module")
+def proxy(backend: Backend) -> Iterator[Proxy]:
+    """A proxy with default options, shared by the tests of a module, in front of their `backend`."""
+    with Proxy(backend.url) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def client(proxy: Proxy) -> Iterator[Client]:
+    """A connection to the shared proxy."""
+    with Client(proxy) as client:
+        yield client
+
+
+@pytest.fixture
+def serve(backend: Backend, proxy: Proxy) -> Iterator[Callable[[Script], None]]:
+    """serve(script): what the shared backend does with new connections. Every test starts with none open."""
+
+    def use(script: Script) -> None:
+        backend.script = script
+
+    yield use
+    backend.forget()
+    backend.script = answer_all
+    wait_until(lambda: not proxy.metric("llmpipe_upstreams"), what="upstreams closed")
+    backend.check()

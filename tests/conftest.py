@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -13,7 +14,7 @@ import pytest
 from harness import Backend, Client, Proxy, Script, answer_all, wait_until
 
 ROOT = Path(__file__).parents[1]
-PROBE = ROOT / "build" / "probe"
+PROBE = ROOT / os.environ.get("LLMPIPE_PROBE", "build/probe")
 sys.path.insert(0, str(PROBE))
 
 

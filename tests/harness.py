@@ -66,6 +66,8 @@ def reset_socket(sock: socket.socket) -> None:
     """Closes with an RST."""
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        # A thread that waits in the socket would hold it open; this wakes it and sends nothing.
+        sock.shutdown(socket.SHUT_RD)
     sock.close()
 
 

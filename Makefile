@@ -1,0 +1,85 @@
+# What a person types. `make` lists it. Each flavour of the engine is installed into a virtual environment of its own, so
+# that no extension lands in the source tree and a stale one is never imported.
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+VENV := .venv
+ASAN := .venv-asan
+ENGINE := .venv-engine
+
+SOURCES := $(shell find src setup.py pyproject.toml -type f -not -name '*.so')
+PROBE := tests/probe/llmpipe_probe.pyx tests/probe/setup.py
+PIP_FLAGS := --quiet --disable-pip-version-check
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+# pip 25.1 is the first that installs dependency groups.
+$(VENV)/bin/python $(ASAN)/bin/python $(ENGINE)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "llmpipe needs Python 3.10 or later")'
+	$(PYTHON) -m venv $(@D)/..
+	$@ -m pip install $(PIP_FLAGS) --upgrade 'pip>=25.1'
+
+$(VENV)/installed: $(SOURCES) | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install $(PIP_FLAGS) --force-reinstall --no-deps .
+	$(VENV)/bin/python -m pip install $(PIP_FLAGS) .
+	@touch $@
+
+$(VENV)/tested: $(VENV)/installed $(PROBE) pyproject.toml
+	$(VENV)/bin/python -m pip install $(PIP_FLAGS) --group test
+	$(VENV)/bin/python tests/probe/setup.py --quiet build_ext --force --build-lib build/probe --build-temp build/temp
+	@touch $@
+
+$(ASAN)/tested: $(SOURCES) $(PROBE) | $(ASAN)/bin/python
+	LLMPIPE_BUILD=asan $(ASAN)/bin/python -m pip install $(PIP_FLAGS) --force-reinstall --no-deps --no-cache-dir .
+	$(ASAN)/bin/python -m pip install $(PIP_FLAGS) .
+	$(ASAN)/bin/python -m pip install $(PIP_FLAGS) --group test
+	LLMPIPE_BUILD=asan $(ASAN)/bin/python tests/probe/setup.py --quiet build_ext --force --build-lib build/probe-asan --build-temp build/temp-asan
+	@touch $@
+
+$(ENGINE)/installed: $(SOURCES) | $(ENGINE)/bin/python
+	$(ENGINE)/bin/python -m pip install $(PIP_FLAGS) --group engine
+	$(ENGINE)/bin/python -m pip install $(PIP_FLAGS) --force-reinstall --no-deps .
+	$(ENGINE)/bin/python -m pip install $(PIP_FLAGS) .
+	@touch $@
+
+.PHONY: demo
+demo: $(VENV)/installed ## Run the proxy in front of a mock inference server
+	@exec $(VENV)/bin/llmpipe serve --demo
+
+.PHONY: curl
+curl:
+	@command -v curl >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq curl; } \
+		|| echo "make: there is no curl and it could not be installed; the tests that need it are skipped" >&2
+
+.PHONY: test
+test: curl $(VENV)/tested ## Run the tests
+	$(VENV)/bin/python -m pytest -n 2 $(PYTEST_ARGS)
+
+.PHONY: engine-test
+engine-test: $(ENGINE)/installed ## Run the tests against a real inference server (installs PyTorch and transformers)
+	$(ENGINE)/bin/python -m pytest tests/engine --timeout 600 $(PYTEST_ARGS)
+
+# Leaks are looked for by the tests' own counters: CPython never frees all that it has.
+.PHONY: asan
+asan: curl $(ASAN)/tested ## Run the tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" PYTHONMALLOC=malloc \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 LLMPIPE_PROBE=build/probe-asan \
+	$(ASAN)/bin/python -m pytest -n 2 $(PYTEST_ARGS)
+
+.PHONY: lint
+lint: $(VENV)/installed ## Check style and types
+	$(VENV)/bin/python -m pip install $(PIP_FLAGS) --group lint
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/cython-lint src/_pipe.pyx src/_pipe/*.pxi tests/probe/*.pyx
+	$(VENV)/bin/mypy
+
+.PHONY: wheel
+wheel: | $(VENV)/bin/python ## Build a wheel into dist/
+	$(VENV)/bin/python -m pip wheel $(PIP_FLAGS) --no-deps --wheel-dir dist .
+
+.PHONY: clean
+clean: ## Remove what was built and installed
+	rm -rf build dist $(VENV) $(ASAN) $(ENGINE) src/*.egg-info

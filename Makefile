@@ -59,7 +59,7 @@ test: curl $(VENV)/tested ## Run the tests
 
 .PHONY: engine-test
 engine-test: $(ENGINE)/installed ## Run the tests against a real inference server (installs PyTorch and transformers)
-	$(ENGINE)/bin/python -m pytest tests/engine --timeout 600 $(PYTEST_ARGS)
+	$(ENGINE)/bin/python -m pytest tests/engine -o norecursedirs= --timeout 600 $(PYTEST_ARGS)
 
 # Leaks are looked for by the tests' own counters: CPython never frees all that it has.
 .PHONY: asan
@@ -73,7 +73,7 @@ lint: $(VENV)/installed ## Check style and types
 	$(VENV)/bin/python -m pip install $(PIP_FLAGS) --group lint
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
-	$(VENV)/bin/cython-lint src/_pipe.pyx src/_pipe/*.pxi tests/probe/*.pyx
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cython-lint src/_pipe.pyx src/_pipe/*.pxi tests/probe/*.pyx
 	$(VENV)/bin/mypy
 
 .PHONY: wheel

@@ -193,7 +193,6 @@ cdef class Engine:
 
     def __init__(self, settings):
         cdef WorkerC *w
-        cdef epoll_event event
         if self.w is not NULL:
             raise RuntimeError("an engine is made once")
         w = self.w = <WorkerC *>calloc(1, sizeof(WorkerC))

@@ -76,6 +76,7 @@ def serve(backend: Backend, proxy: Proxy) -> Iterator[Callable[[Script], None]]:
 
     yield use
     backend.forget()
-    backend.script = answer_all
     wait_until(lambda: not proxy.metric("llmpipe_upstreams"), what="upstreams closed")
+    backend.forget()
+    backend.script = answer_all
     backend.check()

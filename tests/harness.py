@@ -8,6 +8,7 @@ what the proxy should do; that is for the tests to say.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import http.client
 import json
 import os
@@ -15,7 +16,6 @@ import re
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
@@ -40,6 +40,7 @@ REPORTS = (
 """Texts that must not stand in a proxy's stderr."""
 
 Fields = list[tuple[bytes, bytes]]
+LIBC = ctypes.CDLL(None)
 
 
 class PeerClosedError(EOFError):
@@ -62,20 +63,14 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def reset_socket(sock: socket.socket) -> None:
-    """Closes with an RST."""
+def shut(sock: socket.socket, *, reset: bool) -> None:
+    """Sends a FIN or an RST now, whoever waits in the socket; they are woken. The descriptor stays open."""
     with contextlib.suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        # A thread that waits in the socket would hold it open; this wakes it and sends nothing.
-        sock.shutdown(socket.SHUT_RD)
-    sock.close()
-
-
-def close_socket(sock: socket.socket) -> None:
-    """Closes with a FIN (an RST if bytes were left unread) and wakes a thread that waits in the socket."""
-    with contextlib.suppress(OSError):
-        sock.shutdown(socket.SHUT_RDWR)
-    sock.close()
+        if reset and sock.family != socket.AF_UNIX:
+            # connect() to AF_UNSPEC; close() alone would send nothing before the last waiting thread is gone.
+            LIBC.connect(sock.fileno(), bytes(16), 16)
+        else:
+            sock.shutdown(socket.SHUT_RDWR)
 
 
 def split_head(head: bytes) -> tuple[bytes, Fields]:
@@ -214,7 +209,8 @@ class Stream:
 
     def close(self) -> None:
         """Closes with a FIN; with an RST where bytes were left unread."""
-        close_socket(self.sock)
+        shut(self.sock, reset=False)
+        self._close()
 
     def half_close(self) -> None:
         """Sends a FIN and stays able to read."""
@@ -222,7 +218,11 @@ class Stream:
 
     def reset(self) -> None:
         """Closes with an RST."""
-        reset_socket(self.sock)
+        shut(self.sock, reset=True)
+        self._close()
+
+    def _close(self) -> None:
+        self.sock.close()
 
 
 @dataclass
@@ -238,6 +238,9 @@ class Request:
         return values(self.fields, name)
 
 
+Script = Callable[["Connection"], None]
+
+
 class Connection(Stream):
     """One connection as the backend sees it. It stays open when its script returns, until the backend's end."""
 
@@ -245,6 +248,25 @@ class Connection(Stream):
         super().__init__(sock)
         self.index = index
         self.forgotten = False
+        self._released = False
+        self.script_ended = False
+        self.thread: threading.Thread | None = None
+
+    def _close(self) -> None:
+        # A descriptor that is closed while the script's thread waits in it may be another socket when that thread wakes.
+        self._released = True
+        if self.script_ended or threading.current_thread() is self.thread:
+            self.sock.close()
+
+    def run(self, script: Script) -> None:
+        """Runs the script, in this thread."""
+        self.thread = threading.current_thread()
+        try:
+            script(self)
+        finally:
+            self.script_ended = True
+            if self._released:
+                self.sock.close()
 
     def read_request(self) -> Request:
         """A whole request, body included; PeerClosedError only where none had begun."""
@@ -276,9 +298,6 @@ class Connection(Stream):
                 self.sock.settimeout(TIMEOUT)
 
 
-Script = Callable[[Connection], None]
-
-
 class Backend:
     """A raw server. Each connection runs `script` in a thread; `script` may be replaced at any time.
 
@@ -290,6 +309,8 @@ class Backend:
         self.connections: list[Connection] = []
         self.errors: list[BaseException] = []
         self._closing = False
+        self._marker: object = None
+        self._marked = threading.Event()
         self._threads: list[threading.Thread] = []
         self._directory: str | None = None
         if family == "unix":
@@ -320,16 +341,20 @@ class Backend:
     def _accept(self) -> None:
         while True:
             try:
-                sock, _ = self._listener.accept()
+                sock, peer = self._listener.accept()
             except OSError:
                 return
+            if peer == self._marker and peer:
+                sock.close()
+                self._marked.set()
+                continue
             connection = Connection(sock, len(self.connections))
             self.connections.append(connection)
             self._start(self._run, self.script, connection)
 
     def _run(self, script: Script, connection: Connection) -> None:
         try:
-            script(connection)
+            connection.run(script)
         except PeerClosedError:
             pass
         except BaseException as error:
@@ -340,6 +365,16 @@ class Backend:
         """Waits until `n` connections were accepted since the start."""
         wait_until(lambda: len(self.connections) >= n, timeout, f"{n} connections to the backend")
 
+    def catch_up(self) -> None:
+        """Waits until every connection made so far is accepted (TCP only)."""
+        with socket.socket(self._listener.family) as marker:
+            marker.bind((self._listener.getsockname()[0], 0))
+            marker.settimeout(TIMEOUT)
+            self._marker = marker.getsockname()
+            self._marked.clear()
+            marker.connect(self._listener.getsockname())
+            assert self._marked.wait(TIMEOUT)
+
     def check(self) -> None:
         """Raises what a script raised."""
         if self.errors:
@@ -347,6 +382,7 @@ class Backend:
 
     def forget(self) -> None:
         """Closes every connection; what their scripts raise from now on is not an error. New ones count from 0."""
+        self.catch_up()
         connections, self.connections = self.connections, []
         for connection in connections:
             connection.forgotten = True
@@ -355,12 +391,15 @@ class Backend:
     def close(self) -> None:
         """Closes everything and waits for the threads."""
         self._closing = True
-        close_socket(self._listener)
+        shut(self._listener, reset=False)
         self._threads[0].join(TIMEOUT)
+        self._listener.close()
         for connection in self.connections:
             connection.close()
         for thread in self._threads:
             thread.join(TIMEOUT)
+        for connection in self.connections:
+            connection.sock.close()
         if self._directory:
             shutil.rmtree(self._directory, ignore_errors=True)
             self._directory = None

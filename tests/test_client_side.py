@@ -493,8 +493,8 @@ def test_a4_bad_chunks_are_answered_400_and_no_backend_sees_a_whole_request(prox
     error = check_error(client.request(BAD_CHUNKS[name]), 400)
     assert error["code"] == "bad_request"
     assert client.read_eof() == b""
-    if backend.connections:
-        wait_until(lambda: seen.broken_off == 1, what="the upstream closed")
+    backend.catch_up()
+    wait_until(lambda: all(connection.script_ended for connection in backend.connections), what="the upstream closed")
     assert seen.requests == []
 
 

@@ -348,6 +348,19 @@ def test_b3_requests_at_the_same_time_take_connections_of_their_own():
         assert len(backend.connections) == 2
 
 
+def test_b3_a_response_that_came_in_small_pieces_leaves_its_connection_usable(serve, backend, client):
+    def slowly(connection: Connection) -> None:
+        while True:
+            connection.read_request()
+            for byte in b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok":
+                connection.send(bytes([byte]))
+
+    serve(slowly)
+    for _ in range(50):
+        assert client.request(GET).body == b"ok"
+    assert len(backend.connections) == 1
+
+
 ENDS = {
     "Connection: close": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok",
     "HTTP/1.0": b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok",

@@ -80,7 +80,7 @@ cdef struct ExchangeC:
     uint8_t sse             # SSE_*
     uint8_t replayed        # a stale upstream was replaced once
     uint8_t attempts        # upstreams used
-    uint8_t addresses_tried # of the current backend, in this attempt
+    uint8_t addresses_tried  # of the current backend, in this attempt
     uint8_t skipped_line    # the empty line that may stand before a request was seen
     uint8_t counted         # in its backend's in-flight count
     uint8_t reset           # the client's connection must end with an RST

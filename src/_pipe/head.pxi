@@ -370,7 +370,7 @@ cdef int head_read_request(HeadC *head, const uint8_t *data, size_t length, size
             if field.kind == FIELD_EXPECT and not text_same(field.value, field.value_length, b"100-continue"):
                 return 417
         head.expects = head.minor == 1      # a 1.0 client may not expect anything (RFC 9110 section 10.1.1)
-    if head.request_id_count != 1 or not text_is(head.request_id, head.request_id_length, TEXT_TARGET):
+    if head.request_id_count != 1 or not text_is(head.request_id, head.request_id_length, TEXT_VISIBLE):
         head.request_id_length = 0
     # An upgrade with a body would leave two readings of where the new protocol starts.
     if head.minor == 0 or not head.asks_upgrade or head.framing != FRAMING_NONE:

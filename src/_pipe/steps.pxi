@@ -647,8 +647,8 @@ cdef int step_up(WorkerC *w, ExchangeC *x) noexcept nogil:
                 return step_down(w, x)
             if took:
                 x.waited = w.now
+            exchange_rearm(w, x)    # what is waited for has changed
             if x.up.unsent:
-                exchange_rearm(w, x)
                 return RC_OK
         if x.up_done or not client.conn.readable:
             return RC_OK

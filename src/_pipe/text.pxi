@@ -6,6 +6,7 @@ cdef enum:
     TEXT_TARGET = 4     # visible ASCII without "#", which no request target holds (RFC 9112 section 3.2)
     TEXT_DIGIT = 8
     TEXT_HEX = 16
+    TEXT_VISIBLE = 64   # visible ASCII
     TEXT_HOST = 32      # what an authority is made of: unreserved, sub-delims without ",", "%", ":", "[", "]"
 
 cdef uint8_t text_class[256]
@@ -20,8 +21,10 @@ cdef void text_init() noexcept nogil:
         text_lower[c] = <uint8_t>c
         if c == 9 or (32 <= c and c != 127):
             text_class[c] |= TEXT_VALUE
-        if 33 <= c < 127 and c != c"#":
-            text_class[c] |= TEXT_TARGET
+        if 33 <= c < 127:
+            text_class[c] |= TEXT_VISIBLE
+            if c != c"#":
+                text_class[c] |= TEXT_TARGET
         if c"0" <= c <= c"9":
             text_class[c] |= TEXT_DIGIT | TEXT_HEX | TEXT_TOKEN | TEXT_HOST
             text_hex[c] = <uint8_t>(c - c"0")

@@ -1,0 +1,412 @@
+"""Rules E: the backend fails. Nothing is lost silently, nothing is repeated, no end is clean that is not."""
+
+import hashlib
+import json
+import threading
+import time
+
+import httpx
+import openai
+import pytest
+from harness import Backend, Client, Connection, answer_all, chunk, free_port, respond, sse_head, wait_until
+
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+def post(body: bytes) -> bytes:
+    return b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+
+
+def reset_before_head(conn: Connection) -> None:
+    conn.read_request()
+    conn.reset()
+
+
+def eof_before_head(conn: Connection) -> None:
+    conn.read_request()
+    conn.close()
+
+
+def half_a_head(conn: Connection) -> None:
+    conn.read_request()
+    conn.send(b"HTTP/1.1 200 OK\r\nContent-")
+    conn.close()
+
+
+def broken_head(conn: Connection) -> None:
+    conn.read_request()
+    conn.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nokk")
+    conn.wait_eof()
+
+
+def silent(conn: Connection) -> None:
+    conn.read_request()
+    conn.wait_eof()
+
+
+def check_error(response, status: int, code: str) -> None:
+    assert response.status == status
+    error = json.loads(response.body)["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (error["code"], error["type"], error["param"]) == (code, "server_error", None)
+    assert error["message"].endswith(".")
+    assert response.values(b"content-type") == [b"application/json"]
+    assert response.values(b"content-length") == [b"%d" % len(response.body)]
+    assert len(response.values(b"x-request-id")) == 1
+
+
+FAILURES = [reset_before_head, eof_before_head, half_a_head, broken_head]
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_e1_the_next_backend_is_tried(proxy_to, failure):
+    with Backend(failure) as bad, Backend(answer_all) as good:
+        proxy = proxy_to(bad, good)
+        for _ in range(4):
+            with Client(proxy) as client:
+                response = client.request(post(b"x" * 1000))
+                assert (response.status, response.body) == (200, b"ok")
+        assert bad.connections
+        assert proxy.metric("llmpipe_retries_total") >= 1
+        assert proxy.metric("llmpipe_exchanges_total", outcome="ok") == 4
+        assert max(line["attempts"] for line in proxy.access(4)) == 2
+        assert proxy.metric("llmpipe_in_flight", backend=bad.url) == 0
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_e1_without_another_backend_502(proxy_to, failure):
+    proxy = proxy_to(failure)
+    with Client(proxy) as client:
+        check_error(client.request(GET), 502, "upstream_error")
+        # The client is not to blame: its connection goes on.
+        check_error(client.request(GET), 502, "upstream_error")
+    assert proxy.metric("llmpipe_exchanges_total", outcome="upstream_error") == 2
+    assert proxy.metric("llmpipe_streaming_errors_total", reason="upstream_error") == 2
+
+
+def test_e1_connect_refused(proxy_to):
+    dead = f"http://127.0.0.1:{free_port()}"
+    proxy = proxy_to(dead)
+    with Client(proxy) as client:
+        check_error(client.request(GET), 502, "connect_error")
+    assert proxy.metric("llmpipe_backend_failures_total", backend=dead) == 1
+    with Backend(answer_all) as good:
+        proxy = proxy_to(dead, good)
+        for _ in range(3):
+            with Client(proxy) as client:
+                assert client.request(GET).status == 200
+
+
+def test_e1_no_backend_that_answers_and_retry_after(proxy_to):
+    proxy = proxy_to(silent, options=["--drain-timeout", "100ms"])
+    with Client(proxy) as client:
+        client.send(GET)
+        wait_until(lambda: proxy.metric("llmpipe_clients") == 1)
+        time.sleep(0.1)
+        proxy.signal(15)
+        response = client.read_response()
+        check_error(response, 503, "shutdown")
+        assert response.values(b"retry-after") == [b"1"]
+    assert proxy.wait_exit() == 1
+
+
+@pytest.mark.parametrize("status", [429, 502, 503])
+def test_e1_statuses_that_are_retried_if_configured(proxy_to, status):
+    def refuse(conn: Connection) -> None:
+        while True:
+            conn.read_request()
+            conn.send(b"HTTP/1.1 %d No\r\nContent-Length: 2\r\n\r\nno" % status)
+
+    with Backend(refuse) as bad, Backend(answer_all) as good:
+        proxy = proxy_to(bad, good, options=["--retry-status", str(status)])
+        for _ in range(4):
+            with Client(proxy) as client:
+                assert client.request(post(b"hello")).status == 200
+        assert bad.connections
+        # It answered: it is not left out.
+        assert proxy.metric("llmpipe_backend_failures_total", backend=bad.url) == 0
+        proxy = proxy_to(bad, good)
+        statuses = set()
+        for _ in range(4):
+            with Client(proxy) as client:
+                statuses.add(client.request(GET).status)
+        assert statuses == {200, status}
+        proxy = proxy_to(bad, options=["--retry-status", str(status)])
+        with Client(proxy) as client:
+            assert client.request(GET).body == b"no"
+
+
+def test_e1_ttft_timeout_goes_to_the_next_backend(proxy_to):
+    with Backend(silent) as slow, Backend(answer_all) as good:
+        proxy = proxy_to(slow, good, options=["--ttft-timeout", "200ms"])
+        for _ in range(2):
+            with Client(proxy) as client:
+                assert client.request(GET).status == 200
+        assert slow.connections
+        assert slow.connections[0].wait_eof()
+        # Slow is not dead.
+        assert proxy.metric("llmpipe_backend_failures_total", backend=slow.url) == 0
+
+
+def test_e1_a_failed_backend_is_left_out_for_a_short_growing_time(proxy_to):
+    dead = f"http://127.0.0.1:{free_port()}"
+    with Backend(answer_all) as good:
+        proxy = proxy_to(dead, good)
+
+        def fail_once() -> float:
+            before = len([line for line in proxy.log if line["event"] == "backend left out"])
+            failures = proxy.metric("llmpipe_backend_failures_total", backend=dead)
+
+            def failed() -> bool:
+                with Client(proxy) as client:
+                    assert client.request(GET).status == 200
+                return proxy.metric("llmpipe_backend_failures_total", backend=dead) > failures
+
+            wait_until(failed)
+            assert proxy.metric("llmpipe_backend_up", backend=dead) == 0
+            start = time.monotonic()
+            wait_until(lambda: proxy.metric("llmpipe_backend_up", backend=dead) == 1)
+            assert before <= 1
+            return time.monotonic() - start
+
+        times = [fail_once() for _ in range(3)]
+        assert proxy.wait_log("backend left out")["seconds"] == 0.1
+        assert times[0] < times[2]
+        # While it is left out it gets nothing at all.
+        assert proxy.metric("llmpipe_backend_exchanges_total", backend=dead) == 3
+
+
+def test_e1_the_retry_budget(proxy_to):
+    with Backend(broken_head) as bad, Backend(broken_head) as worse:
+        proxy = proxy_to(bad, worse)
+        for _ in range(40):
+            with Client(proxy) as client:
+                assert client.request(GET).status == 502
+        # 10 at the start and one for every five exchanges, not one for each.
+        assert 10 <= proxy.metric("llmpipe_retries_total") <= 18
+
+
+@pytest.mark.parametrize("size", [0, 1, 8192, 100_000, 900_000])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_e1_the_same_body_reaches_the_next_backend(proxy_to, size, chunked):
+    body = bytes(i % 251 for i in range(size))
+    got = []
+
+    def remember(conn: Connection) -> None:
+        while True:
+            got.append(conn.read_request().body)
+            respond(conn)
+
+    def head_only(conn: Connection) -> None:
+        conn.read_head()
+        time.sleep(0.05)
+        conn.reset()
+
+    with Backend(head_only) as bad, Backend(remember) as good:
+        proxy = proxy_to(bad, good)
+        for _ in range(2):
+            with Client(proxy) as client:
+                if chunked:
+                    framed = b"".join(chunk(body[i : i + 5000]) for i in range(0, size, 5000)) + b"0\r\n\r\n"
+                    client.send(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + framed)
+                else:
+                    client.send(post(body))
+                assert client.read_response().status == 200
+        assert bad.connections
+        assert [hashlib.sha256(b).digest() for b in got] == [hashlib.sha256(body).digest()] * 2
+        proxy.settled()
+        assert proxy.metric("llmpipe_buffers_held") == 0
+
+
+def test_e1_above_the_bound_nothing_is_repeated(proxy_to):
+    """What is no longer kept cannot be sent again: 502, and the other backend sees nothing of it."""
+
+    def much_then_reset(conn: Connection) -> None:
+        conn.read_head()
+        conn.read(2 << 20)
+        conn.reset()
+
+    with Backend(much_then_reset) as bad, Backend(much_then_reset) as other:
+        proxy = proxy_to(bad, other, options=["--failover-body", "64KB"])
+        with Client(proxy) as client:
+            try:
+                client.send(post(b"x" * (4 << 20)))
+            except ConnectionError:
+                pass
+            assert client.read_response().status == 502
+        assert len(bad.connections) + len(other.connections) == 1
+
+
+# ------------------------------------------------------------------------------------------- E2: after a byte was forwarded
+
+ENDS = {
+    "chunked, FIN": (sse_head() + chunk(b"data: 1\n\n"), "close"),
+    "chunked, RST": (sse_head() + chunk(b"data: 1\n\n"), "reset"),
+    "chunked, inside a chunk": (sse_head() + b"ff\r\ndata: 1\n\n", "close"),
+    "chunked, before the last line": (sse_head() + chunk(b"data: 1\n\n") + b"0\r\n", "close"),
+    "chunked, bad size": (sse_head() + chunk(b"data: 1\n\n") + b"zz\r\n", "wait"),
+    "length, FIN": (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\ndata: 1\n\n", "close"),
+    "length, RST": (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\ndata: 1\n\n", "reset"),
+    "until close, RST": (b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n", "reset"),
+}
+
+
+def ending(name: str):
+    data, how = ENDS[name]
+    go = threading.Event()
+
+    def script(conn: Connection) -> None:
+        conn.read_request()
+        conn.send(data)
+        go.wait(20)
+        if how == "wait":
+            conn.wait_eof()
+        else:
+            {"close": conn.close, "reset": conn.reset}[how]()
+
+    return script, go
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_e2_a_truncated_answer_looks_truncated(proxy_to, name):
+    script, go = ending(name)
+    with Backend(script) as backend, Backend(answer_all) as other:
+        proxy = proxy_to(backend, other)
+        with Client(proxy) as client:
+            client.send(GET)
+            head = client.read_head()
+            body = client.recv() if "RST" in name else b""
+            go.set()
+            try:
+                body += client.read_eof()
+                ended = "FIN"
+            except ConnectionResetError:
+                ended = "RST"
+        assert b"data: 1\n\n" in body
+        assert b"[DONE]" not in body
+        assert b"0\r\n\r\n" not in body
+        if b"chunked" not in head and b"Content-Length" not in head:
+            assert ended == "RST"
+        assert len(body) < 100
+        line = proxy.access()[0]
+        assert (line["outcome"], line["status"]) == ("upstream_abort", 200)
+        assert proxy.metric("llmpipe_streaming_errors_total", reason="upstream_abort") == 1
+        assert len(backend.connections) == 1
+        assert not other.connections
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_e2_clients_raise(proxy_to, name):
+    script, go = ending(name)
+    go.set()
+    proxy = proxy_to(script)
+    with httpx.Client(base_url=proxy.url) as client, pytest.raises(httpx.TransportError):
+        client.get("/")
+    with (
+        openai.OpenAI(base_url=proxy.url + "/v1", api_key="x", max_retries=0) as client,
+        pytest.raises((openai.APIConnectionError, httpx.TransportError, openai.APIError)),
+    ):
+        answer = client.chat.completions.create(model="m", messages=[{"role": "user", "content": "x"}], stream=True)
+        for _ in answer:
+            pass
+
+
+def test_e2_what_was_held_for_a_slow_client_comes_before_the_end(proxy_to):
+    body = b"x" * (8 << 20)
+
+    def script(conn: Connection) -> None:
+        conn.read_request()
+        conn.send(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n" + body)
+        conn.close()
+
+    proxy = proxy_to(script)
+    with Client(proxy) as client:
+        client.send(GET)
+        wait_until(lambda: proxy.metric("llmpipe_buffers_held") == 1)
+        time.sleep(0.2)
+        client.read_head()
+        assert client.read_eof() == body
+    assert proxy.access()[0]["outcome"] == "upstream_abort"
+
+
+def error_events(data: bytes) -> list[dict]:
+    events = [event for event in data.split(b"\n\n") if event.startswith(b'data: {"error"')]
+    return [json.loads(event.removeprefix(b"data: "))["error"] for event in events]
+
+
+EVENT = ["--on-midstream-error", "event"]
+
+
+class TestErrorEvent:
+    def body(self, proxy_to, answer: bytes, how: str = "close", options=EVENT) -> bytes:
+        go = threading.Event()
+
+        def script(conn: Connection) -> None:
+            conn.read_request()
+            conn.send(answer)
+            go.wait(20)
+            {"close": conn.close, "reset": conn.reset}[how]()
+
+        proxy = proxy_to(script, options=options)
+        with Client(proxy) as client:
+            client.send(GET)
+            client.read_head()
+            body = client.recv() if how == "reset" else b""
+            go.set()
+            try:
+                body += client.read_eof()
+            except ConnectionResetError:
+                body += b"<RST>"
+        assert proxy.access()[0]["outcome"] == "upstream_abort"
+        return body
+
+    def test_one_event_between_events_and_no_terminator(self, proxy_to):
+        body = self.body(proxy_to, sse_head() + chunk(b"data: 1\n\n"))
+        size, _, rest = body.removeprefix(chunk(b"data: 1\n\n")).partition(b"\r\n")
+        assert len(rest) == int(size, 16) + 2
+        (error,) = error_events(rest)
+        assert error["code"] == "upstream_abort"
+        assert not body.endswith(b"0\r\n\r\n")
+        assert b"[DONE]" not in body
+
+    def test_before_the_first_event(self, proxy_to):
+        assert len(error_events(self.body(proxy_to, sse_head()).partition(b"\r\n")[2])) == 1
+
+    def test_after_a_comment(self, proxy_to):
+        body = self.body(proxy_to, sse_head() + chunk(b": ping\n\n"))
+        assert b'data: {"error"' in body
+
+    @pytest.mark.parametrize("tail", [b"data: 2", b"data: 2\n", b"event: x\n: note\n", b"\xe2"])
+    def test_never_inside_an_event(self, proxy_to, tail):
+        body = self.body(proxy_to, sse_head() + chunk(b"data: 1\n\n" + tail))
+        assert body == chunk(b"data: 1\n\n" + tail)
+
+    def test_never_inside_a_chunk(self, proxy_to):
+        assert self.body(proxy_to, sse_head() + b"ff\r\ndata: 1\n\n") == b"ff\r\ndata: 1\n\n"
+
+    def test_not_into_a_counted_body(self, proxy_to):
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 99\r\n\r\n"
+        assert self.body(proxy_to, head + b"data: 1\n\n") == b"data: 1\n\n"
+
+    def test_not_into_other_content(self, proxy_to):
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+        assert self.body(proxy_to, head + chunk(b"{")) == chunk(b"{")
+
+    def test_until_close(self, proxy_to):
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+        body = self.body(proxy_to, head + b"data: 1\n\n", "reset")
+        # The RST may overtake the event on its way to the reader, but it ends the answer.
+        assert body.endswith(b"<RST>")
+
+    def test_the_openai_client_raises(self, proxy_to):
+        def script(conn: Connection) -> None:
+            conn.read_request()
+            conn.send(sse_head() + chunk(b'data: {"choices": []}\n\n'))
+            conn.close()
+
+        proxy = proxy_to(script, options=EVENT)
+        with openai.OpenAI(base_url=proxy.url + "/v1", api_key="x", max_retries=0) as client:
+            stream = client.chat.completions.create(model="m", messages=[{"role": "user", "content": "x"}], stream=True)
+            with pytest.raises(openai.APIError, match="broke off"):
+                for _ in stream:
+                    pass

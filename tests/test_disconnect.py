@@ -1,0 +1,237 @@
+"""Rule D: the client goes away, in every phase, by FIN and by RST. The backend must see its connection closed.
+
+The time from the client's close to the backend's EOF is reported with `pytest -rP` and bounded loosely; a tight bound is the
+benchmark's business.
+"""
+
+import socket
+import threading
+import time
+
+import pytest
+from harness import Backend, Client, Connection, Proxy, chunk, leave, respond, sse_head, wait_until
+
+BOUND = 0.25
+"""Seconds; idle machines take less than a millisecond."""
+
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n"
+WHOLE = HEAD + b"Content-Length: 2\r\n\r\n{}"
+
+
+class Scene:
+    """A backend that goes through a phase and then tells when its connection was closed."""
+
+    def __init__(self, answer: bytes = b"", request: bytes = WHOLE, flood: bool = False) -> None:
+        self.answer = answer
+        self.request = request
+        self.flood = flood
+        self.reached = threading.Event()
+        self.closed_at = 0.0
+
+    def __call__(self, conn: Connection) -> None:
+        conn.read_head()
+        if self.answer:
+            conn.send(self.answer)
+        if self.flood:
+            self._flood(conn)
+        self.reached.set()
+        self.closed_at = conn.wait_eof()
+
+    def _flood(self, conn: Connection) -> None:
+        """Sends until nothing is taken any more."""
+        conn.sock.settimeout(0.5)
+        try:
+            while True:
+                conn.sock.send(chunk(b"x" * 60_000))
+        except TimeoutError:
+            pass
+
+
+SCENES = {
+    "body": lambda: Scene(request=HEAD + b"Content-Length: 100\r\n\r\n{"),
+    "body chunked": lambda: Scene(request=HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhel"),
+    "wait": Scene,
+    "silent": lambda: Scene(sse_head()),
+    "stream": lambda: Scene(sse_head() + chunk(b"data: 1\n\n")),
+    "stream with length": lambda: Scene(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhello"),
+    "stream until close": lambda: Scene(b"HTTP/1.1 200 OK\r\n\r\nhello"),
+    "blocked": lambda: Scene(sse_head(), flood=True),
+    "tunnel": lambda: Scene(
+        b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n",
+        request=b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", ["fin", "rst"])
+@pytest.mark.parametrize("phase", SCENES)
+def test_the_upstream_is_closed(proxy_to, phase, how, record_property):
+    scene = SCENES[phase]()
+    proxy = proxy_to(scene)
+    client = Client(proxy)
+    client.send(scene.request)
+    assert scene.reached.wait(20)
+    if scene.answer and not scene.flood:
+        client.read_head()
+    if phase.startswith("stream"):
+        client.recv()
+    if phase == "blocked":
+        wait_until(lambda: proxy.metric("llmpipe_buffers_held") == 1)
+    left_at = time.monotonic()
+    leave(client, how)
+    wait_until(lambda: scene.closed_at, what="the backend's EOF")
+    took = scene.closed_at - left_at
+    record_property("seconds_to_upstream_close", took)
+    print(f"{phase}, {how}: {took * 1000:.2f} ms from the client's close to the backend's EOF")
+    assert took < BOUND
+    proxy.settled()
+    line = proxy.access()[0]
+    if phase == "tunnel" and how == "fin":
+        # The end of a tunnel like any other.
+        assert line["outcome"] == "ok"
+        return
+    assert (line["outcome"], line["status"], line["phase"]) == ("client_abort", 499, phase.split()[0])
+    assert line["close_ms"] < BOUND * 1000
+    assert proxy.metric("llmpipe_exchanges_total", outcome="client_abort") == 1
+    assert proxy.metric("llmpipe_disconnect_seconds_count") == 1
+    assert proxy.metric("llmpipe_backend_failures_total", backend=proxy.log[0]["backends"]) == 0
+    assert proxy.metric("llmpipe_backend_up", backend=proxy.log[0]["backends"]) == 1
+    assert sum(n for name, n in proxy.metrics().items() if name.startswith("llmpipe_streaming_errors_total")) == 0
+    assert proxy.metric("llmpipe_upstreams") == 0
+
+
+@pytest.mark.parametrize("how", ["fin", "rst"])
+def test_while_connecting(proxy_to, how):
+    # A listener whose backlog is full neither accepts nor refuses.
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(0)
+    fillers = []
+    try:
+        for _ in range(4):
+            filler = socket.socket()
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+            fillers.append(filler)
+        time.sleep(0.05)
+        proxy = proxy_to(f"http://127.0.0.1:{listener.getsockname()[1]}", options=["--connect-timeout", "30"])
+        client = Client(proxy)
+        client.send(WHOLE)
+        wait_until(lambda: proxy.metric("llmpipe_upstreams") == 1)
+        leave(client, how)
+        line = proxy.access()[0]
+        assert (line["outcome"], line["phase"]) == ("client_abort", "connect")
+        assert proxy.metric("llmpipe_upstreams") == 0
+        proxy.settled()
+    finally:
+        for sock in (listener, *fillers):
+            sock.close()
+
+
+@pytest.mark.parametrize("how", ["fin", "rst"])
+def test_half_a_head(proxy_to, how):
+    proxy = proxy_to(lambda conn: conn.read_head())
+    client = Client(proxy)
+    client.send(b"GET / HTTP/1.1\r\n")
+    wait_until(lambda: proxy.metric("llmpipe_buffers_held") == 1)
+    leave(client, how)
+    line = proxy.access()[0]
+    assert (line["outcome"], line["phase"]) == ("client_abort", "head")
+    proxy.settled()
+
+
+def test_a_request_with_its_fin_reaches_no_backend(proxy_to):
+    with Backend(lambda conn: conn.read_head()) as backend:
+        proxy = proxy_to(backend)
+        with Client(proxy) as client:
+            client.send(WHOLE)
+            client.half_close()
+            line = proxy.access()[0]
+        assert line["outcome"] == "client_abort"
+        proxy.settled()
+
+
+def test_an_idle_client_that_leaves_is_no_exchange(proxy_to):
+    proxy = proxy_to(respond)
+    Client(proxy).close()
+    wait_until(lambda: proxy.metric("llmpipe_accepted_total") == 1)
+    proxy.settled()
+    assert sum(n for name, n in proxy.metrics().items() if name.startswith("llmpipe_exchanges_total")) == 0
+
+
+def test_client_signalled_to_python_at_once(proxy_to):
+    proxy = proxy_to(Scene(sse_head()), options=["--log-level", "debug"])
+    client = Client(proxy)
+    client.send(WHOLE)
+    client.read_head()
+    client.close()
+    line = proxy.wait_log("client left")
+    assert line["phase"] == "silent"
+    assert line["backend"] == proxy.wait_log("listening")["backends"]
+    assert len(line["request_id"]) == 32
+
+
+class TestOnAbortFinish:
+    """A backend that suffers from aborts finishes instead."""
+
+    @pytest.mark.parametrize("phase", ["wait", "silent", "stream"])
+    def test_it_may_finish_and_is_used_again(self, phase):
+        go = threading.Event()
+        finished = threading.Event()
+
+        def slow(conn: Connection) -> None:
+            conn.read_request()
+            head = sse_head()
+            if phase != "wait":
+                conn.send(head + (chunk(b"data: 1\n\n") if phase == "stream" else b""))
+            assert go.wait(20)
+            conn.send((head if phase == "wait" else b"") + chunk(b"data: 2\n\n") * 1000 + b"0\r\n\r\n")
+            finished.set()
+            conn.read_request()
+            respond(conn)
+            conn.wait_eof()
+
+        with Backend(slow) as backend, Proxy(f"{backend.url}?on-abort=finish") as proxy:
+            client = Client(proxy)
+            client.send(WHOLE)
+            if phase != "wait":
+                client.read_head()
+            else:
+                backend.wait_connections(1)
+                time.sleep(0.05)
+            leave(client, "rst")
+            wait_until(lambda: proxy.metric("llmpipe_clients") == 0)
+            # The backend still works on it: it counts, or the next request would come on top.
+            assert proxy.metric("llmpipe_in_flight", backend=backend.url) == 1
+            go.set()
+            assert finished.wait(20)
+            line = proxy.access()[0]
+            assert (line["outcome"], line["status"], line["phase"]) == ("client_abort", 499, "finish")
+            proxy.settled()
+            with Client(proxy) as other:
+                assert other.request(WHOLE).status == 200
+            assert len(backend.connections) == 1
+            assert proxy.metric("llmpipe_upstream_reuses_total", backend=backend.url) == 1
+
+    def test_a_request_that_is_not_whole_is_closed_all_the_same(self):
+        scene = Scene()
+        with Backend(scene) as backend, Proxy(f"{backend.url}?on-abort=finish") as proxy:
+            client = Client(proxy)
+            client.send(HEAD + b"Content-Length: 100\r\n\r\n{")
+            assert scene.reached.wait(20)
+            client.close()
+            wait_until(lambda: scene.closed_at)
+
+    def test_a_backend_that_stalls_is_not_waited_for_for_ever(self):
+        scene = Scene(sse_head() + chunk(b"data: 1\n\n"))
+        with (
+            Backend(scene) as backend,
+            Proxy(f"{backend.url}?on-abort=finish", options=["--idle-timeout", "300ms"]) as proxy,
+        ):
+            client = Client(proxy)
+            client.send(WHOLE)
+            client.read_head()
+            client.close()
+            wait_until(lambda: scene.closed_at)
+            assert proxy.access()[0]["outcome"] == "client_abort"
+            proxy.settled()

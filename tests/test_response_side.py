@@ -1,0 +1,673 @@
+"""Rules C: what comes back. A backend sends raw bytes in pieces; what the client gets is compared byte by byte."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import random
+import statistics
+import threading
+import time
+from dataclasses import dataclass
+
+import pytest
+from harness import LAST_CHUNK, Backend, Client, Connection, Proxy, answer_all, chunk, respond, sse_head, wait_until
+
+GET = b"GET / HTTP/1.1\r\nHost: a\r\nX-Request-ID: id\r\n\r\n"
+HEAD = GET.replace(b"GET", b"HEAD")
+OLD = b"GET / HTTP/1.0\r\nX-Request-ID: id\r\n\r\n"
+OLD_KEEP = b"GET / HTTP/1.0\r\nConnection: keep-alive\r\nX-Request-ID: id\r\n\r\n"
+OK = b"HTTP/1.1 200 OK\r\n"
+ID = b"X-Request-ID: id\r\n"
+CLOSE = b"Connection: close\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n"
+
+
+def sends(*pieces: bytes, close: bool = False, reset: bool = False):
+    """A script: answers each request with these pieces, a moment apart, and may end the connection then."""
+
+    def script(connection: Connection) -> None:
+        while True:
+            connection.read_request()
+            for index, piece in enumerate(pieces):
+                time.sleep(0.02 if index else 0)
+                connection.send(piece)
+            if reset:
+                time.sleep(0.02)
+                connection.reset()
+            if close or reset:
+                connection.close()
+                return
+
+    return script
+
+
+class Steps:
+    """A backend's script that the test drives: it reads one request, then the test sends what it wants."""
+
+    def __init__(self) -> None:
+        self.connection: Connection | None = None
+        self._asked = threading.Event()
+
+    def __call__(self, connection: Connection) -> None:
+        connection.read_request()
+        self.connection = connection
+        self._asked.set()
+
+    def send(self, data: bytes) -> None:
+        assert self._asked.wait(10)
+        assert self.connection
+        self.connection.send(data)
+
+
+@pytest.fixture
+def steps(serve) -> Steps:
+    steps = Steps()
+    serve(steps)
+    return steps
+
+
+# C1: forwarded at once
+
+
+def test_c1_the_head_is_forwarded_before_there_is_a_body(steps, client):
+    client.send(GET)
+    for piece in (b"HTTP/1.1 200 OK\r\nContent-", b"Length: 2\r\n", b"\r"):
+        steps.send(piece)
+        assert client.silent(0.03)  # not before it is complete
+    steps.send(b"\n")
+    assert client.recv() == OK + b"Content-Length: 2\r\n" + ID + b"\r\n"
+    steps.send(b"ok")
+    assert client.recv() == b"ok"
+
+
+FRAMES = {
+    "chunked": (sse_head(), chunk, LAST_CHUNK),
+    "length": (OK + b"Content-Length: 800\r\n\r\n", lambda data: data, b""),
+    "until close": (OK + b"\r\n", lambda data: data, b""),
+}
+
+
+@pytest.mark.parametrize("framing", FRAMES)
+def test_c1_each_piece_arrives_alone_before_the_next_one_is_sent(proxy, steps, client, framing):
+    head, frame, end = FRAMES[framing]
+    pieces = [frame(b"data: %012d\n\n" % i) for i in range(40)]  # 20 bytes of data each
+    before = proxy.metrics()
+    client.send(GET)
+    steps.send(head)
+    client.read_head()
+    waits = []
+    for piece in pieces:
+        start = time.monotonic()
+        steps.send(piece)
+        assert client.recv() == piece
+        waits.append(time.monotonic() - start)
+    assert statistics.median(waits) < 0.02  # Nagle against a delayed ACK would be 40 ms
+    if end:
+        steps.send(end)
+        assert client.recv() == end
+    after = proxy.metrics()
+    grown = {name: after[name] - before[name] for name in after}
+    assert grown["llmpipe_events_forwarded_total"] == len(pieces) + bool(end)
+    assert grown["llmpipe_streaming_bytes_forwarded_total"] == len(b"".join(pieces) + end)
+
+
+def test_c1_events_paced_at_20_ms_arrive_each_alone(serve, client):
+    events = [chunk(b'data: {"token": "%d"}\n\n' % i) for i in range(25)]
+    serve(sends(sse_head(), *events, LAST_CHUNK))
+    client.send(GET)
+    client.read_head()
+    arrived = [client.recv() for _ in range(len(events) + 1)]
+    assert arrived == [*events, LAST_CHUNK]
+
+
+def test_c1_what_came_with_the_head_goes_with_it(serve, client):
+    serve(sends(OK + b"Content-Length: 2\r\n\r\nok"))
+    client.send(GET)
+    assert client.recv() == OK + b"Content-Length: 2\r\n" + ID + b"\r\nok"
+
+
+@pytest.mark.parametrize("framing", ["chunked", "length", "until close"])
+@pytest.mark.parametrize("request_", [GET, OLD], ids=["1.1", "1.0"])
+def test_c1_a_large_body_arrives_byte_for_byte(serve, client, framing, request_):
+    random_ = random.Random(7)
+    body = random_.randbytes(8 << 20)
+    pieces = []
+    start = 0
+    while start < len(body):
+        end = start + random_.choice([1, 2, 700, 8191, 8192, 8193, 30_000, 200_000])
+        pieces.append(body[start:end])
+        start = end
+
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        if framing == "chunked":
+            connection.send(OK + CHUNKED + b"\r\n" + b"".join(map(chunk, pieces)) + LAST_CHUNK)
+        else:
+            length = b"Content-Length: %d\r\n" % len(body) if framing == "length" else b""
+            connection.send(OK + length + b"\r\n")
+            for piece in pieces:
+                connection.send(piece)
+        connection.close()
+
+    serve(script)
+    response = client.request(request_)
+    assert hashlib.sha256(response.body).digest() == hashlib.sha256(body).digest()
+    if framing == "chunked" and request_ is GET:
+        assert response.raw == response.raw_head + b"".join(map(chunk, pieces)) + LAST_CHUNK
+
+
+# C2: framings
+
+
+@dataclass
+class Case:
+    """What a backend sends for a request, and everything that the client gets for it."""
+
+    name: str
+    sent: bytes
+    got: bytes
+    request: bytes = GET
+    close: bool = False  # the backend closes behind it
+    ends: bool = False  # the client's connection ends with it
+    reused: bool = True  # the upstream serves the next request
+
+
+TRAILERS = b"5;x=y\r\nhello\r\n0;z\r\nX-Sum: 1\r\n\r\n"
+HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+LENGTH = b"Content-Length: 5\r\n"
+
+CASES = [
+    Case("length", OK + LENGTH + b"\r\nhello", OK + LENGTH + ID + b"\r\nhello"),
+    Case("length 0", OK + b"Content-Length: 0\r\n\r\n", OK + b"Content-Length: 0\r\n" + ID + b"\r\n"),
+    Case("chunked", OK + CHUNKED + b"\r\n" + TRAILERS, OK + CHUNKED + ID + b"\r\n" + TRAILERS),
+    Case("chunked, empty", OK + CHUNKED + b"\r\n" + LAST_CHUNK, OK + CHUNKED + ID + b"\r\n" + LAST_CHUNK),
+    Case(
+        "chunked in capitals",
+        OK + b"transfer-encoding: CHUNKED\r\n\r\n" + TRAILERS,
+        OK + b"transfer-encoding: CHUNKED\r\n" + ID + b"\r\n" + TRAILERS,
+    ),
+    Case("until close", OK + b"\r\nhello", OK + CLOSE + ID + b"\r\nhello", close=True, ends=True, reused=False),
+    Case(
+        "until close, HTTP/1.0",
+        b"HTTP/1.0 200 OK\r\nServer: x\r\n\r\nhello",
+        OK + b"Server: x\r\n" + CLOSE + ID + b"\r\nhello",
+        close=True,
+        ends=True,
+        reused=False,
+    ),
+    Case("until close, empty", OK + b"\r\n", OK + CLOSE + ID + b"\r\n", close=True, ends=True, reused=False),
+    Case(
+        "length from HTTP/1.0",
+        b"HTTP/1.0 200 OK\r\n" + LENGTH + b"\r\nhello",
+        OK + LENGTH + ID + b"\r\nhello",
+        close=True,
+        reused=False,
+    ),
+    Case("204", b"HTTP/1.1 204 No Content\r\n\r\n", b"HTTP/1.1 204 No Content\r\n" + ID + b"\r\n"),
+    Case(
+        "304",
+        b"HTTP/1.1 304 Not Modified\r\nETag: x\r\n\r\n",
+        b"HTTP/1.1 304 Not Modified\r\nETag: x\r\n" + ID + b"\r\n",
+    ),
+    Case(
+        "304 with a length",
+        b"HTTP/1.1 304 Not Modified\r\n" + LENGTH + b"\r\n",
+        b"HTTP/1.1 304 Not Modified\r\n" + LENGTH + ID + b"\r\n",
+    ),
+    Case("HEAD with a length", OK + LENGTH + b"\r\n", OK + LENGTH + ID + b"\r\n", request=HEAD),
+    Case("HEAD with chunked", OK + CHUNKED + b"\r\n", OK + CHUNKED + ID + b"\r\n", request=HEAD),
+    Case("HEAD without framing", OK + b"\r\n", OK + ID + b"\r\n", request=HEAD),
+    Case("100", CONTINUE + OK + LENGTH + b"\r\nhello", CONTINUE + OK + LENGTH + ID + b"\r\nhello"),
+    Case("103", HINTS + OK + LENGTH + b"\r\nhello", HINTS + OK + LENGTH + ID + b"\r\nhello"),
+    Case(
+        "100 and two 103",
+        CONTINUE + HINTS * 2 + OK + LENGTH + b"\r\nhello",
+        CONTINUE + HINTS * 2 + OK + LENGTH + ID + b"\r\nhello",
+    ),
+    Case(
+        "1xx to a 1.0 client",
+        HINTS + OK + LENGTH + b"\r\nhello",
+        OK + LENGTH + CLOSE + ID + b"\r\nhello",
+        request=OLD,
+        ends=True,
+    ),
+    Case(
+        "chunked to a 1.0 client",
+        OK + CHUNKED + b"\r\n" + TRAILERS,
+        OK + CLOSE + ID + b"\r\nhello",
+        request=OLD,
+        ends=True,
+    ),
+    Case(
+        "chunked to a 1.0 client with keep-alive",
+        OK + CHUNKED + b"X: y\r\n\r\n" + chunk(b"he") + chunk(b"llo") + LAST_CHUNK,
+        OK + b"X: y\r\n" + CLOSE + ID + b"\r\nhello",
+        request=OLD_KEEP,
+        ends=True,
+    ),
+    Case(
+        "length to a 1.0 client with keep-alive",
+        OK + LENGTH + b"\r\nhello",
+        OK + LENGTH + b"Connection: keep-alive\r\n" + ID + b"\r\nhello",
+        request=OLD_KEEP,
+    ),
+    Case("no reason", b"HTTP/1.1 200 \r\n" + LENGTH + b"\r\nhello", b"HTTP/1.1 200 \r\n" + LENGTH + ID + b"\r\nhello"),
+    Case(
+        "odd reason",
+        b"HTTP/1.1 299 \xe9 :-)\r\n" + LENGTH + b"\r\nhello",
+        b"HTTP/1.1 299 \xe9 :-)\r\n" + LENGTH + ID + b"\r\nhello",
+    ),
+    Case(
+        "error status",
+        b"HTTP/1.1 500 Oh\r\n" + LENGTH + b"\r\nhello",
+        b"HTTP/1.1 500 Oh\r\n" + LENGTH + ID + b"\r\nhello",
+    ),
+    Case(
+        "429 is not retried",
+        b"HTTP/1.1 429 Slow\r\nRetry-After: 3\r\n" + LENGTH + b"\r\nhello",
+        b"HTTP/1.1 429 Slow\r\nRetry-After: 3\r\n" + LENGTH + ID + b"\r\nhello",
+    ),
+]
+
+
+@pytest.mark.parametrize("cut", ["whole", "bytes"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_c2_every_framing(proxy, backend, serve, case, cut):
+    before = proxy.outcome("ok")
+
+    def script(connection: Connection) -> None:
+        while True:
+            connection.read_request()
+            for piece in [case.sent] if cut == "whole" else [bytes([byte]) for byte in case.sent]:
+                connection.send(piece)
+            if case.close:
+                connection.close()
+                return
+
+    serve(script)
+    for turn in (1, 2):
+        with Client(proxy) as client:
+            client.send(case.request)
+            assert client.read(len(case.got)) == case.got
+            if case.ends:
+                assert client.read_eof() == b""
+            else:
+                assert client.silent(0.01)
+        assert len(backend.connections) == (1 if case.reused else turn)
+    proxy.wait_metric("llmpipe_exchanges_total", before + 2, outcome="ok")
+
+
+def test_c2_a_1xx_is_forwarded_when_it_comes(steps, client):
+    client.send(GET)
+    for interim in (CONTINUE, HINTS):
+        steps.send(interim)
+        assert client.recv() == interim
+    steps.send(OK + LENGTH + b"\r\nhello")
+    assert client.read_response().body == b"hello"
+
+
+def test_c2_the_end_of_chunked_is_the_empty_line_behind_the_trailers(steps, client):
+    client.send(GET)
+    steps.send(OK + CHUNKED + b"\r\n")
+    client.read_head()
+    for piece in (b"2\r\nok\r\n0\r\n", b"X: 1\r\n", b"\r\n"):
+        steps.send(piece)
+        assert client.recv() == piece
+    assert client.silent(0.02)
+
+
+BROKEN_HEADS = {
+    "both framings": OK + LENGTH + CHUNKED + b"\r\n" + chunk(b"hello") + LAST_CHUNK,
+    "both framings, other order": OK + CHUNKED + LENGTH + b"\r\n" + chunk(b"hello") + LAST_CHUNK,
+    "Content-Length twice": OK + LENGTH + LENGTH + b"\r\nhello",
+    "Content-Length twice, different": OK + LENGTH + b"Content-Length: 6\r\n\r\nhello",
+    "Content-Length as a list": OK + b"Content-Length: 5, 5\r\n\r\nhello",
+    "Content-Length with a sign": OK + b"Content-Length: +5\r\n\r\nhello",
+    "negative Content-Length": OK + b"Content-Length: -5\r\n\r\nhello",
+    "Content-Length of 19 digits": OK + b"Content-Length: 0000000000000000005\r\n\r\nhello",
+    "Transfer-Encoding gzip": OK + b"Transfer-Encoding: gzip, chunked\r\n\r\n" + LAST_CHUNK,
+    "Transfer-Encoding identity": OK + b"Transfer-Encoding: identity\r\n" + b"\r\nhello",
+    "Transfer-Encoding twice": OK + CHUNKED + CHUNKED + b"\r\n" + LAST_CHUNK,
+    "Transfer-Encoding in 1.0": b"HTTP/1.0 200 OK\r\n" + CHUNKED + b"\r\n" + LAST_CHUNK,
+    "both framings to a 304": b"HTTP/1.1 304 Not Modified\r\n" + LENGTH + CHUNKED + b"\r\n",
+    "bare LF": b"HTTP/1.1 200 OK\nContent-Length: 5\n\nhello",
+    "bare LF in a field": OK + b"X: 1\nY: 2\r\n" + LENGTH + b"\r\nhello",
+    "bare CR in a field": OK + b"X: 1\rY: 2\r\n" + LENGTH + b"\r\nhello",
+    "NUL in a field": OK + b"X: \x00\r\n" + LENGTH + b"\r\nhello",
+    "control character in the reason": b"HTTP/1.1 200 O\x07K\r\n" + LENGTH + b"\r\nhello",
+    "obs-fold": OK + b"X: 1\r\n 2\r\n" + LENGTH + b"\r\nhello",
+    "space before the colon": OK + b"X : 1\r\n" + LENGTH + b"\r\nhello",
+    "no colon": OK + b"X\r\n" + LENGTH + b"\r\nhello",
+    "empty name": OK + b": 1\r\n" + LENGTH + b"\r\nhello",
+    "HTTP/2": b"HTTP/2 200 OK\r\n" + LENGTH + b"\r\nhello",
+    "HTTP/1.2": b"HTTP/1.2 200 OK\r\n" + LENGTH + b"\r\nhello",
+    "two digits": b"HTTP/1.1 20 OK\r\n" + LENGTH + b"\r\nhello",
+    "four digits": b"HTTP/1.1 2000 OK\r\n" + LENGTH + b"\r\nhello",
+    "status 099": b"HTTP/1.1 099 OK\r\n" + LENGTH + b"\r\nhello",
+    "no version": b"200 OK\r\n" + LENGTH + b"\r\nhello",
+    "no head at all": b"hello",
+    "empty line first": b"\r\n" + OK + LENGTH + b"\r\nhello",
+    "a request": b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+    "Connection names the framing": OK + b"Connection: content-length\r\n" + LENGTH + b"\r\nhello",
+    "longer than 32 KB": OK + b"X: " + b"x" * 33_000 + b"\r\n" + LENGTH + b"\r\nhello",
+    "endless head": OK + b"X: 1\r\n" * 20_000,
+    "more than 128 fields": OK + b"X: 1\r\n" * 128 + LENGTH + b"\r\nhello",
+    "101 that nobody asked for": b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\nhello",
+    "broken 103": b"HTTP/1.1 103 Early Hints\r\nX : 1\r\n\r\n" + OK + LENGTH + b"\r\nhello",
+    "closed inside the head": OK + LENGTH,
+    "closed at once": b"",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_HEADS)
+def test_c2_a_broken_head_is_a_backend_error(proxy, backend, serve, client, name):
+    before = proxy.outcome("upstream_error")
+
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(BROKEN_HEADS[name])
+        if name.startswith("closed") or name == "no head at all":
+            connection.half_close()
+        connection.wait_eof()
+
+    serve(script)
+    response = client.request(GET)
+    assert response.status == 502
+    assert response.error()["code"] == "upstream_error"
+    assert response.error()["type"] == "server_error"
+    assert response.values(b"content-length") == [b"%d" % len(response.body)]
+    assert response.values(b"connection") == []  # the client did nothing wrong
+    assert b"hello" not in response.raw
+    proxy.wait_metric("llmpipe_exchanges_total", before + 1, outcome="upstream_error")
+    wait_until(lambda: backend.connections[0].script_ended, what="the upstream closed")
+    serve(answer_all)
+    assert client.request(GET).body == b"ok"
+
+
+BROKEN_BODIES = {
+    "not a size": (chunk(b"good") + b"xyz\r\nevil\r\n" + LAST_CHUNK, chunk(b"good")),
+    "0x": (chunk(b"good") + b"0x4\r\nevil\r\n" + LAST_CHUNK, chunk(b"good")),
+    "sign": (chunk(b"good") + b"+4\r\nevil\r\n" + LAST_CHUNK, chunk(b"good")),
+    "space": (chunk(b"good") + b"4 \r\nevil\r\n" + LAST_CHUNK, chunk(b"good")),
+    "17 digits": (chunk(b"good") + b"00000000000000004\r\nevil\r\n" + LAST_CHUNK, chunk(b"good")),
+    "bare LF": (chunk(b"good") + b"4\nevil\r\n" + LAST_CHUNK, chunk(b"good")),
+    "longer than said": (chunk(b"good") + b"3\r\nevil\r\n" + LAST_CHUNK, chunk(b"good")),
+    "control character in an extension": (chunk(b"good") + b"4;\x01\r\nevil\r\n" + LAST_CHUNK, chunk(b"good")),
+    "extension too long": (chunk(b"good") + b"4;" + b"x" * 257 + b"\r\nevil\r\n" + LAST_CHUNK, chunk(b"good")),
+    "forbidden trailer": (chunk(b"good") + b"0\r\nContent-Length: 5\r\n\r\n", chunk(b"good")),
+    "broken trailer": (chunk(b"good") + b"0\r\nX : 1\r\n\r\n", chunk(b"good")),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_BODIES)
+@pytest.mark.parametrize("cut", ["whole", "later", "bytes"])
+def test_c2_a_bad_chunk_truncates_the_answer_without_a_last_chunk(proxy, backend, serve, client, name, cut):
+    before = proxy.outcome("upstream_abort")
+    sent, good = BROKEN_BODIES[name]
+
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        if cut == "whole":
+            connection.send(OK + CHUNKED + b"\r\n" + sent)
+        else:
+            connection.send(OK + CHUNKED + b"\r\n")
+            with contextlib.suppress(ConnectionError):
+                for piece in [sent] if cut == "later" else [bytes([byte]) for byte in sent]:
+                    connection.send(piece)
+        connection.wait_eof()
+
+    serve(script)
+    client.send(GET)
+    assert client.read_head().startswith(OK)
+    got = client.read_eof()
+    assert got.startswith(good)
+    assert sent.startswith(got)  # nothing is made up
+    assert not got.endswith(b"\r\n\r\n")
+    assert got.count(b"evil") == 0 or name == "longer than said"
+    proxy.wait_metric("llmpipe_exchanges_total", before + 1, outcome="upstream_abort")
+    wait_until(lambda: backend.connections[0].script_ended, what="the upstream closed")
+
+
+@pytest.mark.parametrize(
+    ("framing", "sent"),
+    [
+        ("chunked", OK + CHUNKED + b"\r\n" + chunk(b"good")),
+        ("chunked, inside a chunk", OK + CHUNKED + b"\r\n4\r\ngo"),
+        ("chunked, before the end", OK + CHUNKED + b"\r\n" + chunk(b"good") + b"0\r\n"),
+        ("length", OK + b"Content-Length: 10\r\n\r\ngood"),
+    ],
+)
+@pytest.mark.parametrize("how", ["fin", "rst"])
+def test_c2_an_answer_that_breaks_off_is_never_ended_cleanly(proxy, serve, client, framing, sent, how):
+    before = proxy.outcome("upstream_abort")
+    serve(sends(sent, close=how == "fin", reset=how == "rst"))
+    client.send(GET)
+    client.read_head()
+    assert client.read_eof() == sent.partition(b"\r\n\r\n")[2]
+    proxy.wait_metric("llmpipe_exchanges_total", before + 1, outcome="upstream_abort")
+
+
+@pytest.mark.parametrize(
+    ("request_", "sent"),
+    [(GET, OK + b"\r\ngood"), (OLD, OK + CHUNKED + b"\r\n" + chunk(b"good"))],
+    ids=["until close", "de-chunked"],
+)
+def test_c2_an_answer_until_close_that_breaks_off_is_reset(proxy, serve, client, request_, sent):
+    before = proxy.outcome("upstream_abort")
+    serve(sends(sent, reset=True))
+    client.send(request_)
+    client.read_head()
+    with pytest.raises(ConnectionResetError):
+        client.read_eof()
+    proxy.wait_metric("llmpipe_exchanges_total", before + 1, outcome="upstream_abort")
+
+
+# C3: fields
+
+
+def test_c3_the_whole_head_byte_by_byte(serve, client):
+    kept = [
+        b"sErVeR:uvicorn",
+        b"X-Spaces:   two  inside  \t",
+        b"x-empty:",
+        b"Set-Cookie: a=b",
+        b"Content-Type: text/event-stream; charset=utf-8",
+        b"set-cookie: c=d",
+        b"X-Obs-Text: \xe9\xff",
+        b"content-LENGTH: 2",
+        b"Via: 1.1 other",
+        b"Date: Mon, 23 Nov 2026 07:00:00 GMT",
+        b"Cache-Control: no-cache",
+        b"X-Accel-Buffering: no",
+    ]
+    serve(sends(b"\r\n".join([b"HTTP/1.1 200 All  right", *kept, b"", b"ok"])))
+    client.send(GET)
+    expected = b"\r\n".join([b"HTTP/1.1 200 All  right", *kept, b"X-Request-ID: id", b"", b"ok"])
+    assert client.read(len(expected)) == expected
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"Connection: keep-alive",
+        b"Connection: close",
+        b"Keep-Alive: timeout=5",
+        b"Proxy-Connection: close",
+        b"Proxy-Authenticate: Basic",
+        b"TE: trailers",
+        b"Upgrade: h2c",
+    ],
+)
+def test_c3_hop_by_hop_fields_are_removed(serve, client, line):
+    serve(sends(OK + line + b"\r\nX-After: 1\r\n" + LENGTH + b"\r\nhello"))
+    response = client.request(GET)
+    assert response.raw_head == OK + b"X-After: 1\r\n" + LENGTH + ID + b"\r\n"
+
+
+def test_c3_fields_that_connection_names_are_removed(serve, client):
+    fields = b"X-One: 1\r\nConnection: x-one, X-TWO\r\nx-two: 2\r\nX-Three: 3\r\nX-One-More: 4\r\n"
+    serve(sends(OK + fields + LENGTH + b"\r\nhello"))
+    assert client.request(GET).raw_head == OK + b"X-Three: 3\r\nX-One-More: 4\r\n" + LENGTH + ID + b"\r\n"
+
+
+def test_c3_connection_close_where_the_client_asked_for_it(serve, client):
+    serve(sends(OK + LENGTH + b"\r\nhello"))
+    client.send(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+    assert client.read_response().raw_head == OK + LENGTH + CLOSE + ID + b"\r\n"
+    assert client.read_eof() == b""
+
+
+def test_c3_connection_close_where_the_answer_came_before_the_body(serve, client):
+    def hasty(connection: Connection) -> None:
+        connection.read_head()
+        respond(connection)
+
+    serve(hasty)
+    client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhello")
+    assert client.read_response().values(b"connection") == [b"close"]
+    assert client.read_eof() == b""
+
+
+@pytest.mark.parametrize("name", [b"X-Request-ID", b"x-request-id"])
+def test_c3_a_request_id_of_the_backend_is_left_alone(serve, client, name):
+    serve(sends(OK + name + b": theirs\r\n" + LENGTH + b"\r\nhello"))
+    assert client.request(GET).raw_head == OK + name + b": theirs\r\n" + LENGTH + b"\r\n"
+
+
+# C4: bytes behind the end
+
+EVIL = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"
+WITH_MORE = {
+    "length": (GET, OK + LENGTH + b"\r\nhello"),
+    "length 0": (GET, OK + b"Content-Length: 0\r\n\r\n"),
+    "chunked": (GET, OK + CHUNKED + b"\r\n" + chunk(b"hello") + LAST_CHUNK),
+    "204": (GET, b"HTTP/1.1 204 No Content\r\n\r\n"),
+    "204 with a body": (GET, b"HTTP/1.1 204 No Content\r\n" + LENGTH + b"\r\n"),
+    "304": (GET, b"HTTP/1.1 304 Not Modified\r\n\r\n"),
+    "HEAD": (HEAD, OK + LENGTH + b"\r\n"),
+}
+
+
+@pytest.mark.parametrize("when", ["in one piece", "right behind", "a moment later"])
+@pytest.mark.parametrize("name", WITH_MORE)
+def test_c4_bytes_behind_a_response_never_reach_another_client(proxy, backend, serve, name, when):
+    request, answer = WITH_MORE[name]
+
+    def script(connection: Connection) -> None:
+        if connection.index:
+            answer_all(connection)
+        connection.read_request()
+        if when == "in one piece":
+            connection.send(answer + EVIL)
+        else:
+            connection.send(answer)
+            time.sleep(0.02 if when == "a moment later" else 0)
+            connection.send(EVIL)
+        connection.wait_eof()
+
+    serve(script)
+    expected = answer.replace(b"\r\n\r\n", b"\r\n" + ID + b"\r\n", 1)
+    with Client(proxy) as first, Client(proxy) as second:
+        first.send(request)
+        assert first.read(len(expected)) == expected
+        wait_until(lambda: backend.connections[0].script_ended, what="the upstream closed")
+        assert second.request(GET).body == b"ok"
+        assert first.silent(0.01)
+        assert first.request(GET).body == b"ok"
+    assert len(backend.connections) == 2
+
+
+def test_c4_bytes_that_wait_in_the_socket_behind_a_response_that_filled_a_read(proxy, backend, serve, client):
+    # The response ends exactly where a read of 8 KB ends, so that the proxy has not seen what stands behind it.
+    head = OK + b"Content-Length: 8000\r\nX: "
+    head += b"x" * (192 - len(head) - 4) + b"\r\n\r\n"
+    answer = head + b"y" * 8000
+    assert len(answer) == 8192
+
+    def script(connection: Connection) -> None:
+        if connection.index:
+            answer_all(connection)
+        connection.read_request()
+        connection.send(answer + EVIL)
+        connection.wait_eof()
+
+    serve(script)
+    client.send(GET + GET)
+    assert client.read_response().body == b"y" * 8000
+    assert client.read_response().body == b"ok"
+    wait_until(lambda: backend.connections[0].script_ended, what="the upstream closed")
+
+
+# C5: the end is the framing's end
+
+DONE = b"data: [DONE]\n\n"
+USAGE = b'data: {"usage": {"total_tokens": 7}}\n\n'
+
+
+def test_c5_bytes_behind_done_are_forwarded(serve, client):
+    parts = [chunk(b"data: 1\n\n"), chunk(DONE), chunk(USAGE), LAST_CHUNK]
+    serve(sends(sse_head(), *parts))
+    client.send(GET)
+    client.read_head()
+    assert [client.recv() for _ in parts] == parts
+
+
+def test_c5_done_does_not_end_a_response(steps, client):
+    client.send(GET)
+    steps.send(sse_head() + chunk(DONE))
+    client.read_head()
+    assert client.recv() == chunk(DONE)
+    assert client.silent(0.1)
+    steps.send(chunk(USAGE) + LAST_CHUNK)
+    assert client.recv() == chunk(USAGE) + LAST_CHUNK
+
+
+@pytest.mark.parametrize("framing", ["chunked", "length", "until close"])
+def test_c5_a_missing_done_does_not_hang_the_client(proxy, serve, client, framing):
+    event = b"data: 1\n\n"
+    start = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+    answers = {
+        "chunked": start + CHUNKED + b"\r\n" + chunk(event) + LAST_CHUNK,
+        "length": start + b"Content-Length: 9\r\n\r\n" + event,
+        "until close": start + b"\r\n" + event,
+    }
+    serve(sends(answers[framing], close=framing == "until close"))
+    started = time.monotonic()
+    assert client.request(GET).body == event
+    assert time.monotonic() - started < 2
+    assert proxy.metric("llmpipe_streaming_active") == 0
+    if framing != "until close":
+        assert client.request(GET).body == event  # the connection is free at once
+
+
+@pytest.mark.parametrize("cut", [1, 5, 9, 13])
+def test_c5_a_done_that_is_split_is_only_bytes(serve, client, cut):
+    framed = chunk(DONE)
+    serve(sends(sse_head(), framed[:cut], framed[cut:], chunk(USAGE), LAST_CHUNK))
+    response = client.request(GET)
+    assert response.body == DONE + USAGE
+    assert client.silent(0.01)
+
+
+def test_streams_at_the_same_time_keep_their_bytes_apart():
+    def script(connection: Connection) -> None:
+        path = connection.read_request().line.split()[1]
+        connection.send(sse_head())
+        for index in range(20):
+            connection.send(chunk(b"data: %s %d\n\n" % (path, index) * 20))
+            time.sleep(0.005)
+        connection.send(LAST_CHUNK)
+
+    with Backend(script) as backend, Proxy(backend.url) as proxy:
+        clients = [Client(proxy) for _ in range(50)]
+        for index, client in enumerate(clients):
+            client.send(b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % index)
+        for index, client in enumerate(clients):
+            body = client.read_response().body
+            assert body == b"".join(b"data: /%d %d\n\n" % (index, n) * 20 for n in range(20))
+            client.close()
+        proxy.settled()
+        assert proxy.outcome("ok") == 50
+        assert proxy.metric("llmpipe_buffers_held") == 0

@@ -1,0 +1,255 @@
+"""Rule F: each time-out has its own outcome and its own answer; 0 turns it off."""
+
+import socket
+import time
+
+import pytest
+from harness import Backend, Client, Connection, chunk, respond, sse_head, wait_until
+
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n"
+
+
+def silent(conn: Connection) -> None:
+    conn.read_request()
+    conn.wait_eof()
+
+
+def silent_after_head(conn: Connection) -> None:
+    conn.read_request()
+    conn.send(sse_head())
+    conn.wait_eof()
+
+
+def stalls(conn: Connection) -> None:
+    conn.read_request()
+    conn.send(sse_head() + chunk(b"data: 1\n\n"))
+    conn.wait_eof()
+
+
+def only_pings(*first: bytes):
+    def script(conn: Connection) -> None:
+        conn.read_request()
+        conn.send(sse_head() + b"".join(first))
+        conn.sock.settimeout(0.02)
+        while True:
+            try:
+                if not conn.sock.recv(1):
+                    return
+            except TimeoutError:
+                conn.send(chunk(b": ping\n\n"))
+
+    return script
+
+
+def check(proxy, outcome: str, status: int) -> dict:
+    line = proxy.access()[0]
+    assert (line["outcome"], line["status"]) == (outcome, status)
+    assert proxy.metric("llmpipe_exchanges_total", outcome=outcome) == 1
+    assert proxy.metric("llmpipe_streaming_errors_total", reason=outcome) == 1
+    proxy.settled()
+    assert proxy.metric("llmpipe_upstreams") == 0
+    return line
+
+
+@pytest.mark.parametrize(
+    ("script", "option", "outcome"),
+    [(silent, "--ttft-timeout", "timeout_ttft"), (silent, "--total-timeout", "timeout_total")],
+)
+def test_before_the_head_504(proxy_to, script, option, outcome):
+    proxy = proxy_to(script, options=[option, "300ms"])
+    with Client(proxy) as client:
+        start = time.monotonic()
+        response = client.request(GET)
+        assert 0.29 < time.monotonic() - start < 5
+    assert response.status == 504
+    assert response.error()["code"] == outcome
+    check(proxy, outcome, 504)
+
+
+@pytest.mark.parametrize(
+    ("script", "option", "outcome"),
+    [
+        (silent_after_head, "--ttft-timeout", "timeout_ttft"),
+        (only_pings(), "--ttft-timeout", "timeout_ttft"),
+        (stalls, "--idle-timeout", "timeout_idle"),
+        (only_pings(chunk(b"data: 1\n\n")), "--idle-timeout", "timeout_idle"),
+        (stalls, "--total-timeout", "timeout_total"),
+        (only_pings(chunk(b"data: 1\n\n")), "--total-timeout", "timeout_total"),
+    ],
+)
+def test_after_the_head_truncated(proxy_to, script, option, outcome):
+    proxy = proxy_to(script, options=[option, "300ms"])
+    with Client(proxy) as client:
+        start = time.monotonic()
+        client.send(GET)
+        client.read_head()
+        body = client.read_eof()
+        assert 0.29 < time.monotonic() - start < 5
+    assert not body.endswith(b"0\r\n\r\n")
+    check(proxy, outcome, 200)
+
+
+def test_content_between_pings_does_reset_the_timer(proxy_to):
+    def slow(conn: Connection) -> None:
+        conn.read_request()
+        conn.send(sse_head())
+        for i in range(6):
+            conn.send(chunk(b": ping\n\n"))
+            time.sleep(0.1)
+            conn.send(chunk(b": ping\n\ndata: %d\n\n" % i))
+        conn.send(b"0\r\n\r\n")
+
+    proxy = proxy_to(slow, options=["--idle-timeout", "400ms", "--ttft-timeout", "400ms"])
+    with Client(proxy) as client:
+        response = client.request(GET)
+    assert response.body.count(b"data: ") == 6
+    assert proxy.access()[0]["outcome"] == "ok"
+
+
+def test_ttft_is_counted_from_the_request_not_from_the_upload(proxy_to):
+    proxy = proxy_to(lambda conn: (conn.read_request(), respond(conn)), options=["--ttft-timeout", "300ms"])
+    with Client(proxy) as client:
+        client.send(POST)
+        for _ in range(10):
+            time.sleep(0.06)
+            client.send(b"x")
+        assert client.read_response().status == 200
+
+
+def test_connect(proxy_to):
+    listener = socket.socket()
+    fillers = []
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(0)
+    try:
+        for _ in range(4):
+            filler = socket.socket()
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+            fillers.append(filler)
+        time.sleep(0.05)
+        proxy = proxy_to(f"http://127.0.0.1:{listener.getsockname()[1]}", options=["--connect-timeout", "300ms"])
+        with Client(proxy) as client:
+            response = client.request(GET)
+        assert response.status == 504
+        assert response.error()["code"] == "timeout_connect"
+        line = check(proxy, "timeout_connect", 504)
+        assert line["phase"] == "connect"
+    finally:
+        for sock in (listener, *fillers):
+            sock.close()
+
+
+def test_a_client_that_stalls_in_its_body_408(proxy_to):
+    proxy = proxy_to(lambda conn: (conn.read_head(), conn.wait_eof()), options=["--idle-timeout", "300ms"])
+    with Client(proxy) as client:
+        response = client.request(POST + b"x")
+        assert response.status == 408
+        assert response.error()["code"] == "timeout_body"
+        assert client.read_eof() == b""
+    check(proxy, "timeout_body", 408)
+
+
+def test_a_client_that_does_not_read(proxy_to):
+    def flood(conn: Connection) -> None:
+        conn.read_request()
+        conn.send(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n" + b"x" * 99_999_999)
+
+    with Backend(flood) as backend:
+        proxy = proxy_to(backend, options=["--send-timeout", "500ms"])
+        with Client(proxy) as client:
+            client.send(GET)
+            line = proxy.access()[0]
+            assert (line["outcome"], line["phase"]) == ("timeout_send", "blocked")
+            proxy.settled()
+            assert proxy.metric("llmpipe_upstreams") == 0
+            with pytest.raises(ConnectionResetError):
+                client.read_eof()
+        backend.errors.clear()  # the flood was cut, as it should be
+
+
+def test_a_client_that_reads_slowly_is_no_stalled_one(proxy_to):
+    body = b"x" * (16 << 20)
+    proxy = proxy_to(lambda conn: (conn.read_request(), respond(conn, body)), options=["--send-timeout", "1s"])
+    with Client(proxy) as client:
+        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        client.send(GET)
+        client.read_head()
+        got = len(client.recv())
+        end = time.monotonic() + 2
+        while time.monotonic() < end:
+            got += len(client.sock.recv(200_000))
+            time.sleep(0.05)
+        got += len(client.read(len(body) - got))
+        assert got == len(body)
+    assert proxy.access()[0]["outcome"] == "ok"
+
+
+def test_a_blocked_client_is_not_the_backends_fault(proxy_to):
+    """The idle timer stands still while the client does not read."""
+    body = b"x" * (16 << 20)
+    proxy = proxy_to(lambda conn: (conn.read_request(), respond(conn, body)), options=["--idle-timeout", "300ms"])
+    with Client(proxy) as client:
+        client.send(GET)
+        time.sleep(1)
+        assert client.read_response().body == body
+
+
+def test_idle_client_connections_are_closed(proxy_to):
+    proxy = proxy_to(lambda conn: None, options=["--keepalive-timeout", "300ms"])
+    with Client(proxy) as client:
+        start = time.monotonic()
+        assert client.read_eof() == b""
+        assert 0.29 < time.monotonic() - start < 5
+
+
+def test_idle_upstreams_are_closed(proxy_to):
+    closed = []
+
+    def once(conn: Connection) -> None:
+        conn.read_request()
+        respond(conn)
+        start = time.monotonic()
+        closed.append(conn.wait_eof() - start)
+
+    with Backend(once) as backend:
+        proxy = proxy_to(backend, options=["--upstream-idle-timeout", "300ms"])
+        with Client(proxy) as client:
+            client.request(GET)
+            wait_until(lambda: closed)
+        assert 0.25 < closed[0] < 5
+        proxy = proxy_to(backend)
+        with Client(proxy) as client:
+            client.request(GET)
+            wait_until(lambda: len(closed) == 2)
+        assert 3.5 < closed[1] < 5  # less than uvicorn's 5 s
+
+
+def test_zero_turns_them_off(proxy_to):
+    names = ("connect", "ttft", "idle", "total", "send", "head", "keepalive")
+    options = [word for name in names for word in (f"--{name}-timeout", "0")]
+
+    def slow(conn: Connection) -> None:
+        conn.read_request()
+        time.sleep(0.5)
+        conn.send(sse_head())
+        time.sleep(0.5)
+        conn.send(chunk(b"data: 1\n\n") + b"0\r\n\r\n")
+
+    proxy = proxy_to(slow, options=options)
+    with Client(proxy) as client:
+        client.send(GET[:10])
+        time.sleep(0.5)
+        client.send(GET[10:])
+        assert client.read_response().status == 200
+
+
+def test_timeouts_of_minutes_do_not_fire_early(proxy_to):
+    """The wheel looks 17 s ahead; longer deadlines are armed again and again."""
+    proxy = proxy_to(lambda conn: (conn.read_head(), conn.wait_eof(40)), options=["--ttft-timeout", "19s"])
+    with Client(proxy) as client:
+        client.sock.settimeout(30)
+        start = time.monotonic()
+        assert client.request(GET).status == 504
+        assert 18.9 < time.monotonic() - start < 25

@@ -7,6 +7,7 @@ import re
 import threading
 import time
 
+import cases
 import pytest
 from harness import LAST_CHUNK, Client, Connection, Request, Response, chunk, respond, wait_until
 
@@ -57,8 +58,8 @@ def check_error(response: Response, status: int, *, closes: bool = True) -> dict
     return error
 
 
-HEAD = b"POST /x HTTP/1.1\r\nHost: a\r\n"
-CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+HEAD = cases.POST
+CHUNKED = cases.POST_CHUNKED
 
 # A1: keep-alive, pipelining, methods
 
@@ -145,110 +146,12 @@ def test_a1_connect_is_refused(seen, client):
 
 # A2: heads
 
-BROKEN = {
-    "bare LF everywhere": b"GET / HTTP/1.1\nHost: a\n\n",
-    "bare LF after the request line": b"GET / HTTP/1.1\nHost: a\r\n\r\n",
-    "bare LF after a field": HEAD + b"X: 1\nY: 2\r\n\r\n",
-    "bare LF as the empty line": HEAD + b"X: 1\r\n\n",
-    "bare CR in a value": HEAD + b"X: 1\rY: 2\r\n\r\n",
-    "bare CR in the request line": b"GET /\r HTTP/1.1\r\nHost: a\r\n\r\n",
-    "CR CR LF": HEAD + b"X: 1\r\r\n\r\n",
-    "NUL in a value": HEAD + b"X: 1\x002\r\n\r\n",
-    "NUL in a name": HEAD + b"X\x00: 1\r\n\r\n",
-    "NUL in the target": b"GET /\x00 HTTP/1.1\r\nHost: a\r\n\r\n",
-    "control character in a value": HEAD + b"X: \x01\r\n\r\n",
-    "escape in a value": HEAD + b"X: \x1b[0m\r\n\r\n",
-    "DEL in a value": HEAD + b"X: \x7f\r\n\r\n",
-    "vertical tab before a value": HEAD + b"X:\x0b1\r\n\r\n",
-    "space before the colon": HEAD + b"X : 1\r\n\r\n",
-    "tab before the colon": HEAD + b"X\t: 1\r\n\r\n",
-    "obs-fold with a space": HEAD + b"X: 1\r\n 2\r\n\r\n",
-    "obs-fold with a tab": HEAD + b"X: 1\r\n\t2\r\n\r\n",
-    "obs-fold without a value": HEAD + b"X: 1\r\n \r\n\r\n",
-    "white space before the first field": b"GET / HTTP/1.1\r\n X: 1\r\nHost: a\r\n\r\n",
-    "empty name": HEAD + b": 1\r\n\r\n",
-    "no colon": HEAD + b"X\r\n\r\n",
-    "parentheses in a name": HEAD + b"X(y): 1\r\n\r\n",
-    "non-ASCII name": HEAD + b"X\xe9: 1\r\n\r\n",
-    "no Host": b"GET / HTTP/1.1\r\nX: 1\r\n\r\n",
-    "two Hosts": HEAD + b"Host: a\r\n\r\n",
-    "Host with a space": b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n",
-    "Host with a path": b"GET / HTTP/1.1\r\nHost: a/b\r\n\r\n",
-    "Host with user information": b"GET / HTTP/1.1\r\nHost: u@a\r\n\r\n",
-    "Host as a list": b"GET / HTTP/1.1\r\nHost: a,b\r\n\r\n",
-    "two spaces before the target": b"GET  / HTTP/1.1\r\nHost: a\r\n\r\n",
-    "two spaces before the version": b"GET /  HTTP/1.1\r\nHost: a\r\n\r\n",
-    "tab in the request line": b"GET\t/ HTTP/1.1\r\nHost: a\r\n\r\n",
-    "space before the method": b" GET / HTTP/1.1\r\nHost: a\r\n\r\n",
-    "space at the end of the request line": b"GET / HTTP/1.1 \r\nHost: a\r\n\r\n",
-    "space in the target": b"GET /a b HTTP/1.1\r\nHost: a\r\n\r\n",
-    "no target": b"GET HTTP/1.1\r\nHost: a\r\n\r\n",
-    "no version": b"GET /\r\nHost: a\r\n\r\n",
-    "lower-case version": b"GET / http/1.1\r\nHost: a\r\n\r\n",
-    "version with a third digit": b"GET / HTTP/1.11\r\nHost: a\r\n\r\n",
-    "version of one digit": b"GET / HTTP/1\r\nHost: a\r\n\r\n",
-    "version of another protocol": b"GET / RTSP/1.0\r\nHost: a\r\n\r\n",
-    "non-ASCII target": b"GET /\xc3\xa9 HTTP/1.1\r\nHost: a\r\n\r\n",
-    "fragment in the target": b"GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n",
-    "relative target": b"GET a HTTP/1.1\r\nHost: a\r\n\r\n",
-    "authority as the target": b"GET a:80 HTTP/1.1\r\nHost: a\r\n\r\n",
-    "asterisk with GET": b"GET * HTTP/1.1\r\nHost: a\r\n\r\n",
-    "absolute-form without authority": b"GET http:///x HTTP/1.1\r\nHost: a\r\n\r\n",
-    "absolute-form with user information": b"GET http://u@b/x HTTP/1.1\r\nHost: a\r\n\r\n",
-    "absolute-form of another scheme": b"GET ftp://b/x HTTP/1.1\r\nHost: a\r\n\r\n",
-    "bad method": b"G(T / HTTP/1.1\r\nHost: a\r\n\r\n",
-    "two empty lines first": b"\r\n\r\n" + HEAD + b"\r\n",
-    "bare LF first": b"\n" + HEAD + b"\r\n",
-    "Connection names Host": HEAD + b"Connection: host\r\n\r\n",
-    "Connection names Content-Length": HEAD + b"Connection: Content-Length\r\nContent-Length: 1\r\n\r\nx",
-    "Connection names Transfer-Encoding": HEAD + b"Connection: close, transfer-encoding\r\n\r\n",
-    "TLS hello": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
-}
 
-BROKEN_FRAMING = {
-    "Content-Length twice": b"Content-Length: 1\r\nContent-Length: 1\r\n\r\nx",
-    "Content-Length twice, different": b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nx",
-    "Content-Length as a list": b"Content-Length: 1, 1\r\n\r\nx",
-    "Content-Length with plus": b"Content-Length: +1\r\n\r\nx",
-    "Content-Length with minus": b"Content-Length: -1\r\n\r\n",
-    "hexadecimal Content-Length": b"Content-Length: 0x1\r\n\r\nx",
-    "Content-Length with an underscore": b"Content-Length: 1_0\r\n\r\n0123456789",
-    "Content-Length with a point": b"Content-Length: 1.0\r\n\r\nx",
-    "empty Content-Length": b"Content-Length:\r\n\r\n",
-    "Content-Length of 19 digits": b"Content-Length: 0000000000000000001\r\n\r\nx",
-    "Content-Length beyond 64 bits": b"Content-Length: 18446744073709551617\r\n\r\nx",
-    "Content-Length with a space inside": b"Content-Length: 1 1\r\n\r\nx",
-    "Content-Length with other digits": b"Content-Length: \xd9\xa1\r\n\r\nx",
-    "CL.TE": b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    "TE.CL": b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
-    "TE.CL with zero": b"Transfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n0\r\n\r\n",
-    "TE.TE": b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    "TE.TE with an unknown one": b"Transfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n\r\n0\r\n\r\n",
-    "Transfer-Encoding as a list": b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
-    "Transfer-Encoding chunked twice in a list": b"Transfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
-    "Transfer-Encoding identity": b"Transfer-Encoding: identity\r\n\r\n",
-    "Transfer-Encoding empty": b"Transfer-Encoding:\r\n\r\n",
-    "Transfer-Encoding in capitals": b"Transfer-Encoding: Chunked\r\n\r\n0\r\n\r\n",
-    "Transfer-Encoding with a comma": b"Transfer-Encoding: chunked,\r\n\r\n0\r\n\r\n",
-    "Transfer-Encoding with a parameter": b"Transfer-Encoding: chunked;q=1\r\n\r\n0\r\n\r\n",
-    "Transfer-Encoding quoted": b'Transfer-Encoding: "chunked"\r\n\r\n0\r\n\r\n',
-    "Transfer-Encoding with a vertical tab": b"Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
-    "Transfer-Encoding behind a space": b"Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
-    "Transfer-Encoding folded": b"Transfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n",
-    "Transfer-Encoding hidden by a bare CR": b"X: y\rTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-}
-BROKEN_HEADS = {
-    **BROKEN,
-    **{name: HEAD + rest for name, rest in BROKEN_FRAMING.items()},
-    "Transfer-Encoding in 1.0": b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-}
-
-
-@pytest.mark.parametrize("name", BROKEN_HEADS)
+@pytest.mark.parametrize("name", cases.BAD_REQUESTS)
 def test_a2_a4_a_broken_head_is_answered_400_and_reaches_no_backend(proxy, backend, seen, client, name):
     before = proxy.outcome("bad_request"), proxy.metric("llmpipe_backend_exchanges_total", backend=backend.url)
-    smuggled = b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n" if BROKEN_HEADS[name].endswith(b"\r\n\r\n") else b""
-    error = check_error(client.request(BROKEN_HEADS[name] + smuggled), 400)
+    smuggled = b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n" if cases.BAD_REQUESTS[name].endswith(b"\r\n\r\n") else b""
+    error = check_error(client.request(cases.BAD_REQUESTS[name] + smuggled), 400)
     assert error["code"] == "bad_request"
     assert client.read_eof() == b""
     proxy.wait_metric("llmpipe_exchanges_total", before[0] + 1, outcome="bad_request")
@@ -421,62 +324,10 @@ def test_a3_a_pipelined_request_behind_a_long_head(seen, client):
 
 # A4: framing of the body (the heads are above)
 
-GOOD_CHUNKS = {
-    "one": (chunk(b"hello") + LAST_CHUNK, b"hello"),
-    "capital digits": (b"A\r\n0123456789\r\n0\r\n\r\n", b"0123456789"),
-    "16 digits": (b"0000000000000005\r\nhello\r\n0\r\n\r\n", b"hello"),
-    "several zeros last": (b"5\r\nhello\r\n0000\r\n\r\n", b"hello"),
-    "extension": (b'5;name="v a l";x\r\nhello\r\n0;last\r\n\r\n', b"hello"),
-    "longest extension": (b"5;" + b"x" * 256 + b"\r\nhello\r\n0\r\n\r\n", b"hello"),
-    "trailers": (b"5\r\nhello\r\n0\r\nX-Checksum: abc\r\nY: 1\r\n\r\n", b"hello"),
-    "line ends as data": (b"8\r\n\r\n0\r\n\r\n\r\r\n0\r\n\r\n", b"\r\n0\r\n\r\n\r"),
-    "nothing": (LAST_CHUNK, b""),
-}
-BAD_CHUNKS = {
-    "no size": b"\r\nhello\r\n0\r\n\r\n",
-    "extension without a size": b";x\r\nhello\r\n0\r\n\r\n",
-    "0x": b"0x5\r\nhello\r\n0\r\n\r\n",
-    "plus": b"+5\r\nhello\r\n0\r\n\r\n",
-    "minus": b"-5\r\nhello\r\n0\r\n\r\n",
-    "underscore": b"0_5\r\nhello\r\n0\r\n\r\n",
-    "space before": b" 5\r\nhello\r\n0\r\n\r\n",
-    "space behind": b"5 \r\nhello\r\n0\r\n\r\n",
-    "tab behind": b"5\t\r\nhello\r\n0\r\n\r\n",
-    "space before the extension": b"5 ;x\r\nhello\r\n0\r\n\r\n",
-    "17 digits": b"00000000000000005\r\nhello\r\n0\r\n\r\n",
-    "17 digits that overflow": b"10000000000000005\r\nhello\r\n0\r\n\r\n",
-    "not a digit": b"5g\r\nhello\r\n0\r\n\r\n",
-    "bare LF behind the size": b"5\nhello\r\n0\r\n\r\n",
-    "bare CR behind the size": b"5\rhello\r\n0\r\n\r\n",
-    "bare LF behind the data": b"5\r\nhello\n0\r\n\r\n",
-    "bare LF behind the last size": b"5\r\nhello\r\n0\n\r\n",
-    "bare LF at the end": b"5\r\nhello\r\n0\r\n\n",
-    "longer than said": b"4\r\nhello\r\n0\r\n\r\n",
-    "shorter than said": b"6\r\nhello\r\n0\r\n\r\n",
-    "control character in an extension": b"5;a\x01\r\nhello\r\n0\r\n\r\n",
-    "NUL in an extension": b"5;\x00\r\nhello\r\n0\r\n\r\n",
-    "bare LF in an extension": b"5;a\nb\r\nhello\r\n0\r\n\r\n",
-    "bare CR in an extension": b"5;a\rb\r\nhello\r\n0\r\n\r\n",
-    "extension of 257 bytes": b"5;" + b"x" * 257 + b"\r\nhello\r\n0\r\n\r\n",
-    "trailer Content-Length": b"0\r\nContent-Length: 5\r\n\r\n",
-    "trailer Transfer-Encoding": b"0\r\ntransfer-encoding: chunked\r\n\r\n",
-    "trailer Host": b"0\r\nHost: b\r\n\r\n",
-    "trailer Connection": b"0\r\nConnection: close\r\n\r\n",
-    "trailer Trailer": b"0\r\nTrailer: x\r\n\r\n",
-    "trailer Upgrade": b"0\r\nUpgrade: h2c\r\n\r\n",
-    "trailer Expect": b"0\r\nExpect: 100-continue\r\n\r\n",
-    "trailer with a space before the colon": b"0\r\nX : 1\r\n\r\n",
-    "trailer without a colon": b"0\r\nX\r\n\r\n",
-    "folded trailer": b"0\r\nX: 1\r\n 2\r\n\r\n",
-    "trailer with a control character": b"0\r\nX: \x02\r\n\r\n",
-    "trailer with a bare LF": b"0\r\nX: 1\nY: 2\r\n\r\n",
-    "endless trailers": b"0\r\n" + b"X: 1\r\n" * 2000 + b"\r\n",
-}
 
-
-@pytest.mark.parametrize("name", GOOD_CHUNKS)
+@pytest.mark.parametrize("name", cases.GOOD_CHUNKS)
 def test_a4_good_chunks_are_forwarded(seen, client, name):
-    framed, body = GOOD_CHUNKS[name]
+    framed, body = cases.GOOD_CHUNKS[name]
     assert client.request(CHUNKED + framed).body == b"POST /x " + body
     client.send(CHUNKED)
     for byte in framed:
@@ -484,13 +335,13 @@ def test_a4_good_chunks_are_forwarded(seen, client, name):
     assert client.read_response().body == b"POST /x " + body
 
 
-@pytest.mark.parametrize("name", BAD_CHUNKS)
+@pytest.mark.parametrize("name", cases.BAD_CHUNKS)
 @pytest.mark.parametrize("when", ["with the head", "later"])
 def test_a4_bad_chunks_are_answered_400_and_no_backend_sees_a_whole_request(proxy, backend, seen, client, name, when):
     client.send(CHUNKED)
     if when == "later":
         wait_until(lambda: backend.connections, what="the head at the backend")
-    error = check_error(client.request(BAD_CHUNKS[name]), 400)
+    error = check_error(client.request(cases.BAD_CHUNKS[name]), 400)
     assert error["code"] == "bad_request"
     assert client.read_eof() == b""
     backend.catch_up()

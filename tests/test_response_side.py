@@ -10,6 +10,7 @@ import threading
 import time
 from dataclasses import dataclass
 
+import cases
 import pytest
 from harness import LAST_CHUNK, Backend, Client, Connection, Proxy, answer_all, chunk, respond, sse_head, wait_until
 
@@ -318,56 +319,13 @@ def test_c2_the_end_of_chunked_is_the_empty_line_behind_the_trailers(steps, clie
     assert client.silent(0.02)
 
 
-BROKEN_HEADS = {
-    "both framings": OK + LENGTH + CHUNKED + b"\r\n" + chunk(b"hello") + LAST_CHUNK,
-    "both framings, other order": OK + CHUNKED + LENGTH + b"\r\n" + chunk(b"hello") + LAST_CHUNK,
-    "Content-Length twice": OK + LENGTH + LENGTH + b"\r\nhello",
-    "Content-Length twice, different": OK + LENGTH + b"Content-Length: 6\r\n\r\nhello",
-    "Content-Length as a list": OK + b"Content-Length: 5, 5\r\n\r\nhello",
-    "Content-Length with a sign": OK + b"Content-Length: +5\r\n\r\nhello",
-    "negative Content-Length": OK + b"Content-Length: -5\r\n\r\nhello",
-    "Content-Length of 19 digits": OK + b"Content-Length: 0000000000000000005\r\n\r\nhello",
-    "Transfer-Encoding gzip": OK + b"Transfer-Encoding: gzip, chunked\r\n\r\n" + LAST_CHUNK,
-    "Transfer-Encoding identity": OK + b"Transfer-Encoding: identity\r\n" + b"\r\nhello",
-    "Transfer-Encoding twice": OK + CHUNKED + CHUNKED + b"\r\n" + LAST_CHUNK,
-    "Transfer-Encoding in 1.0": b"HTTP/1.0 200 OK\r\n" + CHUNKED + b"\r\n" + LAST_CHUNK,
-    "both framings to a 304": b"HTTP/1.1 304 Not Modified\r\n" + LENGTH + CHUNKED + b"\r\n",
-    "bare LF": b"HTTP/1.1 200 OK\nContent-Length: 5\n\nhello",
-    "bare LF in a field": OK + b"X: 1\nY: 2\r\n" + LENGTH + b"\r\nhello",
-    "bare CR in a field": OK + b"X: 1\rY: 2\r\n" + LENGTH + b"\r\nhello",
-    "NUL in a field": OK + b"X: \x00\r\n" + LENGTH + b"\r\nhello",
-    "control character in the reason": b"HTTP/1.1 200 O\x07K\r\n" + LENGTH + b"\r\nhello",
-    "obs-fold": OK + b"X: 1\r\n 2\r\n" + LENGTH + b"\r\nhello",
-    "space before the colon": OK + b"X : 1\r\n" + LENGTH + b"\r\nhello",
-    "no colon": OK + b"X\r\n" + LENGTH + b"\r\nhello",
-    "empty name": OK + b": 1\r\n" + LENGTH + b"\r\nhello",
-    "HTTP/2": b"HTTP/2 200 OK\r\n" + LENGTH + b"\r\nhello",
-    "HTTP/1.2": b"HTTP/1.2 200 OK\r\n" + LENGTH + b"\r\nhello",
-    "two digits": b"HTTP/1.1 20 OK\r\n" + LENGTH + b"\r\nhello",
-    "four digits": b"HTTP/1.1 2000 OK\r\n" + LENGTH + b"\r\nhello",
-    "status 099": b"HTTP/1.1 099 OK\r\n" + LENGTH + b"\r\nhello",
-    "no version": b"200 OK\r\n" + LENGTH + b"\r\nhello",
-    "no head at all": b"hello",
-    "empty line first": b"\r\n" + OK + LENGTH + b"\r\nhello",
-    "a request": b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
-    "Connection names the framing": OK + b"Connection: content-length\r\n" + LENGTH + b"\r\nhello",
-    "longer than 32 KB": OK + b"X: " + b"x" * 33_000 + b"\r\n" + LENGTH + b"\r\nhello",
-    "endless head": OK + b"X: 1\r\n" * 20_000,
-    "more than 128 fields": OK + b"X: 1\r\n" * 128 + LENGTH + b"\r\nhello",
-    "101 that nobody asked for": b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\nhello",
-    "broken 103": b"HTTP/1.1 103 Early Hints\r\nX : 1\r\n\r\n" + OK + LENGTH + b"\r\nhello",
-    "closed inside the head": OK + LENGTH,
-    "closed at once": b"",
-}
-
-
-@pytest.mark.parametrize("name", BROKEN_HEADS)
+@pytest.mark.parametrize("name", cases.BAD_RESPONSES)
 def test_c2_a_broken_head_is_a_backend_error(proxy, backend, serve, client, name):
     before = proxy.outcome("upstream_error")
 
     def script(connection: Connection) -> None:
         connection.read_request()
-        connection.send(BROKEN_HEADS[name])
+        connection.send(cases.BAD_RESPONSES[name])
         if name.startswith("closed") or name == "no head at all":
             connection.half_close()
         connection.wait_eof()
@@ -386,26 +344,12 @@ def test_c2_a_broken_head_is_a_backend_error(proxy, backend, serve, client, name
     assert client.request(GET).body == b"ok"
 
 
-BROKEN_BODIES = {
-    "not a size": (chunk(b"good") + b"xyz\r\nevil\r\n" + LAST_CHUNK, chunk(b"good")),
-    "0x": (chunk(b"good") + b"0x4\r\nevil\r\n" + LAST_CHUNK, chunk(b"good")),
-    "sign": (chunk(b"good") + b"+4\r\nevil\r\n" + LAST_CHUNK, chunk(b"good")),
-    "space": (chunk(b"good") + b"4 \r\nevil\r\n" + LAST_CHUNK, chunk(b"good")),
-    "17 digits": (chunk(b"good") + b"00000000000000004\r\nevil\r\n" + LAST_CHUNK, chunk(b"good")),
-    "bare LF": (chunk(b"good") + b"4\nevil\r\n" + LAST_CHUNK, chunk(b"good")),
-    "longer than said": (chunk(b"good") + b"3\r\nevil\r\n" + LAST_CHUNK, chunk(b"good")),
-    "control character in an extension": (chunk(b"good") + b"4;\x01\r\nevil\r\n" + LAST_CHUNK, chunk(b"good")),
-    "extension too long": (chunk(b"good") + b"4;" + b"x" * 257 + b"\r\nevil\r\n" + LAST_CHUNK, chunk(b"good")),
-    "forbidden trailer": (chunk(b"good") + b"0\r\nContent-Length: 5\r\n\r\n", chunk(b"good")),
-    "broken trailer": (chunk(b"good") + b"0\r\nX : 1\r\n\r\n", chunk(b"good")),
-}
-
-
-@pytest.mark.parametrize("name", BROKEN_BODIES)
+@pytest.mark.parametrize("name", cases.BAD_RESPONSE_BODIES)
 @pytest.mark.parametrize("cut", ["whole", "later", "bytes"])
 def test_c2_a_bad_chunk_truncates_the_answer_without_a_last_chunk(proxy, backend, serve, client, name, cut):
     before = proxy.outcome("upstream_abort")
-    sent, good = BROKEN_BODIES[name]
+    good = chunk(b"good")
+    sent = good + cases.BAD_RESPONSE_BODIES[name]
 
     def script(connection: Connection) -> None:
         connection.read_request()

@@ -4,12 +4,14 @@ Every option has an environment variable. Nothing is decided here but how text b
 """
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn, TypeVar
 
 import click
+from click.shell_completion import get_completion_class
 
 from llmpipe import __version__, log, mock, server
 from llmpipe._pipe import MAX_BACKENDS, Engine
@@ -18,6 +20,11 @@ from llmpipe.config import Serve, Settings, parse_address, parse_backends, parse
 from llmpipe.errors import UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+UNITS = (
+    "Durations are seconds, or a number with ms, s, m or h behind it; sizes are bytes, or a number with KB, MB or GB "
+    "(of 1024) behind it."
+)
 
 
 class _Parsed(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic since click 8.3 only
@@ -73,13 +80,10 @@ def usable_cpus() -> int:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, message="llmpipe %(version)s")
 def cli() -> None:
-    """llmpipe: a streaming reverse proxy in front of LLM inference servers.
-
-    Durations are seconds, or a number with ms, s, m or h; sizes are bytes, or a number with KB, MB or GB.
-    """
+    """llmpipe: a streaming reverse proxy in front of LLM inference servers."""
 
 
-@cli.command("serve")
+@cli.command("serve", epilog=UNITS)
 @option(
     "--listen",
     "Where clients connect; port 0 takes a free one.",
@@ -192,7 +196,7 @@ def _read_serve(given: dict[str, Any]) -> Serve:
     )
 
 
-@cli.command("mock")
+@cli.command("mock", epilog=UNITS)
 @option(
     "--listen",
     "Where it listens; port 0 takes a free one.",
@@ -223,6 +227,8 @@ def mock_(**given: Any) -> None:
         with server.bind(given["listen"], "--listen") as listener:
             log.info("listening", address=server.bound_address(listener), model=pace.model)
             with suppress(KeyboardInterrupt):
+                # uvicorn ends well at a signal and then raises it again, to end the process as it would have without it.
+                signal.signal(signal.SIGTERM, signal.default_int_handler)
                 make_server(mock.make_app(pace)).run(sockets=[listener])
         log.info("stopped")
         return 0
@@ -234,6 +240,18 @@ def mock_(**given: Any) -> None:
 def version() -> None:
     """Print the version."""
     click.echo(f"llmpipe {__version__}")
+
+
+@cli.command("completion")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print a script that completes commands and options in a shell.
+
+    For bash: eval "$(llmpipe completion bash)".
+    """
+    complete = get_completion_class(shell)
+    assert complete is not None, "click has all three"
+    click.echo(complete(cli, {}, "llmpipe", "_LLMPIPE_COMPLETE").source())
 
 
 def _run_logged(given: dict[str, Any], run: Callable[[log.Log], int]) -> int:
@@ -249,10 +267,17 @@ def _run_logged(given: dict[str, Any], run: Callable[[log.Log], int]) -> int:
 
 
 def _refuse(text: str) -> NoReturn:
-    click.echo(f"Error: {text}", err=True)
+    """Ends the process with one line, whatever stands in `text`."""
+    click.echo(f"Error: {' '.join(text.split())}", err=True)
     sys.exit(2)
 
 
 def main() -> None:
     """The command `llmpipe`."""
-    cli.main(prog_name="llmpipe")
+    try:
+        # By itself click would print its usage, and a hint, before each error.
+        sys.exit(cli.main(sys.argv[1:] or ["--help"], prog_name="llmpipe", standalone_mode=False))
+    except click.ClickException as error:
+        _refuse(error.format_message())
+    except click.Abort:  # an interrupt before there was anything to end well
+        sys.exit(1)

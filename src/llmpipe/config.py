@@ -93,6 +93,8 @@ def parse_backend(text: str) -> Backend:
     Raises:
         UsageError: it is no such thing; the text says how to write it.
     """
+    if not text.isprintable() or " " in text:
+        raise UsageError(f"backend {text!r} has white space or a control character in it")
     base, _, query = text.partition("?")
     finish = _parse_backend_options(text, query)
     if base.startswith("unix:"):

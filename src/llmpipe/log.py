@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from logging.handlers import QueueHandler, QueueListener
-from typing import TextIO
+from typing import Any, TextIO
 
 QUEUE_LINES = 10_000
 
@@ -84,6 +84,17 @@ class DroppingQueueHandler(QueueHandler):
             self.dropped += 1
 
 
+class PatientQueueListener(QueueListener):
+    """Ends even if the queue is full at that moment: the end waits for its place behind the last line."""
+
+    def __init__(self, lines: "queue.Queue[Any]", handler: logging.Handler) -> None:
+        super().__init__(lines, handler)
+        self._lines = lines
+
+    def enqueue_sentinel(self) -> None:
+        self._lines.put(None)
+
+
 class Log:
     """The log of this process; `close` writes what is left."""
 
@@ -97,7 +108,7 @@ class Log:
         self._out = logging.StreamHandler(stream or sys.stderr)
         self._out.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
         self._handler = DroppingQueueHandler(lines)
-        self._listener = QueueListener(lines, self._out)
+        self._listener = PatientQueueListener(lines, self._out)
         _logger.handlers = [self._handler]
         _logger.setLevel(level.upper())
         _logger.propagate = False

@@ -31,7 +31,10 @@ def _fixed(backend: Backend) -> Addresses | None:
 
 async def _look_up(backend: Backend) -> Addresses:
     loop = asyncio.get_running_loop()
-    answers = await loop.getaddrinfo(backend.host, backend.port, type=socket.SOCK_STREAM)
+    try:
+        answers = await loop.getaddrinfo(backend.host, backend.port, type=socket.SOCK_STREAM)
+    except UnicodeError:  # a label that is empty or longer than 63 letters
+        raise OSError("it is not a host name") from None
     # Addresses with a scope (fe80::1%eth0) cannot be handed on as text.
     found = dict.fromkeys((str(answer[4][0]), backend.port) for answer in answers if "%" not in str(answer[4][0]))
     return tuple(found)[:MAX_ADDRESSES]

@@ -127,7 +127,8 @@ class Runner:
         if self._records_timer is not None:
             self._records_timer.cancel()
         for thread in self._threads:
-            thread.join()
+            if thread.ident is not None:  # it was started
+                thread.join()
         for engine in self.engines:
             self._loop.remove_reader(engine.events_fd)
             self._take_records(engine)

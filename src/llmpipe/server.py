@@ -44,6 +44,8 @@ def bind(address: tuple[str, int], option: str) -> socket.socket:
         family, _, _, _, sockaddr = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except OSError as error:
         raise UsageError(f"{option} {where}: the host cannot be resolved ({error.strerror or error})") from None
+    except UnicodeError:  # a label that is empty or longer than 63 letters
+        raise UsageError(f"{option} {where}: that is not a host name") from None
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -182,7 +184,10 @@ class Server:
             descriptors = raise_descriptor_limit()
             runner = Runner(config.workers, config.settings, backends, records.write)
             stack.callback(runner.close)
-            runner.configure(resolver)
+            try:
+                runner.configure(resolver)
+            except ValueError as error:  # the engine knows the room for addresses and paths
+                raise UsageError(f"--backend: {error}") from None
             runner.start()
             stack.callback(runner.stop)
             if admin_listener is not None:

@@ -1,0 +1,127 @@
+"""One line for each exchange, true in every field, never in the way, and without a secret."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+from harness import Backend, Client, Connection, Stream, answer_all, chunk, free_port, respond, sse_head, wait_until
+
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+def test_the_fields(proxy_to):
+    def serve(conn: Connection) -> None:
+        conn.read_request()
+        time.sleep(0.05)
+        conn.send(sse_head() + chunk(b"data: 1\n\n"))
+        time.sleep(0.05)
+        conn.send(b"0\r\n\r\n")
+
+    with Backend(serve) as backend:
+        proxy = proxy_to(backend)
+        with Client(proxy) as client:
+            request = b"POST /v1/x?y=1 HTTP/1.1\r\nHost: a\r\nX-Request-ID: my-id\r\nContent-Length: 3\r\n\r\nabc"
+            response = client.request(request)
+        line = proxy.access()[0]
+        assert line["level"] == "info"
+        assert line["client"] == "127.0.0.1"
+        assert (line["method"], line["path"], line["status"]) == ("POST", "/v1/x?y=1", 200)
+        assert (line["outcome"], line["phase"], line["attempts"]) == ("ok", "stream", 1)
+        assert (line["backend"], line["request_id"]) == (backend.url, "my-id")
+        assert 45 < line["ttft_ms"] < line["duration_ms"] < 5000
+        assert line["duration_ms"] > 95
+        assert line["bytes_up"] == len(request)
+        assert line["bytes_down"] == len(response.raw)
+        assert line["close_ms"] is None
+
+
+def test_a_line_for_every_exchange(proxy_to):
+    proxy = proxy_to(answer_all)
+    with Client(proxy) as client:
+        for i in range(50):
+            client.request(b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % i)
+        client.request(b"bad\r\n\r\n")
+    lines = proxy.access(51)
+    assert [line["path"] for line in lines[:50]] == [f"/{i}" for i in range(50)]
+    assert lines[50]["outcome"] == "bad_request"
+    assert lines[50]["backend"] is None
+
+
+def test_no_credential_is_logged(proxy_to):
+    secret = "s3cr3t-value"
+    proxy = proxy_to(answer_all, options=["--log-level", "debug"])
+    with Client(proxy) as client:
+        for target in (f"/x?api_key={secret}", f"/x?a=1&token={secret}&b=2", f"/x?key={secret}"):
+            client.request(
+                f"GET {target} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {secret}\r\nX-API-Key: {secret}\r\n"
+                f"Cookie: s={secret}\r\nProxy-Authorization: Basic {secret}\r\n\r\n".encode()
+            )
+    lines = proxy.access(3)
+    assert [line["path"] for line in lines] == ["/x?api_key=***", "/x?a=1&token=***&b=2", "/x?key=***"]
+    proxy.settled()
+    assert secret not in "".join(proxy.stderr)
+    assert secret not in proxy.admin("/metrics")[1]
+
+
+def test_nothing_is_written_above_info(proxy_to):
+    proxy = proxy_to(answer_all, options=["--log-level", "info"])
+    with Client(proxy) as client:
+        client.request(GET)
+    proxy.access()
+    assert proxy.metric("llmpipe_access_lines_dropped_total") == 0
+
+
+def test_when_nobody_reads_the_log_lines_are_dropped_and_counted_and_nobody_waits():
+    """The pipe of stderr fills, then the queue, then lines are lost; forwarding goes on as if nothing were."""
+    read, write = os.pipe()
+    port, admin = free_port(), free_port()
+    with Backend(answer_all) as backend:
+        command = [sys.executable, "-m", "llmpipe", "serve", "--listen", f"127.0.0.1:{port}", "--workers", "1"]
+        process = subprocess.Popen([*command, "--admin", f"127.0.0.1:{admin}", "--backend", backend.url], stderr=write)
+        os.close(write)
+        try:
+
+            def listening() -> bool:
+                try:
+                    socket.create_connection(("127.0.0.1", port), timeout=10).close()
+                except ConnectionRefusedError:
+                    return False
+                return True
+
+            wait_until(listening)
+            stream = Stream(socket.create_connection(("127.0.0.1", port), timeout=10))
+            one = b"HTTP/1.1 200 OK"
+            for _ in range(200):
+                stream.send(GET * 100)
+                for _ in range(100):
+                    assert stream.read_head().startswith(one)
+                    assert stream.read(2) == b"ok"
+            stream.close()
+
+            def metrics() -> dict[str, float]:
+                with urllib.request.urlopen(f"http://127.0.0.1:{admin}/metrics", timeout=10) as response:
+                    lines = response.read().decode().splitlines()
+                return {k: float(v) for k, _, v in (line.rpartition(" ") for line in lines if line[0] != "#")}
+
+            assert metrics()['llmpipe_exchanges_total{outcome="ok"}'] == 20_000
+            wait_until(lambda: metrics()["llmpipe_access_lines_dropped_total"] > 0)
+            dropped = metrics()["llmpipe_access_lines_dropped_total"]
+            process.send_signal(signal.SIGTERM)
+            with open(read, "rb") as log:
+                written = sum(b" access " in line for line in log)
+            assert process.wait(20) == 0
+            assert written + dropped == 20_000
+        finally:
+            process.kill()
+            process.wait()
+
+
+def test_utf8_and_control_characters_in_paths(proxy_to):
+    proxy = proxy_to(lambda conn: (conn.read_request(), respond(conn)))
+    with Client(proxy) as client:
+        client.request(b'GET /%0a"quoted"\\x HTTP/1.1\r\nHost: a\r\n\r\n')
+    assert proxy.access()[0]["path"] == '/%0a"quoted"\\x'

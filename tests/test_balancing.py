@@ -1,0 +1,129 @@
+"""Several backends: least in-flight first, every kind of address, and nobody leaks a count."""
+
+import socket
+import threading
+
+import pytest
+from harness import Backend, Client, Connection, answer_all, free_port, respond, wait_until
+
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+class Gate:
+    """A backend that answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.waiting = 0
+
+    def __call__(self, conn: Connection) -> None:
+        while True:
+            conn.read_request()
+            self.waiting += 1
+            self.open.wait(20)
+            self.waiting -= 1
+            respond(conn)
+
+
+def test_least_in_flight_first(proxy_to):
+    gates = [Gate() for _ in range(3)]
+    proxy = proxy_to(*gates)
+    clients = [Client(proxy) for _ in range(12)]
+    try:
+        for i, client in enumerate(clients):
+            client.send(GET)
+            wait_until(lambda i=i: sum(gate.waiting for gate in gates) == i + 1)
+            counts = [gate.waiting for gate in gates]
+            assert max(counts) - min(counts) <= 1
+        # One backend becomes free: the next four go to it.
+        gates[1].open.set()
+        wait_until(lambda: gates[1].waiting == 0)
+        answered = [client for client in clients if not client.silent(0.2)]
+        assert len(answered) == 4
+        gates[1].open.clear()
+        for client in answered:
+            assert client.read_response().status == 200
+            client.send(GET)
+        wait_until(lambda: gates[1].waiting == 4)
+    finally:
+        for gate in gates:
+            gate.open.set()
+        for client in clients:
+            client.close()
+    proxy.settled()
+
+
+def test_equals_take_turns(proxy_to):
+    proxy = proxy_to(answer_all, answer_all, answer_all)
+    with Client(proxy) as client:
+        for _ in range(30):
+            assert client.request(GET).status == 200
+    metrics = proxy.metrics()
+    counts = [n for name, n in metrics.items() if name.startswith("llmpipe_backend_exchanges_total")]
+    assert counts == [10, 10, 10]
+
+
+@pytest.mark.parametrize("leaving", ["fin", "rst"])
+def test_a_count_is_released_when_clients_leave(proxy_to, leaving):
+    gates = [Gate(), Gate()]
+    proxy = proxy_to(*gates)
+    for _ in range(20):
+        client = Client(proxy)
+        client.send(GET)
+        wait_until(lambda: proxy.metric("llmpipe_clients") == 1)
+        client.close() if leaving == "fin" else client.reset()
+    proxy.settled()
+    assert sum(n for name, n in proxy.metrics().items() if name.startswith("llmpipe_in_flight")) == 0
+    assert proxy.metric("llmpipe_exchanges_total", outcome="client_abort") == 20
+
+
+@pytest.mark.parametrize("family", ["tcp", "tcp6", "unix"])
+def test_every_kind_of_address(proxy_to, family):
+    with Backend(answer_all, family) as backend:
+        proxy = proxy_to(backend)
+        with Client(proxy) as client:
+            for _ in range(2):
+                assert client.request(GET).status == 200
+        assert proxy.access()[0]["backend"] == backend.url
+        assert proxy.metric("llmpipe_upstream_reuses_total", backend=backend.url) == 1
+
+
+def test_a_host_name(proxy_to):
+    """localhost may be ::1 first; where nothing listens there, 127.0.0.1 is tried at once."""
+    with Backend(answer_all) as backend:
+        proxy = proxy_to(f"http://localhost:{backend.port}")
+        for _ in range(3):
+            with Client(proxy) as client:
+                assert client.request(GET).status == 200
+        assert proxy.metric("llmpipe_exchanges_total", outcome="ok") == 3
+        assert proxy.metric("llmpipe_retries_total") == 0
+
+
+def test_a_backend_that_comes_back(proxy_to):
+    port = free_port()
+    proxy = proxy_to(f"http://127.0.0.1:{port}")
+    with Client(proxy) as client:
+        assert client.request(GET).status == 502
+    assert proxy.wait_log("backend left out")["backend"] == f"http://127.0.0.1:{port}"
+    assert proxy.admin("/readyz")[0] == 503 or proxy.metric("llmpipe_backend_up", backend=f"http://127.0.0.1:{port}")
+    listener = socket.create_server(("127.0.0.1", port))
+    try:
+        with Client(proxy) as client:
+            client.send(GET)
+            sock, _ = listener.accept()
+            connection = Connection(sock, 0)
+            connection.read_request()
+            respond(connection)
+            assert client.read_response().status == 200
+        assert proxy.wait_log("backend back")["backend"] == f"http://127.0.0.1:{port}"
+        assert proxy.admin("/readyz")[0] == 200
+        connection.close()
+    finally:
+        listener.close()
+
+
+def test_a_missing_unix_socket(proxy_to, tmp_path):
+    proxy = proxy_to(f"unix:{tmp_path}/none")
+    with Client(proxy) as client:
+        assert client.request(GET).status == 502
+    assert proxy.wait_log("backend left out")["errno"] == 2

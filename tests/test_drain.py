@@ -1,0 +1,161 @@
+"""Rule G4: SIGTERM and SIGINT drain, a second one ends at once, SIGHUP touches nothing that lives."""
+
+import signal
+import threading
+import time
+
+import pytest
+from harness import Backend, Client, Connection, Proxy, answer_all, chunk, respond, sse_head, wait_until
+
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+class Held:
+    """A stream that goes on when it is told to."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+
+    def __call__(self, conn: Connection) -> None:
+        conn.read_request()
+        conn.send(sse_head() + chunk(b"data: 1\n\n"))
+        self.go.wait(20)
+        conn.send(chunk(b"data: 2\n\n") + b"0\r\n\r\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_streams_finish(number):
+    held = Held()
+    with Backend(held) as backend, Proxy(backend.url) as proxy:
+        with Client(proxy) as client, Client(proxy) as idle:
+            client.send(GET)
+            client.read_head()
+            assert proxy.admin("/readyz")[0] == 200
+            proxy.signal(number)
+            proxy.wait_log("draining")
+            status, body = proxy.admin("/readyz")
+            assert (status, "draining" in body) == (503, True)
+            assert proxy.admin("/healthz")[0] == 200
+            assert proxy.metric("llmpipe_draining") == 1
+            wait_until(lambda: refused(proxy))
+            assert idle.read_eof() == b""  # idle connections are closed at once
+            time.sleep(0.2)
+            assert proxy.process.poll() is None
+            held.go.set()
+            assert b"data: 2" in client.read_eof()
+        assert proxy.wait_exit() == 0
+        assert proxy.wait_log("stopped")["clean"] is True
+        assert proxy.access()[0]["outcome"] == "ok"
+
+
+def refused(proxy: Proxy) -> bool:
+    try:
+        proxy.connect().close()
+    except ConnectionRefusedError:
+        return True
+    except ConnectionResetError:
+        pass
+    return False
+
+
+def test_a_response_during_the_drain_says_close():
+    gate = threading.Event()
+
+    def slow(conn: Connection) -> None:
+        conn.read_request()
+        gate.wait(20)
+        respond(conn)
+
+    with Backend(slow) as backend, Proxy(backend.url) as proxy, Client(proxy) as client:
+        client.send(GET)
+        backend.wait_connections(1)
+        proxy.signal(signal.SIGTERM)
+        proxy.wait_log("draining")
+        time.sleep(0.1)
+        gate.set()
+        response = client.read_response()
+        assert response.status == 200
+        assert response.values(b"connection") == [b"close"]
+        assert client.read_eof() == b""
+        assert proxy.wait_exit() == 0
+
+
+def cut(options: list[str], second: int | None) -> None:
+    held = Held()
+    with Backend(held) as backend, Proxy(backend.url, options=options) as proxy:
+        with Client(proxy) as client:
+            client.send(GET)
+            client.read_head()
+            start = time.monotonic()
+            proxy.signal(signal.SIGTERM)
+            proxy.wait_log("draining")
+            if second:
+                time.sleep(0.1)
+                proxy.signal(second)
+            body = client.read_eof()
+            assert not body.endswith(b"0\r\n\r\n")
+            assert time.monotonic() - start < 10
+        assert proxy.wait_exit() == 1
+        assert proxy.access()[0]["outcome"] == "shutdown"
+        held.go.set()
+        backend.errors.clear()
+
+
+def test_the_drain_limit_cuts():
+    cut(["--drain-timeout", "300ms"], None)
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_at_once(second):
+    cut([], second)
+
+
+def test_a_thousand_streams_finish():
+    held = Held()
+    with Backend(held) as backend, Proxy(backend.url) as proxy:
+        clients = [Client(proxy) for _ in range(1000)]
+        try:
+            for client in clients:
+                client.send(GET)
+            wait_until(lambda: proxy.metric("llmpipe_streaming_active") == 1000, 30)
+            proxy.signal(signal.SIGTERM)
+            proxy.wait_log("draining")
+            held.go.set()
+            for client in clients:
+                client.read_head()
+                assert client.read_eof() == chunk(b"data: 1\n\n") + chunk(b"data: 2\n\n") + b"0\r\n\r\n"
+            assert proxy.wait_exit() == 0
+        finally:
+            for client in clients:
+                client.close()
+
+
+def test_sighup_touches_no_live_stream():
+    held = Held()
+    with Backend(held) as backend, Proxy(backend.url) as proxy, Client(proxy) as client:
+        client.send(GET)
+        client.read_head()
+        proxy.signal(signal.SIGHUP)
+        proxy.wait_log("reloaded")
+        assert proxy.admin("/readyz")[0] == 200
+        held.go.set()
+        assert client.read_chunked() == b"data: 1\n\ndata: 2\n\n"
+
+
+def test_sighup_keeps_idle_upstreams():
+    with Backend(answer_all) as backend, Proxy(backend.url) as proxy, Client(proxy) as client:
+        client.request(GET)
+        proxy.signal(signal.SIGHUP)
+        proxy.wait_log("reloaded")
+        client.request(GET)
+        assert len(backend.connections) == 1
+
+
+def test_several_workers_drain():
+    with Backend(answer_all) as backend, Proxy(backend.url, options=["--workers", "3"]) as proxy:
+        clients = [Client(proxy) for _ in range(9)]
+        for client in clients:
+            assert client.request(GET).status == 200
+        assert len(backend.connections) >= 3  # each worker has its own
+        for client in clients:
+            client.close()

@@ -58,8 +58,14 @@ cdef void upstream_close(WorkerC *w, UpstreamC *upstream) noexcept nogil:
     sys_add_counter(&w.stats.upstreams, <uint64_t>-1)
 
 cdef void upstream_keep(WorkerC *w, UpstreamC *upstream) noexcept nogil:
-    # Puts it among its backend's idle ones; epoll and the wheel watch it there (rule B3).
+    # Puts it among its backend's idle ones; epoll and the wheel watch it there (rule B3). One that was not read until it
+    # was empty may hold bytes that no event will tell of: it is looked at now, and closed if it does.
     cdef BackendC *backend = &w.backends[upstream.backend]
+    if upstream.conn.readable:
+        if io_peek(upstream.conn.fd) != -EAGAIN:
+            upstream_close(w, upstream)
+            return
+        upstream.conn.readable = False
     upstream.conn.exchange = NULL
     upstream.reused = True
     upstream.since = w.now

@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, NoReturn, TypeVar
 
 import click
@@ -225,11 +224,17 @@ def mock_(**given: Any) -> None:
 
     def run(_: log.Log) -> int:
         with server.bind(given["listen"], "--listen") as listener:
+            mocked = make_server(mock.make_app(pace))
+
+            def end(*_: object) -> None:
+                mocked.should_exit = True
+
+            # uvicorn has handlers of its own while it runs, but raises each signal again at its end: this one gets those,
+            # and those that come before it runs.
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, end)
             log.info("listening", address=server.bound_address(listener), model=pace.model)
-            with suppress(KeyboardInterrupt):
-                # uvicorn ends well at a signal and then raises it again, to end the process as it would have without it.
-                signal.signal(signal.SIGTERM, signal.default_int_handler)
-                make_server(mock.make_app(pace)).run(sockets=[listener])
+            mocked.run(sockets=[listener])
         log.info("stopped")
         return 0
 

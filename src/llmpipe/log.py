@@ -20,6 +20,7 @@ _SECRET = re.compile(r"(?i)([?&](?:key|api[_-]?key|token|access[_-]?token|secret
 _PLAIN = re.compile(r"[A-Za-z0-9_./:@%+\[\]()?&~!*$;-]+")
 
 _logger = logging.getLogger("llmpipe")
+_libraries = [logging.getLogger(name) for name in ("asyncio", "uvicorn")]
 
 
 def mask_secrets(target: str) -> str:
@@ -30,6 +31,10 @@ def mask_secrets(target: str) -> str:
 def _time(record: logging.LogRecord) -> str:
     at = datetime.fromtimestamp(record.created, timezone.utc)
     return at.strftime("%Y-%m-%dT%H:%M:%S.") + f"{at.microsecond // 1000:03d}Z"
+
+
+def _event(record: logging.LogRecord) -> str:
+    return " ".join(record.getMessage().split())  # those of libraries may have line ends in them
 
 
 def _fields(record: logging.LogRecord) -> Mapping[str, object]:
@@ -44,7 +49,7 @@ class JsonFormatter(logging.Formatter):
         line = {
             "time": _time(record),
             "level": record.levelname.lower(),
-            "event": record.getMessage(),
+            "event": _event(record),
             **_fields(record),
         }
         if record.exc_info:
@@ -56,7 +61,7 @@ class TextFormatter(logging.Formatter):
     """`time level event name=value ...`; a value with anything unusual in it is quoted as JSON would."""
 
     def format(self, record: logging.LogRecord) -> str:
-        parts = [_time(record), f"{record.levelname.lower():<7}", record.getMessage()]
+        parts = [_time(record), f"{record.levelname.lower():<7}", _event(record)]
         parts += [f"{name}={self._value(value)}" for name, value in _fields(record).items()]
         line = " ".join(parts)
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
@@ -109,9 +114,11 @@ class Log:
         self._out.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
         self._handler = DroppingQueueHandler(lines)
         self._listener = PatientQueueListener(lines, self._out)
-        _logger.handlers = [self._handler]
+        for logger in (_logger, *_libraries):
+            logger.handlers = [self._handler]
+            logger.setLevel(logging.WARNING)
+            logger.propagate = False
         _logger.setLevel(level.upper())
-        _logger.propagate = False
         self._listener.start()
 
     @property
@@ -122,7 +129,8 @@ class Log:
     def close(self) -> None:
         """Writes what is queued and stops the thread. Idempotent."""
         if self._handler in _logger.handlers:
-            _logger.handlers = []
+            for logger in (_logger, *_libraries):
+                logger.handlers = []
             self._listener.stop()
 
 

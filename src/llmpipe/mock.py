@@ -8,6 +8,7 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from typing import Any
@@ -226,15 +227,14 @@ async def _write_watched(answer: _Answer, completion: Completion, receive: Recei
     """Writes the answer, and stops when the client leaves: what an inference server does to free its GPU."""
     writing = asyncio.ensure_future(answer.write())
     leaving = asyncio.ensure_future(_left(receive))
-    await asyncio.wait((writing, leaving), return_when=asyncio.FIRST_COMPLETED)
-    stopped = not writing.done()
-    for task in (writing, leaving):
-        task.cancel()
-    results = await asyncio.gather(writing, leaving, return_exceptions=True)
-    if stopped:
+    # This task is cancelled when the server itself is ended, which stops the generation as well.
+    with suppress(asyncio.CancelledError):
+        await asyncio.wait((writing, leaving), return_when=asyncio.FIRST_COMPLETED)
+    leaving.cancel()
+    if writing.cancel() or writing.cancelled():
         log.info("generation stopped", id=completion.id, tokens=answer.made, of=completion.pace.tokens)
-    elif isinstance(results[0], Exception):
-        raise results[0]
+    else:
+        writing.result()  # raises what went wrong
 
 
 async def _send_error(send: Send, status: int, message: str) -> None:

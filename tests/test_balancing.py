@@ -73,6 +73,8 @@ def test_a_count_is_released_when_clients_leave(proxy_to, leaving):
         wait_until(lambda: proxy.metric("llmpipe_clients") == 1)
         client.close() if leaving == "fin" else client.reset()
     proxy.settled()
+    for gate in gates:
+        gate.open.set()
     assert sum(n for name, n in proxy.metrics().items() if name.startswith("llmpipe_in_flight")) == 0
     assert proxy.metric("llmpipe_exchanges_total", outcome="client_abort") == 20
 
@@ -95,7 +97,7 @@ def test_a_host_name(proxy_to):
         for _ in range(3):
             with Client(proxy) as client:
                 assert client.request(GET).status == 200
-        assert proxy.metric("llmpipe_exchanges_total", outcome="ok") == 3
+        proxy.wait_metric("llmpipe_exchanges_total", 3, outcome="ok")
         assert proxy.metric("llmpipe_retries_total") == 0
 
 
@@ -117,7 +119,7 @@ def test_a_backend_that_comes_back(proxy_to):
             assert client.read_response().status == 200
         assert proxy.wait_log("backend back")["backend"] == f"http://127.0.0.1:{port}"
         assert proxy.admin("/readyz")[0] == 200
-        connection.close()
+        sock.close()
     finally:
         listener.close()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -43,7 +44,9 @@ Reading = Message | str
 
 
 def no_case(fields: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    return [(name.lower(), value.strip(b" \t")) for name, value in fields]
+    """Names in lower case, values without the white space around them; h11 puts codings into lower case too."""
+    lower = [(name.lower(), value.strip(b" \t")) for name, value in fields]
+    return [(name, value.lower() if name == b"transfer-encoding" else value) for name, value in lower]
 
 
 def origin_form(method: bytes, target: bytes) -> bytes:
@@ -107,8 +110,9 @@ def our_request(probe, pieces: list[bytes]) -> Reading | int:
     )
 
 
-def our_response(probe, pieces: list[bytes], method: bytes = b"GET") -> Reading | int:
-    return read_ours(probe, probe.ResponseReader(method), pieces, lambda head: (head["status"], head["version"]))
+def our_response(probe, pieces: list[bytes], method: bytes = b"GET") -> Reading:
+    reading = read_ours(probe, probe.ResponseReader(method), pieces, lambda head: (head["status"], head["version"]))
+    return "bad" if isinstance(reading, int) else reading  # every refusal is a 502
 
 
 # h11
@@ -236,7 +240,7 @@ def disagreeing(ours: Reading | int, data: bytes, readers: dict[str, Callable[[b
     """The readers that judge otherwise: they refuse or read differently what we take, or take what we refuse."""
     if isinstance(ours, Message):
         return {name for name, reader in readers.items() if not agrees(reader, ours, data)}
-    if ours == "again":
+    if ours == "again":  # fewer bytes than they need
         return {name for name, reader in readers.items() if reader(data) != "again"}
     return {name for name, reader in readers.items() if reader(data) != "bad"}
 
@@ -278,17 +282,148 @@ NOT_OF_A_READER = (
 )
 RESPONSES: dict[str, tuple[bytes, object]] = {
     **{name: (data, "ok") for name, data in cases.GOOD_RESPONSES.items()},
-    **{name: (data, 502) for name, data in cases.BAD_RESPONSES.items() if name not in NOT_OF_A_READER},
+    **{name: (data, "bad") for name, data in cases.BAD_RESPONSES.items() if name not in NOT_OF_A_READER},
     **{
-        f"chunks: {name}": (cases.OK + cases.CHUNKED + b"\r\n4\r\ngood\r\n" + data, 400)
+        f"chunks: {name}": (cases.OK + cases.CHUNKED + b"\r\n4\r\ngood\r\n" + data, "bad")
         for name, data in cases.BAD_RESPONSE_BODIES.items()
     },
     "half a head": (cases.OK, "again"),
-    "endless head": (cases.BAD_RESPONSES["endless head"], 502),
+    "endless head": (cases.BAD_RESPONSES["endless head"], "bad"),
 }
 RESPONSES["no head at all"] = (b"hello", "again")
 
-DIFFERENCES: dict[str, dict[str, dict[str, list[str]]]] = {"request": {}, "response": {}}
+ROUTING = [
+    "Host with a space",
+    "Host with a path",
+    "Host with user information",
+    "Host as a list",
+    "fragment in the target",
+    "asterisk with GET",
+    "absolute-form without authority",
+    "absolute-form with user information",
+    "absolute-form of another scheme",
+]
+CONNECTION = ["Connection names Host", "Connection names Content-Length", "Connection names Transfer-Encoding"]
+TRAILERS = [f"chunks: trailer {name}" for name in ("Host", "Connection", "Trailer", "Upgrade", "Expect")]
+LIMITS = ["chunks: extension of 257 bytes", "chunks: endless trailers", "long line", "long head", "many fields"]
+NOT_FOR_A_FORWARDER = ["HTTP/2.0", "CONNECT", "other expectation"]
+
+DIFFERENCES: dict[str, dict[str, dict[str, list[str]]]] = {
+    "request": {
+        "h11": {
+            "skips no empty line before a request, as RFC 9112 section 2.2 asks": ["empty line first"],
+            "takes a bare LF as a line end": [
+                "bare LF everywhere",
+                "bare LF after the request line",
+                "bare LF after a field",
+                "bare LF as the empty line",
+                "chunks: bare LF at the end",
+                "chunks: trailer with a bare LF",
+            ],
+            "lets control characters through": [
+                "control character in a value",
+                "escape in a value",
+                "DEL in a value",
+                "chunks: control character in an extension",
+                "chunks: NUL in an extension",
+                "chunks: bare CR in an extension",
+                "chunks: trailer with a control character",
+            ],
+            "unfolds": [
+                "obs-fold with a space",
+                "obs-fold with a tab",
+                "obs-fold without a value",
+                "Transfer-Encoding folded",
+                "chunks: folded trailer",
+            ],
+            "leaves targets and Host to its user": [*ROUTING, "relative target", "authority as the target"],
+            "leaves Connection to its user": CONNECTION,
+            "merges lengths that say the same": ["Content-Length twice", "Content-Length as a list"],
+            "prefers chunked to a length beside it": ["CL.TE", "TE.CL", "TE.CL with zero"],
+            "takes longer numbers, being Python": [
+                "Content-Length of 19 digits",
+                "Content-Length beyond 64 bits",
+                "chunks: 17 digits",
+                "chunks: 17 digits that overflow",
+            ],
+            "compares codings without case; a backend might not": ["Transfer-Encoding in capitals"],
+            "takes chunked in 1.0, where many do not know it": ["Transfer-Encoding in 1.0"],
+            "takes white space behind a chunk size": ["chunks: space behind", "chunks: tab behind"],
+            "takes every field as a trailer": [
+                *TRAILERS,
+                "chunks: trailer Content-Length",
+                "chunks: trailer Transfer-Encoding",
+            ],
+            "has no such limit": LIMITS,
+            "is no forwarder": [*NOT_FOR_A_FORWARDER, "HTTP/1.2"],
+        },
+        "llhttp": {
+            "leaves targets and Host to its user": [*ROUTING, "no Host", "two Hosts"],
+            "takes several spaces in a request line": ["two spaces before the target", "two spaces before the version"],
+            "knows HTTP/0.9 and RTSP": ["no version", "version of another protocol"],
+            "skips any number of empty lines, LF alone too": ["two empty lines first", "bare LF first"],
+            "leaves Connection to its user": CONNECTION,
+            "takes leading zeros of a number without end": ["Content-Length of 19 digits", "chunks: 17 digits"],
+            "knows other codings": ["Transfer-Encoding as a list"],
+            "compares codings without case; a backend might not": ["Transfer-Encoding in capitals"],
+            "takes chunked in 1.0, where many do not know it": ["Transfer-Encoding in 1.0"],
+            "takes every field as a trailer, but those of the framing": TRAILERS,
+            "has no such limit": LIMITS,
+            "is no forwarder": NOT_FOR_A_FORWARDER,
+        },
+    },
+    "response": {
+        "h11": {
+            "takes a bare LF as a line end": ["bare LF", "bare LF in a field"],
+            "lets control characters through": [
+                "control character in the reason",
+                "chunks: control character in an extension",
+            ],
+            "unfolds": ["obs-fold"],
+            "leaves Connection to its user": ["Connection names the framing"],
+            "merges lengths that say the same": ["Content-Length twice", "Content-Length as a list"],
+            "prefers chunked to a length beside it": [
+                "both framings",
+                "both framings, other order",
+                "both framings to a 304",
+            ],
+            "takes longer numbers, being Python": ["Content-Length of 19 digits", "chunks: 17 digits"],
+            "takes chunked in 1.0, where many do not know it": ["Transfer-Encoding in 1.0"],
+            "takes white space behind a chunk size": ["chunks: space"],
+            "takes every field as a trailer": ["chunks: forbidden trailer"],
+            "knows versions to come": ["HTTP/1.2"],
+            "has no such limit": [
+                "longer than 32 KB",
+                "more than 128 fields",
+                "endless head",
+                "chunks: extension too long",
+            ],
+        },
+        "llhttp": {
+            "lets control characters through": ["control character in the reason"],
+            "skips any number of empty lines": ["empty line first"],
+            "leaves Connection to its user": ["Connection names the framing"],
+            "takes leading zeros of a number without end": [
+                "Content-Length of 19 digits",
+                "chunks: 17 digits",
+                "status 099",
+            ],
+            "knows other codings, and reads until close for them": [
+                "Transfer-Encoding gzip",
+                "Transfer-Encoding identity",
+                "Transfer-Encoding twice",
+            ],
+            "takes chunked in 1.0, where many do not know it": ["Transfer-Encoding in 1.0"],
+            "judges the first bytes of a status line; we wait for the whole head": ["no head at all"],
+            "has no such limit": [
+                "longer than 32 KB",
+                "more than 128 fields",
+                "endless head",
+                "chunks: extension too long",
+            ],
+        },
+    },
+}
 
 
 def listed(kind: str, name: str) -> set[str]:
@@ -301,6 +436,19 @@ def cuts(data: bytes) -> Iterable[list[bytes]]:
     yield [data[i : i + 1] for i in range(len(data))]
     for place in places:
         yield [data[:place], data[place:]]
+
+
+def refused(reading: Reading | int) -> bool:
+    return isinstance(reading, int) or reading == "bad"
+
+
+def same_in_pieces(read: Callable[[list[bytes]], Reading | int], whole: Reading | int, pieces: list[bytes]) -> bool:
+    """Whether the pieces read like the whole. Which of two faults is seen first, and whether before the head is whole,
+    may depend on the pieces; that it is refused may not."""
+    in_pieces = read(pieces)
+    if whole == "again" and refused(in_pieces):
+        return refused(read([b"".join(pieces) + b"\r\n\r\n"]))
+    return in_pieces == whole or (refused(in_pieces) and refused(whole))
 
 
 def test_differences_name_cases_that_exist():
@@ -429,9 +577,11 @@ def random_cut(data: bytes) -> list[bytes]:
 @pytest.mark.parametrize("seed", [1])
 def test_mutated_requests(probe, seed):
     seen = taken = 0
-    for data in mutations(seed, REQUESTS):
+    for mutated in mutations(seed, REQUESTS):
+        # h11 takes no empty line first, llhttp few methods: one of them must be able to judge.
+        data = re.sub(rb"^(\r\n)+", b"", mutated)
         ours = our_request(probe, [data])
-        assert our_request(probe, random_cut(data)) == ours, data
+        assert same_in_pieces(lambda pieces: our_request(probe, pieces), ours, random_cut(data)), data
         seen += 1
         if isinstance(ours, Message):
             taken += 1
@@ -445,7 +595,7 @@ def test_mutated_responses(probe, seed):
     seen = taken = 0
     for data in mutations(seed, RESPONSES):
         ours = our_response(probe, [data])
-        assert our_response(probe, random_cut(data)) == ours, data
+        assert same_in_pieces(lambda pieces: our_response(probe, pieces), ours, random_cut(data)), data
         seen += 1
         if isinstance(ours, Message):
             taken += 1

@@ -1,0 +1,198 @@
+"""The admin endpoint: metrics that Prometheus reads, health, readiness, and its being off."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import httpx
+import pytest
+from harness import Backend, Client, Connection, Proxy, chunk, free_port, respond, sse_head, wait_until
+from prometheus_client.parser import text_string_to_metric_families
+
+import llmpipe
+
+COUNTERS = {
+    "llmpipe_streaming_bytes_forwarded": (),
+    "llmpipe_streaming_errors": ("reason",),
+    "llmpipe_exchanges": ("outcome",),
+    "llmpipe_upstream_connects": ("backend",),
+    "llmpipe_upstream_reuses": ("backend",),
+    "llmpipe_backend_exchanges": ("backend",),
+    "llmpipe_backend_failures": ("backend",),
+    "llmpipe_accepted": (),
+    "llmpipe_access_lines_dropped": (),
+    "llmpipe_retries": (),
+    "llmpipe_stale_replays": (),
+    "llmpipe_events_forwarded": (),
+}
+
+GAUGES = {
+    "llmpipe_streaming_active": (),
+    "llmpipe_in_flight": ("backend",),
+    "llmpipe_backend_up": ("backend",),
+    "llmpipe_upstream_idle": ("backend",),
+    "llmpipe_clients": (),
+    "llmpipe_buffers_held": (),
+    "llmpipe_buffers": (),
+    "llmpipe_draining": (),
+    "llmpipe_build_info": ("version",),
+}
+
+HISTOGRAMS = {"llmpipe_ttft_seconds", "llmpipe_itl_seconds", "llmpipe_duration_seconds", "llmpipe_disconnect_seconds"}
+
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def test_names_types_and_labels_as_prometheus_reads_them(proxy: Proxy) -> None:
+    families = {family.name: family for family in text_string_to_metric_families(proxy.admin("/metrics")[1])}
+    for kind, expected in (("counter", COUNTERS), ("gauge", GAUGES)):
+        for name, labels in expected.items():
+            assert families[name].type == kind
+            assert families[name].documentation
+            assert families[name].samples
+            for sample in families[name].samples:
+                assert sample.name == (f"{name}_total" if kind == "counter" else name)
+                assert tuple(sample.labels) == labels
+    assert {name for name, family in families.items() if family.type == "histogram"} == HISTOGRAMS
+    assert "process_resident_memory_bytes" in families
+    assert families["llmpipe_build_info"].samples[0].labels["version"] == llmpipe.__version__
+
+
+def test_the_values_of_one_stream(proxy_to) -> None:
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(sse_head() + chunk(b"data: 1\n\n"))
+        connection.wait_eof(30)  # until the client leaves, one stream is open
+
+    with Backend(script) as backend:
+        proxy = proxy_to(backend)
+        with Client(proxy) as client:
+            client.send(GET)
+            client.read_head()
+            proxy.wait_metric("llmpipe_streaming_active", 1)
+            assert proxy.metric("llmpipe_in_flight", backend=backend.url) == 1
+            assert proxy.metric("llmpipe_clients") == 1
+            assert proxy.metric("llmpipe_build_info", version=llmpipe.__version__) == 1
+        proxy.settled()
+        assert proxy.outcome("client_abort") == 1
+        assert proxy.metric("llmpipe_streaming_bytes_forwarded_total") > 0
+        assert proxy.metric("llmpipe_upstream_connects_total", backend=backend.url) == 1
+        assert proxy.metric("llmpipe_disconnect_seconds_count") == 1
+        # A client that leaves is no error of forwarding.
+        assert not any(n for name, n in proxy.metrics().items() if name.startswith("llmpipe_streaming_errors_total"))
+
+
+def test_histograms_add_up(proxy_to) -> None:
+    def script(connection: Connection) -> None:
+        for _ in range(5):
+            connection.read_request()
+            respond(connection)
+
+    proxy = proxy_to(script, options=["--workers", "2"])
+    with Client(proxy) as client:
+        for _ in range(5):
+            assert client.request(GET).status == 200
+    wait_until(lambda: proxy.metric("llmpipe_duration_seconds_count") == 5)
+    metrics = proxy.metrics()
+    for name in ("llmpipe_ttft_seconds", "llmpipe_duration_seconds"):
+        buckets = [value for key, value in metrics.items() if key.startswith(f"{name}_bucket")]
+        assert len(buckets) > 10
+        assert buckets == sorted(buckets)
+        assert metrics[f'{name}_bucket{{le="+Inf"}}'] == metrics[f"{name}_count"] == 5
+        assert 0 < metrics[f"{name}_sum"] < 60
+
+
+def test_every_failure_is_counted_by_its_reason(proxy_to) -> None:
+    proxy = proxy_to(f"http://127.0.0.1:{free_port()}")
+    assert httpx.get(proxy.url).status_code == 502
+    proxy.wait_metric("llmpipe_streaming_errors_total", 1, reason="connect_error")
+    assert proxy.outcome("connect_error") == 1
+    assert proxy.outcome("ok") == 0
+
+
+def test_healthz_and_readyz(proxy: Proxy) -> None:
+    assert proxy.admin("/healthz") == (200, '{"status": "ok"}')
+    assert proxy.admin("/readyz") == (200, '{"status": "ready"}')
+
+
+def test_not_ready_while_no_backend_is_usable_and_healthy_all_the_same(proxy_to) -> None:
+    proxy = proxy_to(f"http://127.0.0.1:{free_port()}")
+    assert proxy.admin("/readyz")[0] == 200, "nobody has tried it yet"
+
+    def unready() -> bool:
+        # Each failure leaves it out for longer, so that sooner or later the question comes in time.
+        assert httpx.get(proxy.url).status_code == 502
+        status, body = proxy.admin("/readyz")
+        return status == 503 and json.loads(body) == {"status": "not ready", "reason": "no backend is usable"}
+
+    wait_until(unready, timeout=30)
+    assert proxy.admin("/healthz")[0] == 200
+
+
+def test_what_is_not_there_is_404_and_json(proxy: Proxy) -> None:
+    for path in ("/", "/metricsx", "/v1/models"):
+        status, body = proxy.admin(path)
+        assert status == 404
+        assert "/metrics" in json.loads(body)["error"]
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/healthz"])
+def test_it_only_answers_questions(proxy: Proxy, path: str) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", proxy.admin_port, timeout=10)
+    try:
+        connection.request("POST", path, body=b"x")
+        response = connection.getresponse()
+        assert response.status == 405
+        assert response.getheader("allow") == "GET, HEAD"
+        json.loads(response.read())
+        connection.request("HEAD", path)
+        response = connection.getresponse()
+        assert (response.status, response.read()) == (200, b"")
+    finally:
+        connection.close()
+
+
+def test_garbage_does_not_hurt_it(proxy: Proxy) -> None:
+    with socket.create_connection(("127.0.0.1", proxy.admin_port), timeout=10) as sock:
+        sock.sendall(b"\x00\xff not http\r\n\r\n")
+        assert sock.recv(100).startswith(b"HTTP/1.1 400 ")
+    assert proxy.admin("/healthz")[0] == 200
+
+
+def test_off() -> None:
+    command = [sys.executable, "-m", "llmpipe", "serve", "--backend", f"http://127.0.0.1:{free_port()}"]
+    command += ["--listen", "127.0.0.1:0", "--admin", "off", "--workers", "1", "--log-format", "json"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            line = json.loads(process.stderr.readline())
+            assert line["event"] == "listening"
+            assert listening_ports(process.pid) == {int(line["address"].rpartition(":")[2])}
+        finally:
+            process.send_signal(signal.SIGTERM)
+            _, rest = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert "admin listening" not in rest
+
+
+def listening_ports(pid: int) -> set[int]:
+    """Ports that a process listens on."""
+    inodes = set()
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        target = os.readlink(f"/proc/{pid}/fd/{fd}")
+        if target.startswith("socket:["):
+            inodes.add(target[8:-1])
+    ports = set()
+    for table in ("tcp", "tcp6"):
+        with open(f"/proc/{pid}/net/{table}") as rows:
+            for row in rows.readlines()[1:]:
+                words = row.split()
+                if words[3] == "0A" and words[9] in inodes:
+                    ports.add(int(words[1].rpartition(":")[2], 16))
+    return ports

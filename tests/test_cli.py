@@ -1,0 +1,263 @@
+"""The command line as an operator meets it: help, environment variables, and one clear line for what cannot work."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+
+import httpx
+import pytest
+from harness import Backend, Proxy, answer_all, free_port
+
+import llmpipe
+
+SERVE_DEFAULTS = {
+    "--listen": "127.0.0.1:8080",
+    "--backend": None,
+    "--workers": "(the CPUs it may use)",
+    "--admin": "127.0.0.1:9090",
+    "--connect-timeout": "5s",
+    "--ttft-timeout": "300s",
+    "--idle-timeout": "300s",
+    "--total-timeout": "0",
+    "--send-timeout": "60s",
+    "--head-timeout": "10s",
+    "--keepalive-timeout": "75s",
+    "--upstream-idle-timeout": "4s",
+    "--drain-timeout": "10m",
+    "--max-request-line": "8KB",
+    "--max-head": "32KB",
+    "--max-fields": "128",
+    "--max-body": "64MB",
+    "--failover-body": "1MB",
+    "--retry-status": "(none)",
+    "--on-midstream-error": "close",
+    "--demo": None,
+    "--log-format": "text",
+    "--log-level": "info",
+}
+
+MOCK_DEFAULTS = {
+    "--listen": "127.0.0.1:8000",
+    "--tokens-per-second": "50.0",
+    "--ttft": "200ms",
+    "--tokens": "64",
+    "--model": "mock",
+    "--log-format": "text",
+    "--log-level": "info",
+}
+
+HERE = ["--listen", "127.0.0.1:0", "--admin", "off"]
+
+
+def llmpipe_command(*words: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs `llmpipe` to its end."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("LLMPIPE_")}
+    return subprocess.run(
+        [sys.executable, "-m", "llmpipe", *words],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+        env={**inherited, **(env or {})},
+    )
+
+
+def refused(*words: str, env: Mapping[str, str] | None = None) -> str:
+    """The one line that `llmpipe` prints before it exits with 2."""
+    done = llmpipe_command(*words, env=env)
+    assert done.returncode == 2, done
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("Error: ")
+    assert done.stdout == ""
+    return lines[0]
+
+
+@pytest.fixture
+def taken() -> Iterator[str]:
+    """An address that something listens on."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(("command", "defaults"), [("serve", SERVE_DEFAULTS), ("mock", MOCK_DEFAULTS)])
+def test_help_shows_variable_default_and_units_of_every_option(command: str, defaults: dict[str, str | None]) -> None:
+    done = llmpipe_command(command, "--help")
+    assert done.returncode == 0
+    assert "seconds, or a number with ms, s, m or h" in " ".join(done.stdout.split())
+    assert "bytes, or a number with KB, MB or GB" in " ".join(done.stdout.split())
+    # Each option with its help, which may be folded over several lines.
+    texts = re.split(r"^  (?=-)", done.stdout.partition("Options:\n")[2].partition("\n\n")[0], flags=re.MULTILINE)
+    options = {text.split()[0]: " ".join(text.split()) for text in texts if text}
+    assert set(options) == {*defaults, "-h,"}
+    for name, default in defaults.items():
+        variable = "LLMPIPE_" + name.lstrip("-").replace("-", "_").upper()
+        assert f"env var: {variable}" in options[name]
+        if default is not None:
+            assert f"default: {default}" in options[name]
+
+
+def test_every_duration_and_size_is_marked_as_one() -> None:
+    text = llmpipe_command("serve", "--help").stdout
+    assert all(f"{name} DURATION" in text for name in SERVE_DEFAULTS if name.endswith("-timeout"))
+    sizes = ("--max-request-line", "--max-head", "--max-body", "--failover-body")
+    assert all(f"{name} SIZE" in text for name in sizes)
+
+
+def test_without_a_command_there_is_help() -> None:
+    done = llmpipe_command()
+    assert done.returncode == 0
+    assert all(word in done.stdout for word in ("serve", "mock", "version"))
+
+
+@pytest.mark.parametrize("words", [["version"], ["--version"]])
+def test_version(words: list[str]) -> None:
+    done = llmpipe_command(*words)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"llmpipe {llmpipe.__version__}\n", "")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(shell: str) -> None:
+    done = llmpipe_command("completion", shell)
+    assert done.returncode == 0
+    assert "_LLMPIPE_COMPLETE" in done.stdout
+
+
+def test_completion_completes() -> None:
+    asked = {"_LLMPIPE_COMPLETE": "bash_complete", "COMP_WORDS": "llmpipe serve --ttft", "COMP_CWORD": "2"}
+    assert llmpipe_command(env=asked).stdout == "plain,--ttft-timeout\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "--backend http://HOST:PORT, or try --demo"),
+        (["--demo", "--backend", "http://127.0.0.1:1"], "--demo brings its own backend"),
+        (["--backend", "https://127.0.0.1:1"], "TLS to backends is not supported"),
+        (["--backend", "127.0.0.1:8000"], "has no scheme"),
+        (["--backend", "htp://127.0.0.1:8000"], "the scheme 'htp' is unknown"),
+        (["--backend", "http://127.0.0.1:8000/v1"], "has a path"),
+        (["--backend", "http://127.0.0.1:99999"], "Port out of range"),
+        (["--backend", "http://127.0.0.1:abc"], "is not a URL"),
+        (["--backend", "http://127.0.0.1:0"], "port 0"),
+        (["--backend", "http://u:secret@127.0.0.1:1"], "no valid host"),
+        (["--backend", "http://127.0.0.1:1\nx"], "white space or a control character"),
+        (["--backend", "http://127.0.0.1:1?on-abort=maybe"], "on-abort is close or finish"),
+        (["--backend", "http://127.0.0.1:1?onabort=finish"], "'onabort' is unknown"),
+        (["--backend", "unix:relative.sock"], "an absolute path"),
+        (["--backend", "unix:/" + "x" * 200], "longer than 107 bytes"),
+        (["--backend", "http://no-such-host.invalid:1"], "cannot be resolved"),
+        (["--backend", "http://a..b:1"], "cannot be resolved"),
+        (["--backend", f"http://{'a' * 64}.invalid:1"], "cannot be resolved"),
+        (["--backend", "http://127.0.0.1:1", "--backend", "http://127.0.0.1:1/"], "named twice"),
+        (["--demo", "--connect-timeout", "5x"], "'5x' is not a duration"),
+        (["--demo", "--ttft-timeout", "-1"], "is not a duration"),
+        (["--demo", "--idle-timeout", "1e12"], "is not a duration"),
+        (["--demo", "--max-body", "64 apples"], "is not a size"),
+        (["--demo", "--max-head", "1"], "max_head is 1; it must be from 256 to 1048576"),
+        (["--demo", "--max-fields", "0"], "not in the range"),
+        (["--demo", "--workers", "0"], "not in the range"),
+        (["--demo", "--retry-status", "500"], "'500' is not one of"),
+        (["--demo", "--on-midstream-error", "explode"], "'explode' is not one of"),
+        (["--demo", "--log-level", "loud"], "'loud' is not one of"),
+        (["--demo", "--listen", "127.0.0.1"], "is not an address"),
+        (["--demo", "--listen", "::1:8080"], "brackets"),
+        (["--demo", "--listen", "a..b:0"], "not a host name"),
+        (["--demo", "--listen", "no-such-host.invalid:0"], "cannot be resolved"),
+        (["--demo", "--admin", "on"], "is not an address"),
+        (["--demo", "--no-such-option"], "--no-such-option"),
+        (["--demo", "stray"], "stray"),
+        (["--demo", "--listen"], "requires an argument"),
+    ],
+)
+def test_what_cannot_work_is_one_line_and_exit_code_2(words: list[str], says: str) -> None:
+    options = [word for name in ("--listen", "--admin") if name not in words for word in (name, "127.0.0.1:0")]
+    assert says in refused("serve", *options, *words)
+
+
+@pytest.mark.parametrize("words", [["nope"], ["mock", "--ttft", "soon"], ["mock", "--tokens", "-1"], ["completion"]])
+def test_the_other_commands_refuse_alike(words: list[str]) -> None:
+    refused(*words)
+
+
+def test_a_bad_variable_is_refused_by_its_name() -> None:
+    assert "LLMPIPE_TTFT_TIMEOUT" in refused("serve", *HERE, "--demo", env={"LLMPIPE_TTFT_TIMEOUT": "soon"})
+
+
+def test_a_port_in_use(taken: str) -> None:
+    assert f"--listen {taken}: the port is in use" in refused("serve", "--demo", "--listen", taken, "--admin", "off")
+    assert f"--admin {taken}: the port is in use" in refused(
+        "serve", "--demo", "--listen", "127.0.0.1:0", "--admin", taken
+    )
+    assert f"--listen {taken}: the port is in use" in refused("mock", "--listen", taken)
+
+
+def test_environment_variables_and_options_which_win_over_them() -> None:
+    with Backend(answer_all) as one, Backend(answer_all) as two:
+        variables = {
+            "LLMPIPE_BACKEND": f"{one.url} {two.url}",
+            "LLMPIPE_MAX_BODY": "3",
+            "LLMPIPE_MAX_FIELDS": "not read, since the option is given",
+            "LLMPIPE_RETRY_STATUS": "502 503",
+        }
+        with Proxy(options=["--max-fields", "50"], env=variables) as proxy:
+            assert proxy.wait_log("listening")["backends"] == f"{one.url},{two.url}"
+            with httpx.Client(base_url=proxy.url) as client:
+                assert client.post("/", content=b"123").status_code == 200
+                assert client.post("/", content=b"1234").status_code == 413
+                many = {f"x-{number}": "1" for number in range(60)}
+                assert client.get("/", headers=many).status_code == 431
+
+
+def test_a_backend_that_is_not_up_yet_is_no_error() -> None:
+    with Proxy(f"http://127.0.0.1:{free_port()}") as proxy:
+        answer = httpx.get(proxy.url)
+        assert answer.status_code == 502
+        assert answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_demo_prints_a_command_that_streams_and_ends_cleanly(number: signal.Signals) -> None:
+    command = [sys.executable, "-m", "llmpipe", "serve", "--demo", *HERE, "--workers", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            lines: list[str] = []
+            while not lines or not lines[-1].strip().startswith("-d "):
+                lines.append(process.stdout.readline())
+                assert lines[-1], "the demo ended early"
+            pasted = "".join(lines).partition("curl ")[2].replace("\\\n", " ")
+            words = ["curl", *shlex.split(pasted)]
+            if shutil.which("curl"):
+                text = subprocess.run(
+                    [*words, "--silent"], capture_output=True, text=True, timeout=40, check=True
+                ).stdout
+            else:
+                url = next(word for word in words if word.startswith("http"))
+                body = words[words.index("-d") + 1]
+                text = httpx.post(url, content=body, headers={"content-type": "application/json"}, timeout=40).text
+            assert text.count("data: {") > 60
+            assert text.endswith("data: [DONE]\n\n")
+        finally:
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=40)
+        assert process.returncode == 0, errors
+        assert "Traceback" not in errors
+        assert [word for word in ("listening", "draining", "stopped") if word not in errors] == []
+
+
+def test_the_order_of_the_first_lines() -> None:
+    with Backend(answer_all) as backend, Proxy(backend.url) as proxy:
+        proxy.wait_log("admin listening")
+        assert [line["event"] for line in proxy.log[:2]] == ["listening", "admin listening"]
+        assert proxy.log[0]["address"] == proxy.address

@@ -1,0 +1,111 @@
+"""Rules of the engine that its source and the generated C must keep."""
+
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from llmpipe import _pipe
+
+ROOT = Path(__file__).parents[1]
+PARTS = sorted((ROOT / "src" / "_pipe").glob("*.pxi"))
+MODULE = ROOT / "src" / "_pipe.pyx"
+
+
+def code(path: Path) -> str:
+    """A part without its comments and strings."""
+    text = re.sub(r'"""(?s:.*?)"""', '""', path.read_text())
+    text = re.sub(r'b?"(?:[^"\\\n]|\\.)*"', '""', text)
+    return re.sub(r"#.*", "", text)
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory) -> str:
+    """The C that Cython makes of the engine."""
+    out = tmp_path_factory.mktemp("cython") / "_pipe.c"
+    subprocess.run(
+        [sys.executable, "-m", "cython", "-3", "--module-name", "llmpipe._pipe", MODULE, "-o", out],
+        check=True,
+        cwd=ROOT / "src",
+    )
+    return out.read_text()
+
+
+def test_no_function_looks_for_an_exception_without_the_gil(generated):
+    assert "__pyx_f_7llmpipe_5_pipe_step_down" in generated  # it is the engine's C
+    assert generated.count("ErrOccurredWithGIL") == 0
+
+
+def test_the_loop_never_takes_the_gil(generated):
+    body = re.search(r"^static int __pyx_f_7llmpipe_5_pipe_loop_run\([^;{]*\) \{\n(.*?)^\}$", generated, re.M | re.S)[1]
+    assert "epoll_wait" in body
+    assert not re.search(r"\bPy[A-Z_]|GILState|BlockThreads", body)
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.stem)
+def test_every_function_is_noexcept_nogil(part):
+    functions = re.findall(r"^cdef (?!enum|struct|extern|class)[^\n=]*\w+\((?:[^()]|\n)*\)[^\n]*:$", code(part), re.MULTILINE)
+    for function in functions:
+        assert function.endswith("noexcept nogil:"), function
+    assert "with gil" not in code(part)
+    assert "except" not in re.sub(r"\bnoexcept\b", "", code(part))
+
+
+@pytest.mark.parametrize("part", [*PARTS, MODULE], ids=lambda part: part.stem)
+def test_only_io_touches_descriptors(part):
+    if part.stem in ("sys", "io"):
+        return
+    calls = re.findall(r"(?<![\w.])(recv|send|connect|shutdown|close|socket|epoll_ctl|setsockopt)\(", code(part))
+    # `self.close()` and `def close(` are Python's.
+    assert [call for call in calls if f"def {call}(" not in code(part)] == []
+
+
+def test_the_includes_are_the_parts():
+    included = re.findall(r'^include "_pipe/(\w+)\.pxi"$', MODULE.read_text(), re.MULTILINE)
+    assert sorted(included) == [part.stem for part in PARTS]
+
+
+@pytest.mark.parametrize("part", [*PARTS, MODULE], ids=lambda part: part.stem)
+def test_every_part_says_what_it_is_for(part):
+    assert part.read_text().startswith((f"# {part.stem}:", "# cython:"))
+
+
+def test_states_are_set_in_one_place():
+    setters = [part.stem for part in PARTS if re.search(r"\bx\.state = ", code(part))]
+    assert setters == ["exchange"]
+    assert len(re.findall(r"\bx\.state = ", code(ROOT / "src" / "_pipe" / "exchange.pxi"))) == 1
+
+
+def test_the_stub_matches_the_extension():
+    stub = (ROOT / "src" / "llmpipe" / "_pipe.pyi").read_text()
+    engine = stub[stub.index("class Engine:") :]
+    said = set(re.findall(r"    def (\w+)\(", engine))
+    there = {name for name in vars(_pipe.Engine) if not name.startswith("__")} | {"__init__"}
+    assert said == there
+    for name in said - {"__init__"}:
+        member = inspect.getattr_static(_pipe.Engine, name)
+        is_property = f"@property\n    def {name}(" in engine
+        assert is_property == (type(member).__name__ == "getset_descriptor"), name
+    for name in re.findall(r"^([A-Z_]+): ", stub, re.MULTILINE):
+        assert hasattr(_pipe, name), name
+    names = {name for name in vars(_pipe) if not name.startswith("_") and name != "Engine"}
+    assert names == set(re.findall(r"^([A-Z_]+): ", stub, re.MULTILINE))
+
+
+def test_mypy_stubtest_agrees():
+    result = subprocess.run(
+        [sys.executable, "-m", "mypy.stubtest", "llmpipe._pipe", "--allowlist", ROOT / "tests" / "stubtest.txt"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT / "tests",
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_tables_of_names_are_as_long_as_their_enums():
+    assert len(_pipe.OUTCOMES) == len(set(_pipe.OUTCOMES)) == 16
+    assert len(_pipe.PHASES) == len(set(_pipe.PHASES)) == 9
+    assert list(_pipe.BUCKETS) == sorted(_pipe.BUCKETS)

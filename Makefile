@@ -64,7 +64,7 @@ engine-test: $(ENGINE)/installed ## Run the tests against a real inference serve
 # Leaks are looked for by the tests' own counters: CPython never frees all that it has.
 .PHONY: asan
 asan: curl $(ASAN)/tested ## Run the tests under AddressSanitizer and UndefinedBehaviorSanitizer
-	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" PYTHONMALLOC=malloc \
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so.6)" PYTHONMALLOC=malloc \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 LLMPIPE_PROBE=build/probe-asan \
 	$(ASAN)/bin/python -m pytest -n 2 $(PYTEST_ARGS)
 

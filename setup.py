@@ -23,6 +23,11 @@ FLAVOURS = {
 }
 
 
+def build_base(flavour: str) -> str:
+    """Each flavour has a folder of its own: setuptools would take an extension of another flavour for up to date."""
+    return f"build/{flavour}"
+
+
 def extension(name: str, source: str, flavour: str) -> Extension:
     """A Cython extension of this project, with the flavour's flags."""
     compile_args, link_args = FLAVOURS[flavour]
@@ -35,7 +40,7 @@ def cython_options(flavour: str) -> dict[str, object]:
         "include_path": ["src"],
         "emit_linenums": flavour in ("debug", "gcov"),
         "force": flavour != "release",
-        "build_dir": "build/cython",
+        "build_dir": f"{build_base(flavour)}/cython",
     }
 
 
@@ -50,4 +55,7 @@ def chosen_flavour() -> str:
 
 if __name__ == "__main__":
     chosen = chosen_flavour()
-    setup(ext_modules=cythonize([extension("llmpipe._pipe", "src/_pipe.pyx", chosen)], **cython_options(chosen)))
+    setup(
+        ext_modules=cythonize([extension("llmpipe._pipe", "src/_pipe.pyx", chosen)], **cython_options(chosen)),
+        options={"build": {"build_base": build_base(chosen)}},
+    )

@@ -24,14 +24,14 @@ CLOSE = b"Connection: close\r\n"
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
 
 
-def sends(*pieces: bytes, close: bool = False, reset: bool = False):
+def sends(*pieces: bytes, close: bool = False, reset: bool = False, pause: float = 0.02):
     """A script: answers each request with these pieces, a moment apart, and may end the connection then."""
 
     def script(connection: Connection) -> None:
         while True:
             connection.read_request()
             for index, piece in enumerate(pieces):
-                time.sleep(0.02 if index else 0)
+                time.sleep(pause if index else 0)
                 connection.send(piece)
             if reset:
                 time.sleep(0.02)
@@ -120,6 +120,17 @@ def test_c1_events_paced_at_20_ms_arrive_each_alone(serve, client):
     client.read_head()
     arrived = [client.recv() for _ in range(len(events) + 1)]
     assert arrived == [*events, LAST_CHUNK]
+
+
+def test_c1_small_pieces_do_not_wait_for_the_clients_acknowledgement(serve, client):
+    # A client that has just sent a request delays its ACK by 40 ms, and Nagle's algorithm would wait for it.
+    serve(sends(OK + b"Content-Length: 6\r\n\r\n", b"aa", b"bb", b"cc", pause=0.003))
+    took = []
+    for _ in range(15):
+        start = time.monotonic()
+        assert client.request(GET).body == b"aabbcc"
+        took.append(time.monotonic() - start)
+    assert min(took[3:]) < 0.03
 
 
 def test_c1_what_came_with_the_head_goes_with_it(serve, client):
@@ -339,7 +350,7 @@ def test_c2_a_broken_head_is_a_backend_error(proxy, backend, serve, client, name
     assert response.values(b"connection") == []  # the client did nothing wrong
     assert b"hello" not in response.raw
     proxy.wait_metric("llmpipe_exchanges_total", before + 1, outcome="upstream_error")
-    wait_until(lambda: backend.connections[0].script_ended, what="the upstream closed")
+    wait_until(lambda: backend.connections[0].script_ended, 2, "the upstream closed")
     serve(answer_all)
     assert client.request(GET).body == b"ok"
 
@@ -371,7 +382,7 @@ def test_c2_a_bad_chunk_truncates_the_answer_without_a_last_chunk(proxy, backend
     assert not got.endswith(b"\r\n\r\n")
     assert got.count(b"evil") == 0 or name == "longer than said"
     proxy.wait_metric("llmpipe_exchanges_total", before + 1, outcome="upstream_abort")
-    wait_until(lambda: backend.connections[0].script_ended, what="the upstream closed")
+    wait_until(lambda: backend.connections[0].script_ended, 2, "the upstream closed")
 
 
 @pytest.mark.parametrize(
@@ -516,7 +527,7 @@ def test_c4_bytes_behind_a_response_never_reach_another_client(proxy, backend, s
     with Client(proxy) as first, Client(proxy) as second:
         first.send(request)
         assert first.read(len(expected)) == expected
-        wait_until(lambda: backend.connections[0].script_ended, what="the upstream closed")
+        wait_until(lambda: backend.connections[0].script_ended, 2, "the upstream closed")
         assert second.request(GET).body == b"ok"
         assert first.silent(0.01)
         assert first.request(GET).body == b"ok"
@@ -541,7 +552,7 @@ def test_c4_bytes_that_wait_in_the_socket_behind_a_response_that_filled_a_read(p
     client.send(GET + GET)
     assert client.read_response().body == b"y" * 8000
     assert client.read_response().body == b"ok"
-    wait_until(lambda: backend.connections[0].script_ended, what="the upstream closed")
+    wait_until(lambda: backend.connections[0].script_ended, 2, "the upstream closed")
 
 
 # C5: the end is the framing's end

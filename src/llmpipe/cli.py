@@ -52,11 +52,16 @@ ADDRESS = _Parsed("host:port", parse_address)
 ADDRESS_OR_OFF = _Parsed("host:port|off", _address_or_off)
 
 
-def option(name: str, help: str, **attributes: Any) -> Callable[[F], F]:
+def option(name: str, help: str, prefix: str = "LLMPIPE_", **attributes: Any) -> Callable[[F], F]:
     """An option with its environment variable and its default in the help."""
     attributes.setdefault("show_default", True)
-    variable = "LLMPIPE_" + name.lstrip("-").replace("-", "_").upper()
+    variable = prefix + name.lstrip("-").replace("-", "_").upper()
     return click.option(name, envvar=variable, show_envvar=True, help=help, **attributes)
+
+
+def mock_option(name: str, help: str, **attributes: Any) -> Callable[[F], F]:
+    """An option of the mock: it shares no variable with the proxy, which may run in the same environment."""
+    return option(name, help, prefix="LLMPIPE_MOCK_", **attributes)
 
 
 def log_options(command: F) -> F:
@@ -196,24 +201,24 @@ def _read_serve(given: dict[str, Any]) -> Serve:
 
 
 @cli.command("mock", epilog=UNITS)
-@option(
+@mock_option(
     "--listen",
     "Where it listens; port 0 takes a free one.",
     type=ADDRESS,
     default="127.0.0.1:8000",
     metavar="HOST:PORT",
 )
-@option(
+@mock_option(
     "--tokens-per-second", "Pace of each answer; 0 is as fast as it can.", type=click.FloatRange(0, 1e6), default=50.0
 )
-@option("--ttft", "Time before the first token.", type=DURATION, default="200ms")
-@option(
+@mock_option("--ttft", "Time before the first token.", type=DURATION, default="200ms")
+@mock_option(
     "--tokens",
     "Tokens in an answer; a request's max_tokens may ask for fewer.",
     type=click.IntRange(0, mock.MAX_TOKENS),
     default=64,
 )
-@option("--model", "Name of the model.", default="mock")
+@mock_option("--model", "Name of the model.", default="mock")
 @log_options
 def mock_(**given: Any) -> None:
     """Run a mock inference server: /v1/chat/completions, /v1/completions, /v1/models, /health.

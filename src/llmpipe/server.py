@@ -89,46 +89,57 @@ class Acceptor:
         self._listener = listener
         self._runner = runner
         self._most_clients = most_clients
+        # Some must have left before accepting goes on, or it would pause again for each that leaves.
+        self._resume_at = most_clients - max(1, most_clients // 50)
         self._loop = asyncio.get_running_loop()
         self._resume_timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Begins to accept."""
-        self._loop.add_reader(self._listener.fileno(), self._accept)
+        self._loop.add_reader(self._listener.fileno(), self._accept_some)
 
     def close(self) -> None:
         """Takes what is in the backlog, then stops listening."""
-        if self._resume_timer is not None:
-            self._resume_timer.cancel()
-        else:
+        if self._resume_timer is None:
+            while self._accept_one():
+                pass
+        if self._resume_timer is None:
             self._loop.remove_reader(self._listener.fileno())
-            self._accept()
-            if self._resume_timer is not None:
-                self._resume_timer.cancel()
+        else:
+            self._resume_timer.cancel()
         self._listener.close()
 
-    def _accept(self) -> None:
+    def _accept_some(self) -> None:
         for _ in range(ACCEPTS_A_TURN):
-            if self._runner.clients() >= self._most_clients:
-                self._pause("clients", clients=self._runner.clients())
+            if not self._accept_one():
                 return
-            try:
-                connection, peer = self._listener.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                if error.errno in OUT_OF_RESOURCES:
-                    self._pause("descriptors", error=error.strerror)
-                else:
-                    log.warning("accept failed", error=error.strerror)
-                return
-            engine = min(self._runner.engines, key=lambda engine: engine.clients)
-            fd = connection.detach()
-            if not engine.adopt(fd, peer[0].partition("%")[0].encode()):
-                # Its mailbox is full: it has thousands to take first.
-                socket.close(fd)
-                self._pause("mailbox")
-                return
+
+    def _accept_one(self) -> bool:
+        """Accepts a connection and hands it over; False where there is none, or accepting has paused."""
+        if self._runner.clients() >= self._most_clients:
+            self._pause("clients", clients=self._runner.clients())
+            return False
+        try:
+            connection, peer = self._listener.accept()
+        except (BlockingIOError, InterruptedError):
+            return False
+        except ConnectionAbortedError:
+            return True
+        except OSError as error:
+            if error.errno in OUT_OF_RESOURCES:
+                self._pause("descriptors", error=error.strerror)
+            else:
+                log.warning("accept failed", error=error.strerror)
+            return False
+        address = peer[0].partition("%")[0].encode()
+        fd = connection.detach()
+        for engine in sorted(self._runner.engines, key=lambda engine: engine.clients):
+            if engine.adopt(fd, address):
+                return True
+        # Every mailbox is full: the workers have thousands to take first.
+        socket.close(fd)
+        self._pause("mailbox")
+        return False
 
     def _pause(self, reason: str, **fields: object) -> None:
         self._loop.remove_reader(self._listener.fileno())
@@ -136,18 +147,21 @@ class Acceptor:
         self._resume_timer = self._loop.call_later(RESUME_INTERVAL, self._resume)
 
     def _resume(self) -> None:
-        if self._runner.clients() >= self._most_clients:
-            self._resume_timer = self._loop.call_later(RESUME_INTERVAL, self._resume)
-            return
-        try:
-            # The descriptor that a failed accept lacked must be there before anybody is told that it is.
-            socket.socket(socket.AF_UNIX).close()
-        except OSError:
+        if self._runner.clients() > self._resume_at or not self._descriptor_free():
             self._resume_timer = self._loop.call_later(RESUME_INTERVAL, self._resume)
             return
         self._resume_timer = None
         log.info("accept resumed")
         self.start()
+
+    @staticmethod
+    def _descriptor_free() -> bool:
+        # What a failed accept lacked must be there before anybody is told that it is.
+        try:
+            socket.socket(socket.AF_UNIX).close()
+        except OSError:
+            return False
+        return True
 
 
 class Server:
@@ -182,7 +196,12 @@ class Server:
             await resolver.start()
             records = RecordLog(backends)
             descriptors = raise_descriptor_limit()
-            runner = Runner(config.workers, config.settings, backends, records.write)
+            try:
+                runner = Runner(config.workers, config.settings, backends, records.write)
+            except OSError as error:  # each engine has descriptors of its own
+                raise UsageError(
+                    f"--workers {config.workers}: {error.strerror}; raise the limit or start fewer"
+                ) from None
             stack.callback(runner.close)
             try:
                 runner.configure(resolver)

@@ -46,7 +46,11 @@ def server(model):
         yield url, psutil.Process(process.pid)
     finally:
         process.terminate()
-        process.wait(60)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 @pytest.fixture(scope="module")

@@ -5,18 +5,22 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 VENV := .venv
 ASAN := .venv-asan
+GCOV := .venv-gcov
 ENGINE := .venv-engine
 
 SOURCES := $(shell find src setup.py pyproject.toml -type f -not -name '*.so')
 PROBE := tests/probe/llmpipe_probe.pyx tests/probe/setup.py
 PIP_FLAGS := --quiet --disable-pip-version-check
 
+# A virtual environment whose pip could not be brought up to date is made again.
+.DELETE_ON_ERROR:
+
 .PHONY: help
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 # pip 25.1 is the first that installs dependency groups.
-$(VENV)/bin/python $(ASAN)/bin/python $(ENGINE)/bin/python:
+$(VENV)/bin/python $(ASAN)/bin/python $(GCOV)/bin/python $(ENGINE)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "llmpipe needs Python 3.10 or later")'
 	$(PYTHON) -m venv $(@D)/..
 	$@ -m pip install $(PIP_FLAGS) --upgrade 'pip>=25.1'
@@ -36,6 +40,13 @@ $(ASAN)/tested: $(SOURCES) $(PROBE) | $(ASAN)/bin/python
 	$(ASAN)/bin/python -m pip install $(PIP_FLAGS) .
 	$(ASAN)/bin/python -m pip install $(PIP_FLAGS) --group test
 	LLMPIPE_BUILD=asan $(ASAN)/bin/python tests/probe/setup.py --quiet build_ext --force --build-lib build/probe-asan --build-temp build/temp-asan
+	@touch $@
+
+$(GCOV)/tested: $(SOURCES) $(PROBE) | $(GCOV)/bin/python
+	LLMPIPE_BUILD=gcov $(GCOV)/bin/python -m pip install $(PIP_FLAGS) --force-reinstall --no-deps --no-cache-dir .
+	$(GCOV)/bin/python -m pip install $(PIP_FLAGS) .
+	$(GCOV)/bin/python -m pip install $(PIP_FLAGS) --group test
+	$(GCOV)/bin/python tests/probe/setup.py --quiet build_ext --force --build-lib build/probe --build-temp build/temp
 	@touch $@
 
 $(ENGINE)/installed: $(SOURCES) | $(ENGINE)/bin/python
@@ -61,12 +72,20 @@ test: curl $(VENV)/tested ## Run the tests
 engine-test: $(ENGINE)/installed ## Run the tests against a real inference server (installs PyTorch and transformers)
 	$(ENGINE)/bin/python -m pytest tests/engine -o norecursedirs= --timeout 600 $(PYTEST_ARGS)
 
-# Leaks are looked for by the tests' own counters: CPython never frees all that it has.
+# Leaks are looked for by the tests' own counters: CPython never frees all that it has. A small quarantine keeps the
+# sanitizer's own memory out of what the tests measure; the engine's slabs are poisoned by hand.
 .PHONY: asan
 asan: curl $(ASAN)/tested ## Run the tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so.6)" PYTHONMALLOC=malloc \
-	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 LLMPIPE_PROBE=build/probe-asan \
+	ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 LLMPIPE_PROBE=build/probe-asan \
 	$(ASAN)/bin/python -m pytest -n 2 $(PYTEST_ARGS)
+
+# Line numbers of the parts, not of the generated C; only what the running proxies did is counted, so no probe.
+.PHONY: coverage
+coverage: curl $(GCOV)/tested ## Run the tests and print how much of each part of the engine they ran
+	find build/gcov -name '*.gcda' -delete
+	$(GCOV)/bin/python -m pytest -n 2 $(PYTEST_ARGS)
+	gcov --no-output $$(find build/gcov -name '_pipe.gcda') | grep -A 1 "^File 'src/_pipe"
 
 .PHONY: lint
 lint: $(VENV)/installed ## Check style and types
@@ -82,4 +101,4 @@ wheel: | $(VENV)/bin/python ## Build a wheel into dist/
 
 .PHONY: clean
 clean: ## Remove what was built and installed
-	rm -rf build dist $(VENV) $(ASAN) $(ENGINE) src/*.egg-info
+	rm -rf build dist $(VENV) $(ASAN) $(GCOV) $(ENGINE) src/*.egg-info

@@ -5,10 +5,26 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 
-from harness import Backend, Client, Connection, Stream, answer_all, chunk, free_port, respond, sse_head, wait_until
+from harness import (
+    Backend,
+    Client,
+    Connection,
+    Proxy,
+    Stream,
+    answer_all,
+    chunk,
+    free_port,
+    respond,
+    sse_head,
+    wait_until,
+)
+
+from llmpipe._pipe import OUTCOMES, Engine
+from llmpipe.config import Settings
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
@@ -127,3 +143,101 @@ def test_utf8_and_control_characters_in_paths(proxy_to):
     with Client(proxy) as client:
         client.request(b'GET /%0a"quoted"\\x HTTP/1.1\r\nHost: a\r\n\r\n')
     assert proxy.access()[0]["path"] == '/%0a"quoted"\\x'
+
+
+def lines_by_path(proxy: Proxy, n: int) -> dict[str, dict]:
+    lines = proxy.access(n)
+    assert len({line["path"] for line in lines}) == len(lines) == n
+    return {line["path"]: line for line in lines}
+
+
+def test_the_fields_of_what_went_wrong(proxy_to):
+    def serve(conn: Connection) -> None:
+        head = conn.read_head()
+        if b"/silent" in head:
+            conn.wait_eof()
+        elif b"/reset" in head:
+            conn.reset()
+        else:
+            conn.send(sse_head() + chunk(b"data: 1\n\n"))
+            if b"/truncated" not in head:
+                conn.wait_eof()
+            conn.close()
+
+    with Backend(serve) as backend:
+        proxy = proxy_to(backend, options=["--ttft-timeout", "300ms"])
+        got = {}
+        for path in ("/silent", "/reset", "/truncated", "/left"):
+            with Client(proxy) as client:
+                client.send(b"GET %s HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n" % path.encode())
+                got[path] = client.read_head() + client.recv() if path == "/left" else client.read_eof()
+        lines = lines_by_path(proxy, 4)
+        summary = {path: (line["status"], line["outcome"], line["phase"]) for path, line in lines.items()}
+        assert summary == {
+            "/silent": (504, "timeout_ttft", "wait"),
+            "/reset": (502, "upstream_error", "wait"),
+            "/truncated": (200, "upstream_abort", "stream"),
+            "/left": (499, "client_abort", "stream"),
+        }
+        for path, line in lines.items():
+            assert line["bytes_down"] == len(got[path])
+            assert line["backend"] == backend.url
+            assert line["attempts"] == 1
+            assert (line["ttft_ms"] is None) == (path in ("/silent", "/reset"))
+            assert (line["close_ms"] is None) == (path != "/left")
+            assert len(line["request_id"]) == 32
+        assert 299 <= lines["/silent"]["duration_ms"] < 5000
+
+
+def test_attempts_and_the_backend_that_answered(proxy_to):
+    def reset(conn: Connection) -> None:
+        conn.read_head()
+        conn.reset()
+
+    with Backend(reset) as bad, Backend(answer_all) as good:
+        proxy = proxy_to(bad, good)
+        with Client(proxy) as client:
+            for path in ("/1", "/2"):  # one of them meets the bad one first
+                assert client.request(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode()).status == 200
+        lines = lines_by_path(proxy, 2)
+        assert sorted(line["attempts"] for line in lines.values()) == [1, 2]
+        assert {line["backend"] for line in lines.values()} == {good.url}
+
+
+def test_every_field_and_no_other(proxy_to):
+    proxy = proxy_to(answer_all)
+    with Client(proxy) as client:
+        client.request(GET)
+    assert list(proxy.access()[0]) == [
+        *("time", "level", "event", "client", "method", "path", "status", "outcome", "phase", "backend", "ttft_ms"),
+        *("duration_ms", "bytes_up", "bytes_down", "attempts", "request_id", "close_ms"),
+    ]
+
+
+def test_the_engines_ring_overflows_without_a_wait():
+    """Nobody takes the records: the ring keeps what it has room for, the rest is counted, every request is answered."""
+    requests = 6000
+    engine = Engine(Settings())
+    engine.configure([])
+    thread = threading.Thread(target=engine.run)
+    thread.start()
+    try:
+        ours, theirs = socket.socketpair()
+        assert engine.adopt(theirs.detach(), b"here")
+        stream = Stream(ours)
+        for _ in range(requests // 100):
+            stream.send(GET * 100)
+            for _ in range(100):
+                assert stream.read_head().startswith(b"HTTP/1.1 503 ")
+                assert b"no_backend" in stream.recv_until(b"}}")
+        stream.close()
+        wait_until(lambda: engine.clients == 0)
+        records = engine.drain_events()
+        assert 1000 < len(records) < requests
+        assert len(records) + engine.stats()["records_dropped"] == requests
+        assert {OUTCOMES[record[8]] for record in records} == {"no_backend"}
+        assert engine.drain_events() == []
+    finally:
+        engine.stop()
+        thread.join(10)
+        engine.close()

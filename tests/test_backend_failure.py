@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import socket
 import threading
 import time
 
@@ -411,3 +412,104 @@ class TestErrorEvent:
             with pytest.raises(openai.APIError, match="broke off"):
                 for _ in stream:
                     pass
+
+
+# ------------------------------------------------------------------------------------------------- E1 and the way there
+
+
+def test_e1_a_connect_that_times_out_goes_to_the_next_backend(proxy_to):
+    listener, fillers = socket.create_server(("127.0.0.1", 0), backlog=0), []
+    try:
+        for _ in range(4):  # its backlog is full: it neither accepts nor refuses
+            fillers.append(socket.socket())
+            fillers[-1].setblocking(False)
+            fillers[-1].connect_ex(listener.getsockname())
+        time.sleep(0.05)
+        dead = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        proxy = proxy_to(dead, answer_all, options=["--connect-timeout", "200ms"])
+        for _ in range(3):
+            with Client(proxy) as client:
+                assert client.request(post(b"hello")).status == 200
+        assert proxy.metric("llmpipe_backend_failures_total", backend=dead) >= 1
+        assert proxy.wait_log("backend left out")["backend"] == dead
+    finally:
+        for sock in (listener, *fillers):
+            sock.close()
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("failure", ["reset", "503"])
+def test_e1_an_upload_that_is_under_way_goes_on_to_the_next_backend(proxy_to, failure, chunked):
+    """The beginning is sent again, the rest follows as it comes."""
+    body = bytes(i % 251 for i in range(400_000))
+    got = []
+
+    def fail_early(conn: Connection) -> None:
+        conn.read_head()
+        conn.read(1000)
+        if failure == "reset":
+            conn.reset()
+        else:
+            conn.send(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 2\r\n\r\nno")
+            conn.wait_eof()
+
+    def remember(conn: Connection) -> None:
+        while True:
+            got.append(conn.read_request().body)
+            respond(conn)
+
+    with Backend(fail_early) as bad, Backend(remember) as good:
+        proxy = proxy_to(bad, good, options=["--retry-status", "503"])
+        for _ in range(2):  # one of them at least meets the bad one
+            with Client(proxy) as client:
+                framing = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % len(body)
+                client.send(b"POST / HTTP/1.1\r\nHost: a\r\n%s\r\n\r\n" % framing)
+                for start in range(0, len(body), 40_000):
+                    piece = body[start : start + 40_000]
+                    client.send(chunk(piece) if chunked else piece)
+                    time.sleep(0.01)
+                if chunked:
+                    client.send(b"0\r\n\r\n")
+                assert client.read_response().status == 200
+        assert bad.connections
+        assert got == [body, body]
+        proxy.settled()
+        assert proxy.metric("llmpipe_buffers_held") == 0
+
+
+@pytest.mark.parametrize("option", ["ttft", "idle", "total"])
+def test_e2_a_time_out_inside_a_stream_is_told_too(proxy_to, option):
+    def stall(conn: Connection) -> None:
+        conn.read_request()
+        conn.send(sse_head() + (b"" if option == "ttft" else chunk(b"data: 1\n\n")))
+        conn.wait_eof()
+
+    proxy = proxy_to(stall, options=[*EVENT, f"--{option}-timeout", "300ms"])
+    with Client(proxy) as client:
+        client.send(GET)
+        client.read_head()
+        body = client.read_eof()
+    assert body.count(b'data: {"error"') == 1
+    assert b'"code": "timeout_%s"' % option.encode() in body
+    assert not body.endswith(b"0\r\n\r\n")
+
+
+def test_e2_a_1_0_client_gets_the_event_without_chunks(proxy_to):
+    go = threading.Event()
+
+    def script(conn: Connection) -> None:
+        conn.read_request()
+        conn.send(sse_head() + chunk(b"data: 1\n\n"))
+        go.wait(20)
+        conn.close()
+
+    proxy = proxy_to(script, options=EVENT)
+    with Client(proxy) as client:
+        client.send(b"GET / HTTP/1.0\r\n\r\n")
+        assert b"chunked" not in client.read_head()
+        assert client.recv() == b"data: 1\n\n"
+        go.set()
+        with pytest.raises(ConnectionResetError):
+            # It ends without a frame, so that only an RST can say that it is not whole.
+            client.read_eof()
+    assert proxy.access()[0]["outcome"] == "upstream_abort"

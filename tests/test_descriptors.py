@@ -33,12 +33,10 @@ def test_accept_pauses_and_resumes(proxy_to):
             assert proxy.descriptors() <= 200
             go.set()
             # Those that waited in the backlog are served when others have left.
-            served = 0
             for client in clients[:most]:
                 client.read_head()
                 assert client.read_chunked() == b"data: 1\n\ndata: 2\n\n"
                 client.close()
-                served += 1
             proxy.wait_log("accept resumed")
             for client in clients[most:]:
                 client.read_head()

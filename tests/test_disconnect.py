@@ -4,6 +4,7 @@ The time from the client's close to the backend's EOF is reported with `pytest -
 benchmark's business.
 """
 
+import contextlib
 import socket
 import threading
 import time
@@ -235,3 +236,115 @@ class TestOnAbortFinish:
             wait_until(lambda: scene.closed_at)
             assert proxy.access()[0]["outcome"] == "client_abort"
             proxy.settled()
+
+    def test_what_a_blocked_client_did_not_read_is_read_for_it(self):
+        finished = threading.Event()
+
+        def flood(conn: Connection) -> None:
+            conn.read_request()
+            conn.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (32 << 20))
+            for _ in range(32):
+                conn.send(bytes(1 << 20))
+            finished.set()
+            conn.read_request()
+            respond(conn)
+
+        with Backend(flood) as backend, Proxy(f"{backend.url}?on-abort=finish") as proxy:
+            client = Client(proxy)
+            client.send(WHOLE)
+            proxy.wait_metric("llmpipe_buffers_held", 1)
+            client.reset()
+            assert finished.wait(20)
+            proxy.settled()
+            assert proxy.metric("llmpipe_buffers_held") == 0
+            with Client(proxy) as other:
+                assert other.request(WHOLE).body == b"ok"
+            assert len(backend.connections) == 1
+
+    def test_only_the_backend_that_asks_for_it(self):
+        """The switch is one backend's, not the proxy's."""
+        scenes = [Scene(), Scene()]
+        with (
+            Backend(scenes[0]) as gentle,
+            Backend(scenes[1]) as other,
+            Proxy(f"{gentle.url}?on-abort=finish", other.url) as proxy,
+        ):
+            clients = [Client(proxy), Client(proxy)]
+            for client in clients:
+                client.send(WHOLE)
+            for scene in scenes:
+                assert scene.reached.wait(20)
+            for client in clients:
+                client.close()
+            wait_until(lambda: scenes[1].closed_at)
+            assert not scenes[0].closed_at
+            assert proxy.metric("llmpipe_in_flight", backend=gentle.url) == 1
+            gentle.connections[0].close()
+            proxy.settled()
+
+
+def test_a_client_that_resets_while_its_backend_reads_nothing(proxy_to):
+    """The upload is blocked, so the client's socket is not read; the RST is seen all the same."""
+    proxy = proxy_to(lambda conn: conn.read_head())
+    client = Client(proxy)
+    client.send(HEAD + b"Content-Length: %d\r\n\r\n" % (60 << 20))
+    client.sock.settimeout(0.3)
+    with contextlib.suppress(TimeoutError):
+        while True:
+            client.sock.send(bytes(65536))
+    left_at = time.monotonic()
+    client.reset()
+    line = proxy.access()[0]
+    assert time.monotonic() - left_at < 5
+    assert (line["outcome"], line["phase"]) == ("client_abort", "body")
+    assert line["close_ms"] < BOUND * 1000
+    proxy.settled()
+
+
+@pytest.mark.parametrize("how", ["fin", "rst"])
+def test_a_client_that_leaves_before_it_has_read_what_is_there(proxy_to, how):
+    """The backend is done and its connection kept; nobody but the client is missing."""
+
+    def answer(conn: Connection) -> None:
+        for _ in range(2):
+            conn.read_request()
+            respond(conn, bytes(16 << 20))
+
+    with Backend(answer) as backend:
+        proxy = proxy_to(backend)
+        client = Client(proxy)
+        client.send(WHOLE)
+        proxy.wait_metric("llmpipe_buffers_held", 1)
+        client.read(1 << 20)
+        leave(client, how)
+        line = proxy.access()[0]
+        assert (line["outcome"], line["status"]) == ("client_abort", 499)
+        assert line["bytes_down"] < 16 << 20
+        proxy.settled()
+        assert proxy.metric("llmpipe_buffers_held") == 0
+        backend.errors.clear()
+
+
+@pytest.mark.parametrize("how", ["fin", "rst"])
+def test_many_leave_at_once_on_several_workers(proxy_to, how):
+    closed = []
+
+    def silent(conn: Connection) -> None:
+        conn.read_request()
+        conn.send(sse_head())
+        closed.append(conn.wait_eof(20))
+
+    proxy = proxy_to(silent, options=["--workers", "2"])
+    clients = [Client(proxy) for _ in range(100)]
+    for client in clients:
+        client.send(WHOLE)
+        client.read_head()
+    for client in clients:
+        leave(client, how)
+    left_at = time.monotonic()
+    wait_until(lambda: len(closed) == 100)
+    assert max(closed) - left_at < 1
+    proxy.settled()
+    assert proxy.metric("llmpipe_exchanges_total", outcome="client_abort") == 100
+    assert proxy.metric("llmpipe_disconnect_seconds_count") == 100
+    assert proxy.metric("llmpipe_upstreams") == 0

@@ -159,3 +159,145 @@ def test_several_workers_drain():
         assert len(backend.connections) >= 3  # each worker has its own
         for client in clients:
             client.close()
+
+
+def test_readiness_fails_before_listening_stops():
+    """A load balancer must hear of it while connections are still taken."""
+    held = Held()
+    with Backend(held) as backend, Proxy(backend.url) as proxy, Client(proxy) as client:
+        client.send(GET)
+        client.read_head()
+        proxy.signal(signal.SIGTERM)
+        wait_until(lambda: refused(proxy))
+        assert proxy.admin("/readyz")[0] == 503
+        held.go.set()
+        assert client.read_chunked() == b"data: 1\n\ndata: 2\n\n"
+        assert proxy.wait_exit() == 0
+
+
+def test_a_request_that_has_begun_is_answered():
+    """Half a head is a request too; what is pipelined behind it is not answered."""
+    with Backend(answer_all) as backend, Proxy(backend.url) as proxy, Client(proxy) as client:
+        client.send(GET[:5])
+        proxy.wait_metric("llmpipe_buffers_held", 1)
+        proxy.signal(signal.SIGTERM)
+        proxy.wait_log("draining")
+        client.send(GET[5:] + GET)
+        response = client.read_response()
+        assert response.status == 200
+        assert response.values(b"connection") == [b"close"]
+        assert client.read_eof() == b""
+        assert proxy.wait_exit() == 0
+
+
+def test_a_head_that_stays_half_does_not_hold_the_drain():
+    with Backend(answer_all) as backend, Proxy(backend.url, options=["--head-timeout", "300ms"]) as proxy:
+        with Client(proxy) as client:
+            client.send(GET[:5])
+            proxy.wait_metric("llmpipe_buffers_held", 1)
+            proxy.signal(signal.SIGTERM)
+            assert client.read_response().status == 408
+            assert proxy.wait_exit() == 0
+
+
+def test_a_tunnel_is_waited_for():
+    def echo(conn: Connection) -> None:
+        conn.read_head()
+        conn.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n")
+        while data := conn.recv():
+            conn.send(data)
+
+    with Backend(echo) as backend, Proxy(backend.url) as proxy:
+        with Client(proxy) as client:
+            client.send(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n")
+            client.read_head()
+            proxy.signal(signal.SIGTERM)
+            wait_until(lambda: refused(proxy))
+            client.send(b"hello")
+            assert client.read(5) == b"hello"
+            assert proxy.process.poll() is None
+        assert proxy.wait_exit() == 0
+
+
+def test_a_backend_that_may_finish_is_waited_for():
+    """It was not told to stop; so it gets its time."""
+    held = Held()
+    with Backend(held) as backend, Proxy(f"{backend.url}?on-abort=finish") as proxy:
+        with Client(proxy) as client:
+            client.send(GET)
+            client.read_head()
+        proxy.wait_metric("llmpipe_clients", 0)
+        proxy.signal(signal.SIGTERM)
+        wait_until(lambda: refused(proxy))
+        time.sleep(0.2)
+        assert proxy.process.poll() is None
+        held.go.set()
+        assert proxy.wait_exit() == 0
+        assert proxy.access()[0]["phase"] == "finish"
+
+
+def test_sighup_is_not_a_second_signal():
+    held = Held()
+    with Backend(held) as backend, Proxy(backend.url) as proxy, Client(proxy) as client:
+        client.send(GET)
+        client.read_head()
+        proxy.signal(signal.SIGTERM)
+        proxy.wait_log("draining")
+        proxy.signal(signal.SIGHUP)
+        time.sleep(0.2)
+        assert proxy.process.poll() is None
+        held.go.set()
+        assert client.read_chunked() == b"data: 1\n\ndata: 2\n\n"
+        assert proxy.wait_exit() == 0
+
+
+def test_what_is_cut_says_why_where_it_may():
+    """A response that has not begun gets a 503; an event stream gets its one error event, if that is on."""
+
+    def serve(conn: Connection) -> None:
+        if b"/silent" not in conn.read_head():
+            conn.send(sse_head() + chunk(b"data: 1\n\n"))
+        conn.wait_eof()
+
+    options = ["--on-midstream-error", "event", "--drain-timeout", "200ms"]
+    with Backend(serve) as backend, Proxy(backend.url, options=options) as proxy:
+        with Client(proxy) as silent, Client(proxy) as client:
+            silent.send(b"GET /silent HTTP/1.1\r\nHost: a\r\n\r\n")
+            backend.wait_connections(1)
+            client.send(GET)
+            client.read_head()
+            proxy.signal(signal.SIGTERM)
+            response = silent.read_response()
+            assert (response.status, response.error()["code"]) == (503, "shutdown")
+            body = client.read_eof()
+            assert body.count(b'data: {"error"') == 1
+            assert b'"code": "shutdown"' in body
+            assert not body.endswith(b"0\r\n\r\n")
+        assert proxy.wait_exit() == 1
+
+
+def test_sighup_again_and_again_beside_a_flood(proxy_to):
+    piece = bytes(range(256)) * 4096
+
+    def flood(conn: Connection) -> None:
+        conn.read_request()
+        conn.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (60 * len(piece)))
+        for _ in range(60):
+            conn.send(piece)
+
+    proxy = proxy_to(flood)
+    stop = threading.Event()
+
+    def hang_up() -> None:
+        while not stop.wait(0.01):
+            proxy.signal(signal.SIGHUP)
+
+    thread = threading.Thread(target=hang_up)
+    thread.start()
+    try:
+        with Client(proxy) as client:
+            assert client.request(GET).body == piece * 60
+    finally:
+        stop.set()
+        thread.join(10)
+    proxy.wait_log("reloaded")

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from llmpipe import _pipe
 
 ROOT = Path(__file__).parents[1]
@@ -50,7 +51,9 @@ def test_the_loop_never_takes_the_gil(generated):
 
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: part.stem)
 def test_every_function_is_noexcept_nogil(part):
-    functions = re.findall(r"^cdef (?!enum|struct|extern|class)[^\n=]*\w+\((?:[^()]|\n)*\)[^\n]*:$", code(part), re.MULTILINE)
+    functions = re.findall(
+        r"^cdef (?!enum|struct|extern|class)[^\n=]*\w+\((?:[^()]|\n)*\)[^\n]*:$", code(part), re.MULTILINE
+    )
     for function in functions:
         assert function.endswith("noexcept nogil:"), function
     assert "with gil" not in code(part)

@@ -272,5 +272,8 @@ def test_buffers_are_reused(proxy_to):
     proxy = proxy_to(answer_all)
     with Client(proxy) as client:
         for _ in range(200):
-            assert client.request(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9000\r\n\r\n" + b"x" * 9000).status == 200
+            assert (
+                client.request(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9000\r\n\r\n" + b"x" * 9000).status
+                == 200
+            )
         assert proxy.metric("llmpipe_buffers") == 32  # one block

@@ -94,8 +94,8 @@ def test_flavours_do_not_share_a_folder():
     assert len(folders) == len(build["FLAVOURS"]) == 4
 
 
-def test_another_system_is_refused_with_a_reason(tmp_path):
-    script = "import runpy, sys; sys.platform = 'darwin'; runpy.run_path('setup.py', run_name='__main__')"
+def test_another_system_is_refused_with_a_reason():
+    script = "import runpy, sys, Cython.Build, setuptools; sys.platform = 'darwin'; runpy.run_path('setup.py', run_name='__main__')"
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert result.stderr == "llmpipe runs on Linux only: its engine is built on epoll\n"

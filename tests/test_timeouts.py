@@ -1,5 +1,6 @@
 """Rule F: each time-out has its own outcome and its own answer; 0 turns it off."""
 
+import contextlib
 import socket
 import time
 
@@ -253,3 +254,80 @@ def test_timeouts_of_minutes_do_not_fire_early(proxy_to):
         start = time.monotonic()
         assert client.request(GET).status == 504
         assert 18.9 < time.monotonic() - start < 25
+
+
+def test_total_counts_while_the_client_does_not_read(proxy_to):
+    def flood(conn: Connection) -> None:
+        conn.read_request()
+        conn.send(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n" + b"x" * 99_999_999)
+
+    with Backend(flood) as backend:
+        proxy = proxy_to(backend, options=["--total-timeout", "500ms"])
+        with Client(proxy) as client:
+            client.send(GET)
+            assert check(proxy, "timeout_total", 200)["phase"] == "blocked"
+        backend.errors.clear()  # the flood was cut, as it should be
+
+
+def test_total_counts_while_the_client_sends(proxy_to):
+    proxy = proxy_to(lambda conn: (conn.read_head(), conn.wait_eof()), options=["--total-timeout", "400ms"])
+    with Client(proxy) as client:
+        client.send(POST)
+        for _ in range(4):
+            time.sleep(0.02)
+            client.send(b"x")
+        response = client.read_response()
+        assert (response.status, response.error()["code"]) == (504, "timeout_total")
+    check(proxy, "timeout_total", 504)
+
+
+def test_a_backend_that_does_not_read_the_request(proxy_to):
+    """The client is not the one that stalled."""
+    with Backend(lambda conn: conn.read_head()) as backend:
+        proxy = proxy_to(backend, options=["--idle-timeout", "400ms"])
+        with Client(proxy) as client:
+            client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % (60 << 20))
+            client.sock.setblocking(False)
+            end = time.monotonic() + 10
+            while not proxy.metric("llmpipe_exchanges_total", outcome="timeout_idle"):
+                assert time.monotonic() < end
+                with contextlib.suppress(BlockingIOError, ConnectionError):
+                    client.sock.send(bytes(65536))
+        check(proxy, "timeout_idle", 504)
+
+
+def test_a_counted_body_that_does_not_begin(proxy_to):
+    def script(conn: Connection) -> None:
+        conn.read_request()
+        conn.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n")
+        conn.wait_eof()
+
+    proxy = proxy_to(script, options=["--ttft-timeout", "300ms"])
+    with Client(proxy) as client:
+        client.send(GET)
+        client.read_head()
+        assert client.read_eof() == b""
+    assert check(proxy, "timeout_ttft", 200)["phase"] == "silent"
+
+
+@pytest.mark.parametrize("talks", [False, True])
+def test_a_tunnel(proxy_to, talks):
+    """Bytes of either side keep it alive."""
+
+    def switch(conn: Connection) -> None:
+        conn.read_head()
+        conn.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n")
+        conn.wait_eof(20)
+
+    proxy = proxy_to(switch, options=["--idle-timeout", "500ms"])
+    with Client(proxy) as client:
+        client.send(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n")
+        client.read_head()
+        start = time.monotonic()
+        for _ in range(10 if talks else 0):
+            client.send(b"x")
+            time.sleep(0.1)
+        with contextlib.suppress(ConnectionResetError):
+            client.read_eof()
+        assert (1.4 if talks else 0.49) < time.monotonic() - start < 6
+    assert check(proxy, "timeout_idle", 101)["phase"] == "tunnel"

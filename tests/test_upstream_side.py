@@ -68,7 +68,7 @@ def test_b1_the_whole_head_byte_by_byte(proxy, seen, client):
         b"Content-Type: application/json",
         b"Content-LENGTH: 2",
     ]
-    client.send(b"\r\n".join([b"POST /p?q=%41#".rstrip(b"#") + b" HTTP/1.1", *kept, b"", b"{}"]))
+    client.send(b"\r\n".join([b"POST /p?q=%41 HTTP/1.1", *kept, b"", b"{}"]))
     response = client.read_response()
     request_id = response.values(b"x-request-id")[0]
     added = [
@@ -246,7 +246,7 @@ def test_b2_chunks_extensions_and_trailers_are_forwarded_as_they_are(serve, clie
 
 
 @pytest.mark.parametrize("framing", ["chunked", "length"])
-@pytest.mark.parametrize("backends", [1, 2], ids=["one backend", "failover"])
+@pytest.mark.parametrize("backends", [0, 1], ids=["one backend", "kept for failover"])
 def test_b2_a_large_upload_meets_backpressure_and_arrives_intact(framing, backends):
     piece = bytes(range(256)) * 256  # 64 KB
     count = 50 * MEGABYTE // len(piece)
@@ -269,6 +269,8 @@ def test_b2_a_large_upload_meets_backpressure_and_arrives_intact(framing, backen
         respond(connection)
 
     sent = [0]
+    # With a second backend the proxy keeps a request for it, up to a bound; nothing has to listen there.
+    spare = ["http://127.0.0.1:1"]
 
     def upload(client: Client) -> None:
         if framing == "chunked":
@@ -281,7 +283,7 @@ def test_b2_a_large_upload_meets_backpressure_and_arrives_intact(framing, backen
         if framing == "chunked":
             client.send(LAST_CHUNK)
 
-    with Backend(slow) as backend, Proxy(*[backend.url] * 1, *spare(backends - 1)) as proxy, Client(proxy) as client:
+    with Backend(slow) as backend, Proxy(backend.url, *spare[:backends]) as proxy, Client(proxy) as client:
         client.sock.settimeout(30)
         before = proxy.rss()
         uploader = threading.Thread(target=upload, args=(client,), daemon=True)
@@ -303,11 +305,6 @@ def test_b2_a_large_upload_meets_backpressure_and_arrives_intact(framing, backen
         assert digests == [hashlib.sha256(piece * count).hexdigest()]
         assert proxy.rss() - before < 8 * MEGABYTE
         assert proxy.access()[0]["bytes_up"] > count * len(piece)
-
-
-def spare(n: int) -> list[str]:
-    """Backends that make the proxy keep a request for failover, though none of them is asked."""
-    return ["http://127.0.0.1:1"] * n
 
 
 # B3: upstream connections

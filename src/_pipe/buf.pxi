@@ -46,6 +46,7 @@ cdef int buf_grow(BufSlabC *slab) noexcept nogil:
     slab.blocks = block
     for i in range(BUFS_A_BLOCK):
         block.bufs[i].data = <uint8_t *>block.pages + i * BUF_SIZE
+        sys_poison(block.bufs[i].data, BUF_SIZE)
         block.bufs[i].next = slab.cold
         slab.cold = &block.bufs[i]
     sys_add_counter(&slab.made, BUFS_A_BLOCK)
@@ -65,12 +66,14 @@ cdef BufC *buf_get(BufSlabC *slab) noexcept nogil:
     buf.next = NULL
     buf.start = 0
     buf.end = 0
+    sys_unpoison(buf.data, BUF_SIZE)
     sys_add_counter(&slab.held, 1)
     return buf
 
 cdef void buf_put(BufSlabC *slab, BufC *buf) noexcept nogil:
     # Gives a buffer back. After a wave of blocked clients its pages return to the system, the mapping stays.
     sys_add_counter(&slab.held, <uint64_t>-1)
+    sys_poison(buf.data, BUF_SIZE)
     if slab.warm_count < BUFS_WARM:
         buf.next = slab.warm
         slab.warm = buf
@@ -85,6 +88,7 @@ cdef void buf_free_all(BufSlabC *slab) noexcept nogil:
     while slab.blocks is not NULL:
         block = slab.blocks
         slab.blocks = block.next
+        sys_unpoison(block.pages, BUF_SIZE * BUFS_A_BLOCK)
         munmap(block.pages, BUF_SIZE * BUFS_A_BLOCK)
         free(block)
 
@@ -107,16 +111,17 @@ cdef void *slab_get(SlabC *slab) noexcept nogil:
         slab.blocks = block
         for i in range(ITEMS_A_BLOCK):
             item = block + sizeof(void *) * 2 + slab.size * i
-            (<void **>item)[0] = slab.available
-            slab.available = item
+            slab_put(slab, item)
     item = slab.available
     slab.available = (<void **>item)[0]
+    sys_unpoison(item, slab.size)
     memset(item, 0, slab.size)
     return item
 
 cdef void slab_put(SlabC *slab, void *item) noexcept nogil:
     (<void **>item)[0] = slab.available
     slab.available = item
+    sys_poison(<uint8_t *>item + sizeof(void *), slab.size - sizeof(void *))
 
 cdef void slab_free_all(SlabC *slab) noexcept nogil:
     cdef void *block

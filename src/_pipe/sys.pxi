@@ -148,6 +148,16 @@ cdef extern from *:
     static inline void sys_set_counter(uint64_t *word, uint64_t value) { __atomic_store_n(word, value, __ATOMIC_RELAXED); }
     static inline int sys_lowest_bit(uint64_t word) { return __builtin_ctzll(word); }
     static inline int sys_highest_bit(uint64_t word) { return 63 - __builtin_clzll(word); }
+
+    /* Slabs keep what is freed, so AddressSanitizer has to be told what may not be touched. */
+    #ifdef __SANITIZE_ADDRESS__
+    #include <sanitizer/asan_interface.h>
+    #define sys_poison(at, n) ASAN_POISON_MEMORY_REGION(at, n)
+    #define sys_unpoison(at, n) ASAN_UNPOISON_MEMORY_REGION(at, n)
+    #else
+    #define sys_poison(at, n) ((void)(at), (void)(n))
+    #define sys_unpoison(at, n) ((void)(at), (void)(n))
+    #endif
     """
     uint32_t sys_load_acquire(const uint32_t *word) noexcept nogil
     void sys_store_release(uint32_t *word, uint32_t value) noexcept nogil
@@ -156,5 +166,7 @@ cdef extern from *:
     uint64_t sys_read_counter(const uint64_t *word) noexcept nogil
     void sys_add_counter(uint64_t *word, uint64_t n) noexcept nogil
     void sys_set_counter(uint64_t *word, uint64_t value) noexcept nogil
+    void sys_poison(const void *at, size_t n) noexcept nogil
+    void sys_unpoison(const void *at, size_t n) noexcept nogil
     int sys_lowest_bit(uint64_t word) noexcept nogil
     int sys_highest_bit(uint64_t word) noexcept nogil

@@ -44,7 +44,7 @@ def make_model(vocabulary: int) -> LlamaForCausalLM:
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=4,
-            max_position_embeddings=8192,
+            max_position_embeddings=131_072,
             bos_token_id=0,
             eos_token_id=1,
             pad_token_id=2,

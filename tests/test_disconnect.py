@@ -5,6 +5,7 @@ benchmark's business.
 """
 
 import contextlib
+import signal
 import socket
 import threading
 import time
@@ -170,6 +171,39 @@ def test_client_signalled_to_python_at_once(proxy_to):
     assert line["phase"] == "silent"
     assert line["backend"] == proxy.wait_log("listening")["backends"]
     assert len(line["request_id"]) == 32
+
+
+def test_a_client_that_left_when_only_the_last_chunk_was_missing(proxy_to):
+    """It had all; OpenAI's clients leave when they have read [DONE], a moment before or after the last chunk comes."""
+    go = threading.Event()
+    done = chunk(b"data: [DONE]\n\n")
+
+    def serve(conn: Connection) -> None:
+        conn.read_request()
+        conn.send(sse_head() + done)
+        assert go.wait(20)
+        conn.send(b"0\r\n\r\n")
+        go.clear()
+        conn.read_request()
+        respond(conn)
+
+    with Backend(serve) as backend:
+        proxy = proxy_to(backend)
+        client = Client(proxy)
+        client.send(WHOLE)
+        client.read_head()
+        client.recv_until(done)
+        proxy.signal(signal.SIGSTOP)  # so that it meets both at once, the client's FIN first
+        client.close()
+        time.sleep(0.05)
+        go.set()
+        wait_until(lambda: not go.is_set())
+        proxy.signal(signal.SIGCONT)
+        line = proxy.access()[0]
+        assert (line["outcome"], line["status"]) == ("ok", 200)
+        with Client(proxy) as other:
+            assert other.request(WHOLE).status == 200
+        assert len(backend.connections) == 1  # and the upstream is as good as new
 
 
 class TestOnAbortFinish:

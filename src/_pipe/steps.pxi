@@ -9,7 +9,8 @@
 #   what happened             before a response byte was forwarded     after
 #   ------------------------  ---------------------------------------  --------------------------------------------
 #   client FIN or error       upstream closed at once, bytes held are thrown away, outcome client_abort. A backend with
-#                             on-abort=finish that has the whole request is read to its end instead (STATE_FINISH)
+#                             on-abort=finish that has the whole request is read to its end instead (STATE_FINISH). Where
+#                             the client had the whole body and only the last chunk was missing, and is there: ok
 #   upstream FIN              another backend, or 502                  until-close: the end, after the bytes held
 #                                                                      else: truncated, outcome upstream_abort
 #   upstream error            another backend, or 502                  truncated, outcome upstream_abort
@@ -97,6 +98,8 @@ cdef int client_left(WorkerC *w, ExchangeC *x, int error) noexcept nogil:
         x.client = NULL
         x.waited = w.now
         exchange_set_state(w, x, STATE_FINISH)
+        if x.upstream.conn.readable:
+            conn_queue(w, &x.upstream.conn)     # it was not read while the client was blocked
         return RC_OK
     exchange_end(w, x, phase, OUTCOME_CLIENT_ABORT)
     client_close(w, client, False)
@@ -1010,6 +1013,22 @@ cdef int step_tunnel(WorkerC *w, ExchangeC *x) noexcept nogil:
 
 # ------------------------------------------------------------------------------------- what epoll and the wheel call
 
+cdef bint only_end_missing(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # Whether a client that left had the whole body, and the end of the framing has come too; then the exchange ends well.
+    # Clients of the OpenAI API close as soon as they have read [DONE], a moment before or after the last chunk is there.
+    cdef const uint8_t *body = NULL
+    cdef size_t length = 0
+    cdef size_t used = 0
+    cdef ssize_t got
+    if (x.state != STATE_STREAM or x.framing_down != FRAMING_CHUNKED or x.down.unsent or not x.up_done
+            or x.down_chunk.state == CHUNK_DATA):
+        return False
+    got = io_recv(x.upstream.conn.fd, w.hot.data, BUF_SIZE)
+    if got <= 0 or chunk_next(&x.down_chunk, w.hot.data, got, &used, &body, &length) != RC_DONE:
+        return False
+    response_done(w, x, used == <size_t>got)
+    return True
+
 cdef void step_client(WorkerC *w, ClientC *client) noexcept nogil:
     # Something happened to a client connection.
     cdef ExchangeC *x = client.conn.exchange
@@ -1020,7 +1039,8 @@ cdef void step_client(WorkerC *w, ClientC *client) noexcept nogil:
     elif x.state == STATE_TUNNEL:
         step_tunnel(w, x)
     elif client.conn.hung_up:
-        client_left(w, x, 0)
+        if not only_end_missing(w, x):
+            client_left(w, x, 0)
     else:
         if x.down.unsent and step_down(w, x) == RC_GONE:
             return

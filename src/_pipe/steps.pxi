@@ -1053,8 +1053,10 @@ cdef void step_upstream(WorkerC *w, UpstreamC *upstream, bint writable) noexcept
     cdef ExchangeC *x = upstream.conn.exchange
     cdef int error
     if x is NULL:
-        if upstream.conn.readable:
-            upstream_close(w, upstream)     # idle: a FIN, or bytes that nobody asked for
+        # Idle. A FIN, or bytes that nobody asked for, end it; the event may also be of bytes that were read since.
+        if upstream.conn.readable and io_peek(upstream.conn.fd) != -EAGAIN:
+            upstream_close(w, upstream)
+        upstream.conn.readable = False
         return
     if x.state == STATE_CONNECT:
         error = io_connected(upstream.conn.fd)

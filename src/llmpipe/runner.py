@@ -59,7 +59,7 @@ class Runner:
         self._running = len(self._threads)
         for thread in self._threads:
             thread.start()
-        self._take_all_records()
+        self._take_records_for_ever()
 
     def _run(self, number: int, engine: Engine) -> None:
         log.debug("worker started", worker=number, thread=threading.get_native_id())
@@ -117,10 +117,14 @@ class Runner:
         for record in engine.drain_events():
             self._on_record(record)
 
-    def _take_all_records(self) -> None:
+    def take_records(self) -> None:
+        """Takes the records that nobody was woken for."""
         for engine in self.engines:
             self._take_records(engine)
-        self._records_timer = self._loop.call_later(RECORD_INTERVAL, self._take_all_records)
+
+    def _take_records_for_ever(self) -> None:
+        self.take_records()
+        self._records_timer = self._loop.call_later(RECORD_INTERVAL, self._take_records_for_ever)
 
     def close(self) -> None:
         """Takes the last records and frees the engines, which must have ended."""

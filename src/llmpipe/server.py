@@ -313,6 +313,7 @@ class Server:
             )
             runner.stop()
             await runner.ended.wait()
+        runner.take_records()  # their lines belong before the last one
         log.info("stopped", clean=clean and runner.failure is None)
         return 0 if clean and runner.failure is None else 1
 

@@ -1,6 +1,7 @@
 """Rule G1 and G3: memory does not grow with a response, and a slow client costs its own stream only."""
 
 import hashlib
+import signal
 import socket
 import threading
 import time
@@ -143,6 +144,23 @@ def test_g1_a_request_body_that_the_backend_does_not_read(proxy_to):
             assert digests == [expected(60)]
         proxy.settled()
         assert proxy.metric("llmpipe_buffers_held") == 0
+
+
+def test_uploads_that_end_with_a_turns_share_of_reads(proxy_to):
+    """A worker reads 16 buffers of a connection and goes on to others; what it holds then must not be forgotten."""
+
+    def late(conn: Connection) -> None:
+        while True:
+            conn.read_request()
+            respond(conn)
+
+    proxy = proxy_to(late)
+    with Client(proxy) as client:
+        for size in [n * 8192 + more for n in (14, 15, 16, 17, 32, 48) for more in (-300, -1, 0, 1, 300)]:
+            proxy.signal(signal.SIGSTOP)  # so that all is there when it looks
+            client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size)
+            proxy.signal(signal.SIGCONT)
+            assert client.read_response("POST").status == 200
 
 
 def paced(conn: Connection) -> None:

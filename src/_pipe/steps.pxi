@@ -1045,7 +1045,8 @@ cdef void step_client(WorkerC *w, ClientC *client) noexcept nogil:
         if x.down.unsent and step_down(w, x) == RC_GONE:
             return
         if x.state == STATE_WAIT or x.state == STATE_STREAM:
-            if client.conn.readable and not x.up_done and x.upstream is not NULL:
+            # Bytes may be held without the upstream having refused any: a turn's share of reads was used up before.
+            if ((client.conn.readable and not x.up_done) or x.up.unsent) and x.upstream is not NULL:
                 step_up(w, x)
 
 cdef void step_upstream(WorkerC *w, UpstreamC *upstream, bint writable) noexcept nogil:

@@ -19,6 +19,10 @@ PIP_FLAGS := --quiet --disable-pip-version-check
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
+# Pip installs a folder anew each time, so one install with LLMPIPE_BUILD is the whole of it, and a later one without it
+# would put a release engine in its place: tests of a flavour would pass and prove nothing. So what is there is looked at.
+has = @grep -q $(2) $(1)/lib/python*/site-packages/llmpipe/_pipe.*.so || { echo "make: the engine in $(1) lacks $(2)" >&2; exit 1; }
+
 # pip 25.1 is the first that installs dependency groups.
 $(VENV)/bin/python $(ASAN)/bin/python $(GCOV)/bin/python $(ENGINE)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "llmpipe needs Python 3.10 or later")'
@@ -26,7 +30,6 @@ $(VENV)/bin/python $(ASAN)/bin/python $(GCOV)/bin/python $(ENGINE)/bin/python:
 	$@ -m pip install $(PIP_FLAGS) --upgrade 'pip>=25.1'
 
 $(VENV)/installed: $(SOURCES) | $(VENV)/bin/python
-	$(VENV)/bin/python -m pip install $(PIP_FLAGS) --force-reinstall --no-deps .
 	$(VENV)/bin/python -m pip install $(PIP_FLAGS) .
 	@touch $@
 
@@ -36,22 +39,21 @@ $(VENV)/tested: $(VENV)/installed $(PROBE) pyproject.toml
 	@touch $@
 
 $(ASAN)/tested: $(SOURCES) $(PROBE) | $(ASAN)/bin/python
-	LLMPIPE_BUILD=asan $(ASAN)/bin/python -m pip install $(PIP_FLAGS) --force-reinstall --no-deps --no-cache-dir .
-	$(ASAN)/bin/python -m pip install $(PIP_FLAGS) .
+	LLMPIPE_BUILD=asan $(ASAN)/bin/python -m pip install $(PIP_FLAGS) .
+	$(call has,$(ASAN),__asan_init)
 	$(ASAN)/bin/python -m pip install $(PIP_FLAGS) --group test
 	LLMPIPE_BUILD=asan $(ASAN)/bin/python tests/probe/setup.py --quiet build_ext --force --build-lib build/probe-asan --build-temp build/temp-asan
 	@touch $@
 
 $(GCOV)/tested: $(SOURCES) $(PROBE) | $(GCOV)/bin/python
-	LLMPIPE_BUILD=gcov $(GCOV)/bin/python -m pip install $(PIP_FLAGS) --force-reinstall --no-deps --no-cache-dir .
-	$(GCOV)/bin/python -m pip install $(PIP_FLAGS) .
+	LLMPIPE_BUILD=gcov $(GCOV)/bin/python -m pip install $(PIP_FLAGS) .
+	$(call has,$(GCOV),__gcov_)
 	$(GCOV)/bin/python -m pip install $(PIP_FLAGS) --group test
 	$(GCOV)/bin/python tests/probe/setup.py --quiet build_ext --force --build-lib build/probe --build-temp build/temp
 	@touch $@
 
 $(ENGINE)/installed: $(SOURCES) | $(ENGINE)/bin/python
 	$(ENGINE)/bin/python -m pip install $(PIP_FLAGS) --group engine
-	$(ENGINE)/bin/python -m pip install $(PIP_FLAGS) --force-reinstall --no-deps .
 	$(ENGINE)/bin/python -m pip install $(PIP_FLAGS) .
 	@touch $@
 

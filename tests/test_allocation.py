@@ -85,8 +85,8 @@ def test_a_million_events_allocate_nothing(counted, record_property):
 
     def open_stream(conn: Connection) -> None:
         conn.read_request()
-        conn.send(sse_head() + EVENT)
         connections.append(conn)
+        conn.send(sse_head() + EVENT)
 
     def send_events() -> None:
         # One thread and one event a turn and stream: two events that lie together would be forwarded as one.

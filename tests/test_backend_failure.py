@@ -178,6 +178,30 @@ def test_e1_a_failed_backend_is_left_out_for_a_short_growing_time(proxy_to):
         assert proxy.metric("llmpipe_backend_exchanges_total", backend=dead) == 3
 
 
+def test_e1_a_backend_that_is_left_out_gets_nothing(proxy_to):
+    dead = f"http://127.0.0.1:{free_port()}"
+    proxy = proxy_to(dead, answer_all)
+
+    def up() -> float:
+        return proxy.metric("llmpipe_backend_up", backend=dead)
+
+    def tries() -> float:
+        return proxy.metric("llmpipe_backend_exchanges_total", backend=dead)
+
+    with Client(proxy) as client:
+        end = time.monotonic() + 20
+        while True:
+            while up():
+                assert client.request(GET).status == 200
+            before = tries()
+            for _ in range(20):
+                assert client.request(GET).status == 200
+            if not up():  # it was left out all the while; a longer time comes with each failure
+                assert tries() == before
+                break
+            assert time.monotonic() < end
+
+
 def test_e1_the_retry_budget(proxy_to):
     with Backend(broken_head) as bad, Backend(broken_head) as worse:
         proxy = proxy_to(bad, worse)

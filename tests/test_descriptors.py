@@ -71,8 +71,8 @@ def test_live_streams_flow_while_accept_pauses(proxy_to):
 
     def held(conn: Connection) -> None:
         conn.read_request()
-        conn.send(sse_head())
         connections.append(conn)
+        conn.send(sse_head())
 
     with Backend(held) as backend:
         proxy = proxy_to(backend, nofile=100)

@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from harness import Backend, Client, Connection, Proxy, chunk, leave, respond, sse_head, wait_until
@@ -102,6 +103,26 @@ def test_the_upstream_is_closed(proxy_to, phase, how, record_property):
     assert proxy.metric("llmpipe_upstreams") == 0
 
 
+@pytest.mark.parametrize("phase", ["wait", "silent", "stream", "blocked"])
+def test_a_half_closed_client_has_left(proxy_to, phase):
+    """A FIN alone, with no RST behind it, as the kernel sends for a socket that is closed with bytes unread."""
+    scene = SCENES[phase]()
+    proxy = proxy_to(scene)
+    with Client(proxy) as client:
+        client.send(scene.request)
+        assert scene.reached.wait(20)
+        if phase == "blocked":
+            proxy.wait_metric("llmpipe_buffers_held", 1)
+        elif scene.answer:
+            client.read_head()
+        client.half_close()
+        line = proxy.access()[0]
+        assert (line["outcome"], line["status"]) == ("client_abort", 499)
+        assert line["close_ms"] < BOUND * 1000
+        wait_until(lambda: scene.closed_at, what="the backend's EOF")
+    proxy.settled()
+
+
 @pytest.mark.parametrize("how", ["fin", "rst"])
 def test_while_connecting(proxy_to, how):
     # A listener whose backlog is full neither accepts nor refuses.
@@ -173,6 +194,12 @@ def test_client_signalled_to_python_at_once(proxy_to):
     assert len(line["request_id"]) == 32
 
 
+def stopped(proxy: Proxy) -> bool:
+    """Whether a SIGSTOP has reached every thread; kill() returns before."""
+    states = [path.read_text().rpartition(") ")[2][0] for path in Path(f"/proc/{proxy.pid}/task").glob("*/stat")]
+    return set(states) == {"T"}
+
+
 def test_a_client_that_left_when_only_the_last_chunk_was_missing(proxy_to):
     """It had all; OpenAI's clients leave when they have read [DONE], a moment before or after the last chunk comes."""
     go = threading.Event()
@@ -194,6 +221,7 @@ def test_a_client_that_left_when_only_the_last_chunk_was_missing(proxy_to):
         client.read_head()
         client.recv_until(done)
         proxy.signal(signal.SIGSTOP)  # so that it meets both at once, the client's FIN first
+        wait_until(lambda: stopped(proxy))
         client.close()
         time.sleep(0.05)
         go.set()
@@ -247,6 +275,42 @@ class TestOnAbortFinish:
                 assert other.request(WHOLE).status == 200
             assert len(backend.connections) == 1
             assert proxy.metric("llmpipe_upstream_reuses_total", backend=backend.url) == 1
+
+    @pytest.mark.parametrize("cut", [1, 5, 14])
+    def test_what_comes_with_the_clients_fin_is_not_lost(self, cut):
+        """Event and FIN are met at once; the framing of what is read on must still fit."""
+        go = threading.Event()
+        sent = threading.Event()
+        event = chunk(b"data: 12\n\n")
+
+        def slow(conn: Connection) -> None:
+            conn.read_request()
+            conn.send(sse_head() + event)
+            assert go.wait(20)
+            conn.send(event * 2 + event[:cut])
+            sent.set()
+            time.sleep(0.1)
+            conn.send(event[cut:] + b"0\r\n\r\n")
+            conn.read_request()
+            respond(conn)
+
+        with Backend(slow) as backend, Proxy(f"{backend.url}?on-abort=finish") as proxy:
+            client = Client(proxy)
+            client.send(WHOLE)
+            client.read_head()
+            client.recv_until(event)
+            proxy.signal(signal.SIGSTOP)
+            wait_until(lambda: stopped(proxy))
+            client.close()
+            time.sleep(0.05)
+            go.set()
+            assert sent.wait(20)
+            proxy.signal(signal.SIGCONT)
+            assert proxy.access()[0]["outcome"] == "client_abort"
+            proxy.settled()
+            with Client(proxy) as other:
+                assert other.request(WHOLE).status == 200
+            assert len(backend.connections) == 1
 
     def test_a_request_that_is_not_whole_is_closed_all_the_same(self):
         scene = Scene()

@@ -1,6 +1,7 @@
 """Rule G1 and G3: memory does not grow with a response, and a slow client costs its own stream only."""
 
 import hashlib
+import os
 import signal
 import socket
 import threading
@@ -10,6 +11,9 @@ from harness import Backend, Client, Connection, answer_all, chunk, respond, sse
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 MB = 1 << 20
+SLACK = (24 if "asan" in os.environ.get("LD_PRELOAD", "") else 2) * MB
+"""What resident memory may move by itself: a sanitizer has shadows and a quarantine of its own."""
+
 PIECE = bytes(range(256)) * 4096  # 1 MB
 
 
@@ -68,7 +72,7 @@ def test_g1_a_client_that_never_reads(proxy_to):
             # What was taken lies in the buffers of four sockets; the proxy itself holds one of 8 KB.
             assert flood.sent < 32 * MB
             assert proxy.metric("llmpipe_buffers_held") == 1
-            assert proxy.rss() - before < 2 * MB
+            assert proxy.rss() - before < SLACK
             cpu = proxy.cpu()
             time.sleep(1)
             assert proxy.cpu() - cpu < 0.2  # it waits, it does not spin
@@ -79,7 +83,7 @@ def test_g1_a_client_that_never_reads(proxy_to):
             assert receive(client.sock, 256 * MB, start) == expected(256)
         proxy.settled()
         assert proxy.metric("llmpipe_buffers_held") == 0
-        assert proxy.rss() - before < 2 * MB
+        assert proxy.rss() - before < SLACK
 
 
 def test_g1_memory_does_not_grow_with_a_response(proxy_to):
@@ -102,7 +106,7 @@ def test_g1_memory_does_not_grow_with_a_response(proxy_to):
                 if left < 512 * MB - checked * 64 * MB:
                     checked += 1
                     most = max(most, proxy.rss())
-            assert most - before < MB
+            assert most - before < SLACK
 
 
 def test_g1_a_request_body_that_the_backend_does_not_read(proxy_to):
@@ -137,7 +141,7 @@ def test_g1_a_request_body_that_the_backend_does_not_read(proxy_to):
                 count = len(sent)
                 time.sleep(0.5)
             assert len(sent) < 40
-            assert proxy.rss() - before < 2 * MB
+            assert proxy.rss() - before < SLACK
             go.set()
             thread.join(60)
             assert client.read_response("POST").status == 200

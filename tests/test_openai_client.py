@@ -114,7 +114,10 @@ def test_leaving_a_request_without_stream(uvicorn):
 
 
 def test_a_server_that_dies_in_mid_stream_raises(uvicorn):
-    with Proxy(uvicorn.url) as proxy, pytest.raises(Exception, match="(?i)incomplete|closed|reset|disconnected|connection error"):
+    with (
+        Proxy(uvicorn.url) as proxy,
+        pytest.raises(Exception, match=r"(?i)incomplete|closed|reset|disconnected|connection error"),
+    ):
         stream_text(proxy.url, fail_after=2)
 
 

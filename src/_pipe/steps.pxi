@@ -1021,8 +1021,8 @@ cdef bint only_end_missing(WorkerC *w, ExchangeC *x) noexcept nogil:
     cdef size_t used = 0
     cdef ssize_t got
     if (x.state != STATE_STREAM or x.framing_down != FRAMING_CHUNKED or x.down.unsent or not x.up_done
-            or x.down_chunk.state == CHUNK_DATA):
-        return False
+            or x.down_chunk.state == CHUNK_DATA or w.table.routes[x.backend].finish_on_abort):
+        return False        # what is received here is lost, so a backend that may finish is not asked
     got = io_recv(x.upstream.conn.fd, w.hot.data, BUF_SIZE)
     if got <= 0 or chunk_next(&x.down_chunk, w.hot.data, got, &used, &body, &length) != RC_DONE:
         return False

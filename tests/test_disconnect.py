@@ -6,13 +6,12 @@ benchmark's business.
 
 import contextlib
 import signal
-import socket
 import threading
 import time
 from pathlib import Path
 
 import pytest
-from harness import Backend, Client, Connection, Proxy, chunk, leave, respond, sse_head, wait_until
+from harness import Backend, Client, Connection, Proxy, chunk, leave, respond, sse_head, unanswering_address, wait_until
 
 BOUND = 0.25
 """Seconds; idle machines take less than a millisecond."""
@@ -125,19 +124,8 @@ def test_a_half_closed_client_has_left(proxy_to, phase):
 
 @pytest.mark.parametrize("how", ["fin", "rst"])
 def test_while_connecting(proxy_to, how):
-    # A listener whose backlog is full neither accepts nor refuses.
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    listener.listen(0)
-    fillers = []
-    try:
-        for _ in range(4):
-            filler = socket.socket()
-            filler.setblocking(False)
-            filler.connect_ex(listener.getsockname())
-            fillers.append(filler)
-        time.sleep(0.05)
-        proxy = proxy_to(f"http://127.0.0.1:{listener.getsockname()[1]}", options=["--connect-timeout", "30"])
+    with unanswering_address() as url:
+        proxy = proxy_to(url, options=["--connect-timeout", "30"])
         client = Client(proxy)
         client.send(WHOLE)
         wait_until(lambda: proxy.metric("llmpipe_upstreams") == 1)
@@ -146,9 +134,6 @@ def test_while_connecting(proxy_to, how):
         assert (line["outcome"], line["phase"]) == ("client_abort", "connect")
         assert proxy.metric("llmpipe_upstreams") == 0
         proxy.settled()
-    finally:
-        for sock in (listener, *fillers):
-            sock.close()
 
 
 @pytest.mark.parametrize("how", ["fin", "rst"])

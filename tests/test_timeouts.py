@@ -5,7 +5,7 @@ import socket
 import time
 
 import pytest
-from harness import Backend, Client, Connection, chunk, respond, sse_head, wait_until
+from harness import Backend, Client, Connection, chunk, respond, sse_head, unanswering_address, wait_until
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n"
@@ -119,27 +119,14 @@ def test_ttft_is_counted_from_the_request_not_from_the_upload(proxy_to):
 
 
 def test_connect(proxy_to):
-    listener = socket.socket()
-    fillers = []
-    listener.bind(("127.0.0.1", 0))
-    listener.listen(0)
-    try:
-        for _ in range(4):
-            filler = socket.socket()
-            filler.setblocking(False)
-            filler.connect_ex(listener.getsockname())
-            fillers.append(filler)
-        time.sleep(0.05)
-        proxy = proxy_to(f"http://127.0.0.1:{listener.getsockname()[1]}", options=["--connect-timeout", "300ms"])
+    with unanswering_address() as url:
+        proxy = proxy_to(url, options=["--connect-timeout", "300ms"])
         with Client(proxy) as client:
             response = client.request(GET)
         assert response.status == 504
         assert response.error()["code"] == "timeout_connect"
         line = check(proxy, "timeout_connect", 504)
         assert line["phase"] == "connect"
-    finally:
-        for sock in (listener, *fillers):
-            sock.close()
 
 
 def test_a_client_that_stalls_in_its_body_408(proxy_to):

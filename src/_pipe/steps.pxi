@@ -15,7 +15,8 @@
 #                                                                      else: truncated, outcome upstream_abort
 #   upstream error            another backend, or 502                  truncated, outcome upstream_abort
 #   connect, TTFT time-out    another backend, or 504                  (TTFT) truncated, outcome timeout_ttft
-#   idle, total time-out      504                                      truncated, outcome timeout_idle, timeout_total
+#   idle time-out             (the request is not taken) as above      truncated, outcome timeout_idle
+#   total time-out            504                                      truncated, outcome timeout_total
 #   head, body time-out       408, linger                              -
 #   send time-out             -                                        upstream closed, client reset
 #   stop                      503                                      truncated, outcome shutdown

@@ -513,7 +513,7 @@ cdef void head_write_response(WriterC *out, HeadC *head, bint keep_transfer_enco
         write_text(out, b"Connection: ")
         write_text(out, connection)
         write_text(out, b"\r\n")
-    if head.request_id_count == 0 and head.status >= 200:
+    if head.request_id_count == 0 and (head.status >= 200 or head.status == 101):
         write_text(out, b"X-Request-ID: ")
         write_bytes(out, request_id, request_id_length)
         write_text(out, b"\r\n")

@@ -1,119 +1,143 @@
-"""A Starlette application under uvicorn: what vLLM and SGLang run on. `python starlette_app.py PORT [KEEP_ALIVE]`.
+"""A Starlette application under uvicorn, which is what vLLM and SGLang run on: chunked answers, 5 s keep-alive."""
 
-It writes a line to stdout when a stream is stopped by its own detection of a disconnect.
-"""
+from __future__ import annotations
 
+import argparse
 import asyncio
-import gzip
 import hashlib
-import json
-import sys
-from collections.abc import AsyncIterator
+from contextlib import suppress
 
+import common
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
-WORDS = ["One", " two", " thr\u00e9\u00e9", " four \u2028", " five"]
-counts: dict[str, int] = {}
-
-
-def chunk(text: str | None, finish: str | None = None) -> bytes:
-    delta = {} if text is None else {"role": "assistant", "content": text}
-    choice = {"index": 0, "delta": delta, "finish_reason": finish}
-    data = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice]}
-    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
-
-
-async def write(body: dict) -> AsyncIterator[bytes]:
-    """The words, again and again up to max_tokens; `silent` seconds before the first."""
-    made = 0
-    try:
-        await asyncio.sleep(body.get("silent", 0))
-        while made < body.get("max_tokens", len(WORDS)):
-            yield chunk(WORDS[made % len(WORDS)])
-            made += 1
-            await asyncio.sleep(body.get("pause", 0.005))
-            if body.get("fail_after") == made:
-                raise RuntimeError("the engine died")
-        yield chunk(None, "stop")
-        usage = {"prompt_tokens": 3, "completion_tokens": made, "total_tokens": 3 + made}
-        last = {
-            "id": "c1",
-            "object": "chat.completion.chunk",
-            "created": 1,
-            "model": "m",
-            "choices": [],
-            "usage": usage,
-        }
-        yield f"data: {json.dumps(last)}\n\n".encode()
-        yield b"data: [DONE]\n\n"
-    except asyncio.CancelledError:
-        print(f"stopped {body.get('user')} {made}", flush=True)
-        raise
-
-
-async def chat(request: Request) -> Response:
-    body = await request.json()
-    if body.get("status"):
-        error = {"message": "no", "type": "x", "param": None, "code": None}
-        return JSONResponse({"error": error}, body["status"])
-    if body.get("stream"):
-        return StreamingResponse(write(body), media_type="text/event-stream")
-    if body.get("silent"):
-        for _ in range(int(body["silent"] * 100)):
-            await asyncio.sleep(0.01)
-            if await request.is_disconnected():
-                print(f"stopped {body.get('user')} 0", flush=True)
-                return Response(status_code=499)
-    message = {"role": "assistant", "content": "".join(WORDS)}
-    choice = {"index": 0, "message": message, "finish_reason": "stop"}
-    usage = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
-    answer = {"id": "c1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": usage}
-    return JSONResponse(answer)
+METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 
 async def models(request: Request) -> Response:
-    return JSONResponse({"object": "list", "data": [{"id": "m", "object": "model", "created": 1, "owned_by": "x"}]})
+    return JSONResponse(common.MODELS)
+
+
+async def chat(request: Request) -> Response:
+    asked = common.Chat.parse(await request.body(), request.headers)
+    if asked.status != 200:
+        return JSONResponse(asked.error(), asked.status, {"retry-after": "7"} if asked.status == 429 else None)
+    if asked.stream:  # Starlette cancels this one when uvicorn tells that the client left
+        return StreamingResponse(asked.generate(), media_type="text/event-stream")
+    work = asyncio.ensure_future(asked.compute())
+    while not work.done():
+        if await request.is_disconnected():
+            work.cancel()
+            with suppress(asyncio.CancelledError):
+                await work
+            return Response(status_code=499)
+        await asyncio.wait([work], timeout=0.02)
+    return JSONResponse(work.result(), headers={"x-request-id": request.headers.get("x-request-id", "")})
 
 
 async def upload(request: Request) -> Response:
-    digest = hashlib.sha256()
-    n = 0
-    async for part in request.stream():
-        digest.update(part)
-        n += len(part)
-    return JSONResponse({"sha256": digest.hexdigest(), "length": n})
+    digest, length = hashlib.sha256(), 0
+    async for data in request.stream():
+        digest.update(data)
+        length += len(data)
+    return JSONResponse({"sha256": digest.hexdigest(), "length": length})
 
 
-async def compressed(request: Request) -> Response:
-    return Response(gzip.compress(b"hello " * 1000), headers={"Content-Encoding": "gzip"}, media_type="text/plain")
+async def echo(request: Request) -> Response:
+    target = request.scope["raw_path"].decode() + "?" + request.scope["query_string"].decode()
+    fields = request.scope["headers"]
+    version, length = request.scope["http_version"], len(await request.body())
+    return JSONResponse(common.echo_answer(request.method, target, version, fields, length))
 
 
-async def once(request: Request) -> Response:
-    """Counts how often each key was executed."""
-    key = (await request.body()).decode()
-    counts[key] = counts.get(key, 0) + 1
-    return JSONResponse(counts[key])
+async def zipped(request: Request) -> Response:
+    return Response(common.zipped(), media_type="text/plain", headers={"content-encoding": "gzip"})
 
 
-async def most(request: Request) -> Response:
-    return JSONResponse({"keys": len(counts), "most": max(counts.values(), default=0)})
+async def events(request: Request) -> Response:
+    return StreamingResponse(common.sse(), media_type="text/event-stream")
+
+
+async def big(request: Request) -> Response:
+    data = common.content(int(request.query_params["n"]))
+    length = {"content-length": str(len(data))} if "length" in request.query_params else None
+    return StreamingResponse(common.blocks(data), media_type="application/octet-stream", headers=length)
+
+
+async def gated(request: Request) -> Response:
+    pieces = common.gated(request.path_params["name"], int(request.query_params["n"]))
+    return StreamingResponse(pieces, media_type="text/event-stream")
+
+
+async def gate(request: Request) -> Response:
+    common.gates.open(request.path_params["name"], int(request.query_params["n"]))
+    return Response()
+
+
+async def count(request: Request) -> Response:
+    common.counts[request.path_params["name"]] += 1
+    await asyncio.sleep(0.05)  # so that those who ask together need a connection each
+    return Response(await request.body())
+
+
+async def counts(request: Request) -> Response:
+    return JSONResponse(common.counts)
+
+
+async def status(request: Request) -> Response:
+    return Response(status_code=request.path_params["code"], headers={"location": "/elsewhere", "x-own": "1"})
+
+
+async def broken(request: Request) -> Response:
+    length = {"content-length": "1000"} if request.path_params["how"] == "length" else None
+    return StreamingResponse(common.broken(500), headers=length)
+
+
+async def websocket(websocket: WebSocket) -> None:
+    await websocket.accept()
+    try:
+        while True:
+            message = await websocket.receive()
+            if message["type"] == "websocket.disconnect":
+                raise WebSocketDisconnect(message["code"])
+            await websocket.send({**message, "type": "websocket.send"})
+    except WebSocketDisconnect as error:
+        common.say("closed", error.code)
 
 
 app = Starlette(
     routes=[
-        Route("/v1/chat/completions", chat, methods=["POST"]),
         Route("/v1/models", models),
+        Route("/v1/chat/completions", chat, methods=["POST"]),
         Route("/upload", upload, methods=["POST", "PUT"]),
-        Route("/gzip", compressed),
-        Route("/once", once, methods=["POST"]),
-        Route("/most", most),
+        Route("/echo", echo, methods=METHODS),
+        Route("/gzip", zipped),
+        Route("/events", events),
+        Route("/big", big),
+        Route("/gated/{name}", gated),
+        Route("/gate/{name}", gate, methods=["POST"]),
+        Route("/count/{name}", count, methods=METHODS),
+        Route("/counts", counts),
+        Route("/status/{code:int}", status),
+        Route("/broken/{how}", broken),
+        WebSocketRoute("/ws", websocket),
     ]
 )
 
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--keep-alive", type=int, default=5)
+    parser.add_argument("--http", default="auto")
+    parser.add_argument("--loop", default="auto")
+
+
 if __name__ == "__main__":
-    keep_alive = int(sys.argv[2]) if len(sys.argv) > 2 else 5
-    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning", timeout_keep_alive=keep_alive)
+    sock, options = common.start(configure)
+    config = uvicorn.Config(
+        app, timeout_keep_alive=options.keep_alive, http=options.http, loop=options.loop, log_level="critical"
+    )
+    uvicorn.Server(config).run(sockets=[sock])

@@ -277,7 +277,7 @@ def test_a3_limits_can_be_set(proxy_to):
     assert status(CHUNKED + chunk(b"x" * 25) * 2 + LAST_CHUNK) == 200
     assert status(CHUNKED + chunk(b"x" * 25) * 2 + chunk(b"x") + LAST_CHUNK) == 413
     assert len(seen.requests) == 5
-    assert proxy.outcome("bad_request") == 5
+    proxy.wait_metric("llmpipe_exchanges_total", 5, outcome="bad_request")
 
 
 def test_a3_a_chunked_body_is_cut_off_at_its_limit_while_it_is_forwarded(proxy_to):

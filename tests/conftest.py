@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from harness import Backend, Client, Proxy, Script, answer_all, wait_until
@@ -80,3 +81,16 @@ def serve(backend: Backend, proxy: Proxy) -> Iterator[Callable[[Script], None]]:
     backend.forget()
     backend.script = answer_all
     backend.check()
+
+
+@pytest.fixture(scope="module")
+def real_proxy(server: Any) -> Iterator[Proxy]:
+    """A proxy in front of the real server that the test module starts in its fixture `server`."""
+    with Proxy(server.url) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def url(real_proxy: Proxy) -> str:
+    """Where `real_proxy` listens."""
+    return real_proxy.url

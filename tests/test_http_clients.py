@@ -39,17 +39,6 @@ def server(request) -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture(scope="module")
-def real_proxy(server: Server) -> Iterator[Proxy]:
-    with Proxy(server.url) as proxy:
-        yield proxy
-
-
-@pytest.fixture(scope="module")
-def url(real_proxy: Proxy) -> str:
-    return real_proxy.url
-
-
 @pytest.fixture
 def chunks_taken(server: Server) -> None:
     """http.server does not read chunked bodies, and a proxy cannot know the length of one beforehand."""

@@ -88,17 +88,6 @@ def server(request) -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture(scope="module")
-def real_proxy(server: Server) -> Iterator[Proxy]:
-    with Proxy(server.url) as proxy:
-        yield proxy
-
-
-@pytest.fixture(scope="module")
-def url(real_proxy: Proxy) -> str:
-    return real_proxy.url
-
-
 # The same as without a proxy
 
 

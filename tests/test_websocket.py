@@ -32,12 +32,6 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def real_proxy(server: Server) -> Iterator[Proxy]:
-    with Proxy(server.url) as proxy:
-        yield proxy
-
-
-@pytest.fixture(scope="module")
 def asgi_server() -> Iterator[Server]:
     with servers.uvicorn() as server:
         yield server

@@ -2,11 +2,10 @@
 #
 # Every code that a log or a metric shows has its printable name here, beside the enum; change both together.
 
-# What an engine function returns. A negative value is -errno. EOF, error and try-again are three different things.
+# What an engine function returns. A negative value is -errno. A FIN is none of these: it is the 0 of io_recv.
 cdef enum:
     RC_OK = 0
     RC_AGAIN = 1    # more bytes, or room in a socket, are needed first
-    RC_EOF = 2      # the peer has sent its FIN
     RC_DONE = 3     # the framing's end was reached
     RC_BAD = 4      # the peer broke the protocol
     RC_GONE = 5     # the exchange ended in the call; its pointers may not be used any more

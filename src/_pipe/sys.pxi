@@ -4,15 +4,12 @@
 # this one and so script what the kernel answers.
 
 from libc.errno cimport (
-    errno, EAGAIN, EINTR, EINPROGRESS, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPIPE, ECONNRESET, ECONNREFUSED, ETIMEDOUT,
+    errno, EAGAIN, EINTR, EINPROGRESS, EMFILE, ENFILE, ENOBUFS, ENOMEM, ETIMEDOUT,
 )
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memchr, memcmp, memcpy, memmove, memset, strerror, strlen
-
-cdef extern from "<string.h>" nogil:
-    void *memrchr(const void *data, int byte, size_t n)
 
 cdef extern from "<time.h>" nogil:
     ctypedef long time_t

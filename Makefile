@@ -9,6 +9,7 @@ GCOV := .venv-gcov
 ENGINE := .venv-engine
 
 SOURCES := $(shell find src setup.py pyproject.toml -type f -not -name '*.so')
+BENCH_ARGS ?=
 PROBE := tests/probe/llmpipe_probe.pyx tests/probe/setup.py
 PIP_FLAGS := --quiet --disable-pip-version-check
 
@@ -31,6 +32,10 @@ $(VENV)/bin/python $(ASAN)/bin/python $(GCOV)/bin/python $(ENGINE)/bin/python:
 
 $(VENV)/installed: $(SOURCES) | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install $(PIP_FLAGS) .
+	@touch $@
+
+$(VENV)/benched: $(VENV)/installed
+	$(VENV)/bin/python -m pip install $(PIP_FLAGS) '.[bench]'
 	@touch $@
 
 $(VENV)/tested: $(VENV)/installed $(PROBE) pyproject.toml
@@ -89,12 +94,21 @@ coverage: curl $(GCOV)/tested ## Run the tests and print how much of each part o
 	$(GCOV)/bin/python -m pytest -n 2 $(PYTEST_ARGS)
 	gcov --no-output $$(find build/gcov -name '_pipe.gcda') | grep -A 1 "^File 'src/_pipe"
 
+# The peers of Debian are looked for and left out with a reason where they are not.
+.PHONY: bench
+bench: $(VENV)/benched ## Measure beside the floor, nginx and HAProxy, into build/bench (about 6 minutes, two CPUs)
+	$(VENV)/bin/python -m bench $(BENCH_ARGS)
+
+.PHONY: bench-all
+bench-all: $(VENV)/benched ## Measure beside every peer, and put the results into bench/results (about an hour)
+	$(VENV)/bin/python -m bench --all --install --output bench/results $(BENCH_ARGS)
+
 .PHONY: lint
 lint: $(VENV)/installed ## Check style and types
 	$(VENV)/bin/python -m pip install $(PIP_FLAGS) --group lint
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cython-lint src/_pipe.pyx src/_pipe/*.pxi tests/probe/*.pyx
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cython-lint src/*.pyx src/_pipe/*.pxi src/_load/*.pxi tests/probe/*.pyx
 	$(VENV)/bin/mypy
 
 .PHONY: wheel

@@ -1,4 +1,4 @@
-"""Builds the engine. Everything else about the package is in pyproject.toml.
+"""Builds the engine and the load generator. Everything else about the package is in pyproject.toml.
 
 LLMPIPE_BUILD chooses the flavour: release (default), debug, asan, or gcov. Install a flavour other than release into a
 virtual environment of its own, never in place: a sanitized extension in the source tree breaks plain imports.
@@ -56,6 +56,12 @@ def chosen_flavour() -> str:
 if __name__ == "__main__":
     chosen = chosen_flavour()
     setup(
-        ext_modules=cythonize([extension("llmpipe._pipe", "src/_pipe.pyx", chosen)], **cython_options(chosen)),
+        ext_modules=cythonize(
+            [
+                extension("llmpipe._pipe", "src/_pipe.pyx", chosen),
+                extension("llmpipe._load", "src/_load.pyx", chosen),
+            ],
+            **cython_options(chosen),
+        ),
         options={"build": {"build_base": build_base(chosen)}},
     )

@@ -6,7 +6,7 @@ This file is its table of contents and holds every crossing of the GIL; the part
 and none calls upwards in that list. One `Engine` is one worker; it shares nothing with other engines.
 
 The life of a connection
-    server.py accepts it and hands it to Engine.adopt; the mailbox brings it to client_adopt.
+    server.py has accept() put it into the mailbox of an engine, which brings it to client_adopt.
     CLIENT_IDLE     waits for the first byte of a request                 step_head
     STATE_HEAD      waits for the whole head                              step_head, step_request
     STATE_CONNECT   a backend was chosen, the upstream connects           dispatch, step_connected
@@ -33,12 +33,12 @@ include "_pipe/text.pxi"
 include "_pipe/head.pxi"
 include "_pipe/chunk.pxi"
 include "_pipe/sse.pxi"
+include "_pipe/io.pxi"
 include "_pipe/conn.pxi"
 include "_pipe/stats.pxi"
 include "_pipe/mail.pxi"
 include "_pipe/worker.pxi"
 include "_pipe/timer.pxi"
-include "_pipe/io.pxi"
 include "_pipe/inbox.pxi"
 include "_pipe/pool.pxi"
 include "_pipe/exchange.pxi"
@@ -46,6 +46,7 @@ include "_pipe/steps.pxi"
 include "_pipe/loop.pxi"
 
 globals()["MAX_BACKENDS"] = MAX_BACKENDS
+MAILBOX_FULL = -1
 globals()["MAX_ADDRESSES"] = MAX_ADDRESSES
 
 text_init()
@@ -100,8 +101,6 @@ cdef int _read_settings(SettingsC *to, settings) except -1:
 
 cdef int _read_address(AddressC *to, str host, int port) except -1:
     # A numeric address and port, or "unix:/path".
-    cdef sockaddr_in *v4 = <sockaddr_in *>&to.address
-    cdef sockaddr_in6 *v6 = <sockaddr_in6 *>&to.address
     cdef sockaddr_un *local = <sockaddr_un *>&to.address
     cdef bytes text
     if host.startswith("unix:"):
@@ -114,15 +113,7 @@ cdef int _read_address(AddressC *to, str host, int port) except -1:
         return 0
     _ranged("port", port, 1, 65535)
     text = host.encode()
-    if inet_pton(AF_INET, text, &v4.sin_addr) == 1:
-        v4.sin_family = AF_INET
-        v4.sin_port = htons(port)
-        to.length = sizeof(sockaddr_in)
-    elif inet_pton(AF_INET6, text, &v6.sin6_addr) == 1:
-        v6.sin6_family = AF_INET6
-        v6.sin6_port = htons(port)
-        to.length = sizeof(sockaddr_in6)
-    else:
+    if io_address(to, text, port) != RC_OK:
         raise ValueError(f"{host} is not a numeric address")
     return 0
 
@@ -180,11 +171,31 @@ cdef object _event(RecordC *record, int64_t now):
     )
 
 
+def accept(int listener, list engines not None, int most):
+    """Accepts up to `most` connections, each for the engine with the fewest clients; see _pipe.pyi."""
+    cdef WorkerC *workers[MAX_WORKERS]
+    cdef Engine engine
+    cdef int count = 0
+    cdef int accepted = 0
+    cdef int rc = RC_OK
+    _ranged("engines", len(engines), 1, MAX_WORKERS)
+    for engine in engines:
+        workers[count] = engine._open()
+        count += 1
+    with nogil:
+        while accepted < most and rc == RC_OK:
+            rc = worker_accept(workers, count, listener)
+            if rc == RC_OK:
+                accepted += 1
+    if rc == RC_AGAIN:
+        return accepted, MAILBOX_FULL
+    return accepted, -rc if rc != -EAGAIN else 0
+
+
 cdef class Engine:
     """One worker of the data plane; see _pipe.pyi for its contract."""
 
     cdef WorkerC *w
-    cdef uint64_t adopted
     cdef bint started
     cdef bint running
 
@@ -227,7 +238,7 @@ cdef class Engine:
             _check_rc(w.mail.out_fd if w.mail.out_fd >= 0 else -errno)
             w.mail_conn.fd = w.mail.in_fd
             w.mail_conn.side = SIDE_MAIL
-            _check_rc(io_watch(w.epfd, &w.mail_conn))
+            _check_rc(io_watch(w.epfd, w.mail_conn.fd, &w.mail_conn))
         except BaseException:
             self.close()
             raise
@@ -253,15 +264,6 @@ cdef class Engine:
         finally:
             self.running = False
 
-    def adopt(self, int fd, bytes address not None):
-        cdef WorkerC *w = self._open()
-        if len(address) >= ADDRESS_ROOM:
-            raise ValueError(f"{address!r} is too long for an address")
-        if not mail_adopt(&w.mail, fd, address, len(address)):
-            return False
-        self.adopted += 1
-        return True
-
     def configure(self, backends):
         cdef WorkerC *w = self._open()
         cdef TableC *table = <TableC *>calloc(1, sizeof(TableC))
@@ -274,24 +276,24 @@ cdef class Engine:
             free(table)
             raise
         free(sys_exchange_pointer(&w.new_table, table))
-        mail_ring(w.mail.in_fd, &w.mail.in_rung)
+        io_ring(w.mail.in_fd, &w.mail.in_rung)
 
     def drain(self):
         cdef WorkerC *w = self._open()
         sys_store_release(&w.mail.draining, 1)
-        mail_ring(w.mail.in_fd, &w.mail.in_rung)
+        io_ring(w.mail.in_fd, &w.mail.in_rung)
 
     def stop(self):
         cdef WorkerC *w = self._open()
         sys_store_release(&w.mail.stopping, 1)
-        mail_ring(w.mail.in_fd, &w.mail.in_rung)
+        io_ring(w.mail.in_fd, &w.mail.in_rung)
 
     def drain_events(self):
         cdef WorkerC *w = self._open()
         cdef uint32_t head = w.mail.out_head
         cdef int64_t now = loop_clock()
         cdef list events = []
-        mail_hush(w.mail.out_fd, &w.mail.out_rung)
+        io_hush(w.mail.out_fd, &w.mail.out_rung)
         while head != sys_load_acquire(&w.mail.out_tail):
             events.append(_event(&w.mail.records[head & (MAIL_OUT - 1)], now))
             head += 1
@@ -333,7 +335,7 @@ cdef class Engine:
 
     @property
     def clients(self):
-        return self.adopted - sys_read_counter(&self._open().stats.closed)
+        return self._open().mail.adopted - sys_read_counter(&self._open().stats.closed)
 
     def close(self):
         cdef WorkerC *w = self.w

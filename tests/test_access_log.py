@@ -23,7 +23,7 @@ from harness import (
     wait_until,
 )
 
-from llmpipe._pipe import OUTCOMES, Engine
+from llmpipe._pipe import OUTCOMES, Engine, accept
 from llmpipe.config import Settings
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -222,9 +222,10 @@ def test_the_engines_ring_overflows_without_a_wait():
     thread = threading.Thread(target=engine.run)
     thread.start()
     try:
-        ours, theirs = socket.socketpair()
-        assert engine.adopt(theirs.detach(), b"here")
-        stream = Stream(ours)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            listener.setblocking(False)
+            stream = Stream(socket.create_connection(listener.getsockname()))
+            wait_until(lambda: accept(listener.fileno(), [engine], 1) == (1, 0))
         for _ in range(requests // 100):
             stream.send(GET * 100)
             for _ in range(100):

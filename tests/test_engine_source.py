@@ -12,7 +12,9 @@ from llmpipe import _pipe
 
 ROOT = Path(__file__).parents[1]
 PARTS = sorted((ROOT / "src" / "_pipe").glob("*.pxi"))
+LOAD_PARTS = sorted((ROOT / "src" / "_load").glob("*.pxi"))
 MODULE = ROOT / "src" / "_pipe.pyx"
+LOAD_MODULE = ROOT / "src" / "_load.pyx"
 SOCKET_CALLS = [
     *("accept", "accept4", "close", "connect", "epoll_ctl", "getsockopt", "recv", "recvfrom", "recvmsg", "send"),
     *("sendmsg", "sendto", "setsockopt", "shutdown", "socket", "splice"),
@@ -49,7 +51,7 @@ def test_the_loop_never_takes_the_gil(generated):
     assert not re.search(r"\bPy[A-Z_]|GILState|BlockThreads", body)
 
 
-@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.stem)
+@pytest.mark.parametrize("part", [*PARTS, *LOAD_PARTS], ids=lambda part: f"{part.parent.name}-{part.stem}")
 def test_every_function_is_noexcept_nogil(part):
     functions = re.findall(
         r"^cdef (?!enum|struct|extern|class)[^\n=]*\w+\((?:[^()]|\n)*\)[^\n]*:$", code(part), re.MULTILINE
@@ -63,7 +65,7 @@ def test_every_function_is_noexcept_nogil(part):
 def test_only_io_touches_descriptors():
     # `self.close()` and `def close(` are Python's; `sys` only declares.
     calls = rf"(?<![\w.])(?<!def )(?:{'|'.join(SOCKET_CALLS)})\("
-    parts = {part.stem for part in [*PARTS, MODULE] if re.search(calls, code(part))}
+    parts = {part.stem for part in [*PARTS, MODULE, *LOAD_PARTS, LOAD_MODULE] if re.search(calls, code(part))}
     assert parts == {"sys", "io"}
 
 
@@ -72,7 +74,9 @@ def test_the_includes_are_the_parts():
     assert sorted(included) == [part.stem for part in PARTS]
 
 
-@pytest.mark.parametrize("part", [*PARTS, MODULE], ids=lambda part: part.stem)
+@pytest.mark.parametrize(
+    "part", [*PARTS, MODULE, *LOAD_PARTS, LOAD_MODULE], ids=lambda part: f"{part.parent.name}-{part.stem}"
+)
 def test_every_part_says_what_it_is_for(part):
     assert part.read_text().startswith((f"# {part.stem}:", "# cython:"))
 
@@ -95,19 +99,41 @@ def test_the_stub_matches_the_extension():
         assert is_property == (type(member).__name__ == "getset_descriptor"), name
     for name in re.findall(r"^([A-Z_]+): ", stub, re.MULTILINE):
         assert hasattr(_pipe, name), name
-    names = {name for name in vars(_pipe) if not name.startswith("_") and name != "Engine"}
+    names = {name for name in vars(_pipe) if not name.startswith("_") and name not in ("Engine", "accept")}
     assert names == set(re.findall(r"^([A-Z_]+): ", stub, re.MULTILINE))
 
 
 def test_mypy_stubtest_agrees():
     result = subprocess.run(
-        [sys.executable, "-m", "mypy.stubtest", "llmpipe._pipe", "--allowlist", ROOT / "tests" / "stubtest.txt"],
+        [
+            sys.executable,
+            "-m",
+            "mypy.stubtest",
+            "llmpipe._pipe",
+            "llmpipe._load",
+            "--allowlist",
+            ROOT / "tests" / "stubtest.txt",
+        ],
         capture_output=True,
         text=True,
         check=False,
         cwd=ROOT / "tests",
     )
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_load_generator_runs_without_the_gil(tmp_path):
+    out = tmp_path / "_load.c"
+    subprocess.run(
+        [sys.executable, "-m", "cython", "-3", "--module-name", "llmpipe._load", LOAD_MODULE, "-o", out],
+        check=True,
+        cwd=ROOT / "src",
+    )
+    generated = out.read_text()
+    assert generated.count("ErrOccurredWithGIL") == 0
+    body = re.search(r"^static int __pyx_f_7llmpipe_5_load_load_run\([^;{]*\) \{\n(.*?)^\}$", generated, re.M | re.S)[1]
+    assert "epoll_wait" in body
+    assert not re.search(r"\bPy[A-Z_]|GILState|BlockThreads", body)
 
 
 def test_tables_of_names_are_as_long_as_their_enums():

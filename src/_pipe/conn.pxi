@@ -55,6 +55,7 @@ cdef struct UpstreamC:
     int backend             # slot
     uint8_t reused          # carried an exchange before the one it has
     uint8_t keep_alive      # may be used again after this response
+    uint32_t taken          # turn in which the exchange it has took it out of the pool
     int64_t since           # start of the connect, or of the idle time
     UpstreamC *idle_next
     UpstreamC **idle_back   # what points to this one in its backend's idle list, NULL where not idle

@@ -1,7 +1,27 @@
-# io: the only callers of recv, send, connect, shutdown and close. errno is mapped here, and nowhere else.
+# io: the only callers of accept, recv, send, connect, shutdown and close. errno is mapped here, and nowhere else.
 #
 # No call waits, whatever the descriptor's own mode: whoever accepted it need not set that. A result of 0 from io_recv is
 # the peer's FIN; -EAGAIN is "not now"; any other negative number is -errno, and the connection is lost.
+
+cdef struct AddressC:
+    sockaddr_storage address
+    socklen_t length
+
+cdef int io_address(AddressC *to, const char *host, int port) noexcept nogil:
+    # A numeric IPv4 or IPv6 address and a port. RC_OK, or RC_BAD where `host` is neither.
+    cdef sockaddr_in *v4 = <sockaddr_in *>&to.address
+    cdef sockaddr_in6 *v6 = <sockaddr_in6 *>&to.address
+    if inet_pton(AF_INET, host, &v4.sin_addr) == 1:
+        v4.sin_family = AF_INET
+        v4.sin_port = htons(<uint16_t>port)
+        to.length = sizeof(sockaddr_in)
+    elif inet_pton(AF_INET6, host, &v6.sin6_addr) == 1:
+        v6.sin6_family = AF_INET6
+        v6.sin6_port = htons(<uint16_t>port)
+        to.length = sizeof(sockaddr_in6)
+    else:
+        return RC_BAD
+    return RC_OK
 
 cdef ssize_t io_recv(int fd, void *data, size_t n) noexcept nogil:
     cdef ssize_t got
@@ -49,6 +69,21 @@ cdef void io_nodelay(int fd) noexcept nogil:
     cdef int one = 1
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
 
+cdef int io_accept(int listener, char *address, size_t room) noexcept nogil:
+    # The next connection that waits, and its peer's address as text; or -errno. TCP_NODELAY is inherited from the
+    # listener on Linux.
+    cdef sockaddr_storage peer
+    cdef socklen_t n = sizeof(peer)
+    cdef int fd = accept4(listener, <sockaddr *>&peer, &n, SOCK_NONBLOCK | SOCK_CLOEXEC)
+    if fd < 0:
+        return -errno
+    address[0] = 0
+    if peer.ss_family == AF_INET:
+        inet_ntop(AF_INET, &(<sockaddr_in *>&peer).sin_addr, address, <socklen_t>room)
+    elif peer.ss_family == AF_INET6:
+        inet_ntop(AF_INET6, &(<sockaddr_in6 *>&peer).sin6_addr, address, <socklen_t>room)
+    return fd
+
 cdef int io_connect(const AddressC *to, int *fd) noexcept nogil:
     # RC_OK connected, RC_AGAIN on its way, -errno; *fd is open in the first two cases.
     cdef int rc
@@ -72,12 +107,12 @@ cdef int io_connected(int fd) noexcept nogil:
         return -errno
     return -error
 
-cdef int io_watch(int epfd, ConnC *conn) noexcept nogil:
+cdef int io_watch(int epfd, int fd, void *whose) noexcept nogil:
     # Registers once, edge-triggered, for everything; interest is never changed afterwards. 0 or -errno.
     cdef epoll_event event
     event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
-    event.data.ptr = conn
-    return 0 if epoll_ctl(epfd, EPOLL_CTL_ADD, conn.fd, &event) == 0 else -errno
+    event.data.ptr = whose
+    return 0 if epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &event) == 0 else -errno
 
 cdef void io_shut(int fd) noexcept nogil:
     # Sends our FIN; the peer may still send.
@@ -93,3 +128,15 @@ cdef void io_reset(int fd) noexcept nogil:
     now.l_linger = 0
     setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now))
     close(fd)
+
+cdef void io_ring(int fd, uint32_t *rung) noexcept nogil:
+    # Wakes the other side, unless it was woken before and has not looked yet.
+    cdef uint64_t one = 1
+    if not sys_exchange(rung, 1):
+        write(fd, &one, sizeof(one))
+
+cdef void io_hush(int fd, uint32_t *rung) noexcept nogil:
+    # The woken side calls this before it looks, so that nothing written later goes unseen.
+    cdef uint64_t count
+    if sys_exchange(rung, 0):
+        read(fd, &count, sizeof(count))

@@ -16,8 +16,7 @@ cdef void client_adopt(WorkerC *w, AdoptC *adopt) noexcept nogil:
     conn_open(w, &client.conn, adopt.fd, SIDE_CLIENT)
     w.client_count += 1
     memcpy(client.address, adopt.address, ADDRESS_ROOM)
-    io_nodelay(adopt.fd)
-    if io_watch(w.epfd, &client.conn) < 0:
+    if io_watch(w.epfd, adopt.fd, &client.conn) < 0:
         client_close(w, client, False)
         return
     client_idle(w, client)
@@ -44,7 +43,7 @@ cdef void loop_mail(WorkerC *w) noexcept nogil:
     cdef void *table
     cdef ConnC *conn
     cdef ConnC *following
-    mail_hush(w.mail.in_fd, &w.mail.in_rung)
+    io_hush(w.mail.in_fd, &w.mail.in_rung)
     table = sys_exchange_pointer(&w.new_table, NULL)
     if table is not NULL:
         table_replace(w, <TableC *>table)
@@ -161,6 +160,7 @@ cdef int loop_run(WorkerC *w) noexcept nogil:
             rc = -errno
             break
         w.now = loop_clock()
+        w.turn += 1
         for i in range(n):
             loop_dispatch(w, &w.events[i])
         loop_busy(w)

@@ -1,7 +1,7 @@
 # mail: the two rings between a worker and the control plane, each with one writer and one reader, and their eventfds.
 #
-# Into the worker go accepted descriptors; out of it come event records. A full ring never makes anybody wait: adopt says
-# no, and a record is dropped and counted. The control plane's side of each ring is called with the GIL held, by one
+# Into the worker go accepted descriptors; out of it come event records. A full ring never makes anybody wait: mail_accept
+# says so, and a record is dropped and counted. The control plane's side of each ring is called with the GIL held, by one
 # thread; nothing else is shared.
 
 cdef enum:
@@ -43,35 +43,25 @@ cdef struct MailC:
     uint32_t out_head           # written by the control plane
     uint32_t out_tail           # written by the worker
     uint32_t out_rung
+    uint64_t adopted            # descriptors that were put in; the control plane's own
     int in_fd                   # eventfds
     int out_fd
     AdoptC *adopts              # MAIL_IN of them
     RecordC *records            # MAIL_OUT of them
 
-cdef void mail_ring(int fd, uint32_t *rung) noexcept nogil:
-    # Wakes the other side, unless it was woken before and has not looked yet.
-    cdef uint64_t one = 1
-    if not sys_exchange(rung, 1):
-        write(fd, &one, sizeof(one))
+cdef bint mail_full(MailC *mail) noexcept nogil:
+    return mail.in_tail - sys_load_acquire(&mail.in_head) == MAIL_IN
 
-cdef void mail_hush(int fd, uint32_t *rung) noexcept nogil:
-    # The woken side calls this before it looks, so that nothing written later goes unseen.
-    cdef uint64_t count
-    if sys_exchange(rung, 0):
-        read(fd, &count, sizeof(count))
-
-cdef bint mail_adopt(MailC *mail, int fd, const char *address, size_t n) noexcept nogil:
-    # Control plane: puts a descriptor in. False where the ring is full.
-    cdef uint32_t tail = mail.in_tail
-    cdef AdoptC *adopt = &mail.adopts[tail & (MAIL_IN - 1)]
-    if tail - sys_load_acquire(&mail.in_head) == MAIL_IN:
-        return False
-    adopt.fd = fd
-    memcpy(adopt.address, address, n)
-    adopt.address[n] = 0
-    sys_store_release(&mail.in_tail, tail + 1)
-    mail_ring(mail.in_fd, &mail.in_rung)
-    return True
+cdef int mail_accept(MailC *mail, int listener) noexcept nogil:
+    # Control plane: accepts a connection into a ring that is not full. RC_OK or -errno.
+    cdef AdoptC *adopt = &mail.adopts[mail.in_tail & (MAIL_IN - 1)]
+    adopt.fd = io_accept(listener, adopt.address, ADDRESS_ROOM)
+    if adopt.fd < 0:
+        return adopt.fd
+    mail.adopted += 1
+    sys_store_release(&mail.in_tail, mail.in_tail + 1)
+    io_ring(mail.in_fd, &mail.in_rung)
+    return RC_OK
 
 cdef RecordC *mail_next_record(MailC *mail) noexcept nogil:
     # Worker: the place of the next record, or NULL where the ring is full. mail_post() hands it over.
@@ -83,4 +73,4 @@ cdef void mail_post(MailC *mail, bint urgent) noexcept nogil:
     # Worker: hands the record over. Only an urgent one, or the one that makes the ring half full, costs a system call.
     sys_store_release(&mail.out_tail, mail.out_tail + 1)
     if urgent or mail.out_tail - sys_load_acquire(&mail.out_head) == MAIL_OUT // 2:
-        mail_ring(mail.out_fd, &mail.out_rung)
+        io_ring(mail.out_fd, &mail.out_rung)

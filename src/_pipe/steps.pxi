@@ -358,14 +358,13 @@ cdef void request_id_make(WorkerC *w, ExchangeC *x) noexcept nogil:
     # 32 hexadecimal digits from a xorshift128+ generator (Vigna, 2017) with a seed from the system: unique, not secret.
     cdef uint64_t a = w.random[0]
     cdef uint64_t b = w.random[1]
-    cdef char text[40]
     w.random[0] = b
     a ^= a << 23
     a ^= b ^ (a >> 18) ^ (b >> 5)
     w.random[1] = a
-    snprintf(text, sizeof(text), "%016llx%016llx", <unsigned long long>(a + b), <unsigned long long>(a * 3 ^ b))
     x.request_id_length = 32
-    memcpy(x.request_id, text, 32)
+    text_digits(x.request_id, a + b, 16)
+    text_digits(x.request_id + 16, a * 3 ^ b, 16)
 
 cdef void exchange_note(WorkerC *w, ExchangeC *x, HeadC *head) noexcept nogil:
     # Copies out of the head what is needed after its bytes are gone.
@@ -1069,6 +1068,10 @@ cdef void step_upstream(WorkerC *w, UpstreamC *upstream, bint writable) noexcept
             return
     if x.state == STATE_TUNNEL:
         step_tunnel(w, x)
+        return
+    if upstream.taken == w.turn and upstream.reused and upstream.conn.readable and io_peek(upstream.conn.fd) > 0:
+        # These bytes were there before the request was sent: they answer nothing that we asked.
+        upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, PROTOCOL_BROKEN)
         return
     if writable and x.up.unsent and x.state != STATE_FINISH:
         if step_up(w, x) == RC_GONE or x.upstream is not upstream:

@@ -8,8 +8,11 @@ from libc.errno cimport (
 )
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memchr, memcmp, memcpy, memmove, memset, strerror, strlen
+
+cdef extern from "<string.h>" nogil:
+    void *memmem(const void *haystack, size_t n, const void *needle, size_t m)
 
 cdef extern from "<time.h>" nogil:
     ctypedef long time_t
@@ -27,6 +30,7 @@ cdef extern from "<time.h>" nogil:
     int CLOCK_MONOTONIC
     int CLOCK_REALTIME
     int clock_gettime(int clock, timespec *now)
+    int nanosleep(const timespec *pause, timespec *left)
     tm *gmtime_r(const time_t *when, tm *parts)
 
 cdef extern from "<unistd.h>" nogil:
@@ -72,6 +76,7 @@ cdef extern from "<sys/socket.h>" nogil:
     int MSG_PEEK
     int MSG_DONTWAIT
     int socket(int family, int kind, int protocol)
+    int accept4(int fd, sockaddr *address, socklen_t *n, int flags)
     int connect(int fd, const sockaddr *address, socklen_t n)
     ssize_t recv(int fd, void *data, size_t n, int flags)
     ssize_t send(int fd, const void *data, size_t n, int flags)
@@ -100,6 +105,7 @@ cdef extern from "<netinet/tcp.h>" nogil:
 
 cdef extern from "<arpa/inet.h>" nogil:
     int inet_pton(int family, const char *text, void *address)
+    const char *inet_ntop(int family, const void *address, char *text, socklen_t n)
 
 cdef extern from "<sys/un.h>" nogil:
     cdef struct sockaddr_un:

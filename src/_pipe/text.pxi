@@ -79,6 +79,14 @@ cdef int64_t text_number(const uint8_t *p, size_t n) noexcept nogil:
         value = value * 10 + (p[i] - c"0")
     return value
 
+cdef void text_digits(uint8_t *to, uint64_t value, int digits) noexcept nogil:
+    # The last `digits` hexadecimal digits of a number.
+    cdef const char *hexadecimal = b"0123456789abcdef"
+    cdef int i
+    for i in range(digits):
+        to[digits - 1 - i] = <uint8_t>hexadecimal[value & 15]
+        value >>= 4
+
 # Takes the next member of a comma separated list off the front of p[0:n]; white space is trimmed, empty members are
 # skipped (RFC 9110 section 5.6.1). False when there is none left.
 cdef bint text_next_member(const uint8_t **p, size_t *n, const uint8_t **member, size_t *length) noexcept nogil:

@@ -1,6 +1,7 @@
 # worker: all that one worker owns, its settings in the units of the engine, and the routing table.
 
 cdef enum:
+    MAX_WORKERS = 256
     WHEEL_SLOTS = 1024          # of 2^14 us each: it looks 16.8 s ahead
     WHEEL_WORDS = 16            # WHEEL_SLOTS / 64
     WHEEL_SHIFT = 14
@@ -34,10 +35,6 @@ cdef struct SettingsC:
     bint midstream_error_event
     bint access_records
 
-cdef struct AddressC:
-    sockaddr_storage address
-    socklen_t length
-
 # One entry of a routing table, as configure() made it.
 cdef struct RouteC:
     uint8_t used
@@ -61,6 +58,7 @@ cdef struct BackendC:
 cdef struct WorkerC:
     int epfd
     int64_t now                 # us; read once a turn
+    uint32_t turn               # from 1; its number may come round again
     int64_t date_second         # that `date` was made for
     char date[32]
     bint draining               # as the mail said
@@ -95,3 +93,18 @@ cdef struct WorkerC:
     MailC mail
     StatsC stats
     epoll_event events[BATCH]
+
+cdef int worker_accept(WorkerC **workers, int count, int listener) noexcept nogil:
+    # Control plane: accepts one connection for the worker with the fewest clients. RC_OK, RC_AGAIN where every mailbox is
+    # full, -errno. Accepting is done here, in a batch and without the GIL, because a Python socket object for each
+    # connection cost more than the connection; whether and when to accept is decided by server.py.
+    cdef WorkerC *best = NULL
+    cdef int64_t fewest = 0
+    cdef int64_t clients
+    cdef int i
+    for i in range(count):
+        clients = <int64_t>(workers[i].mail.adopted - sys_read_counter(&workers[i].stats.closed))
+        if (best is NULL or clients < fewest) and not mail_full(&workers[i].mail):
+            best = workers[i]
+            fewest = clients
+    return mail_accept(&best.mail, listener) if best is not NULL else RC_AGAIN

@@ -22,6 +22,9 @@ MAX_BACKENDS: int
 MAX_ADDRESSES: int
 """Addresses that one backend may have; `Engine.configure` refuses more."""
 
+MAILBOX_FULL: int
+"""What `accept` says instead of an errno when no engine can take another connection now."""
+
 EVENT_EXCHANGE: int
 """Kind of an event record: an exchange ended."""
 
@@ -129,6 +132,15 @@ class Stats(TypedDict):
     disconnect: Histogram
     backends: list[BackendStats]
 
+def accept(listener: int, engines: list[Engine], most: int) -> tuple[int, int]:
+    """Accepts connections, each for the engine with the fewest clients, until none waits or there were `most`.
+
+    The listening socket does not wait and has TCP_NODELAY set, which its connections inherit.
+
+    Returns:
+        How many were accepted, and why no more were: 0 for none waits or `most`, an errno, or MAILBOX_FULL.
+    """
+
 class Engine:
     """One worker of the data plane: its own epoll set, connections, upstream pools and counters.
 
@@ -151,13 +163,6 @@ class Engine:
         Raises:
             OSError: the epoll set failed; every connection was closed.
             RuntimeError: it is running already, or has run.
-        """
-
-    def adopt(self, fd: int, address: bytes) -> bool:
-        """Hands over an accepted, connected socket and the client's address as text (at most 45 bytes).
-
-        Returns:
-            True if the engine owns `fd` from now on; False if its mailbox is full, and the caller keeps `fd`.
         """
 
     def configure(self, backends: Sequence[Backend]) -> None:

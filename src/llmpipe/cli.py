@@ -15,6 +15,8 @@ from click.shell_completion import get_completion_class
 from llmpipe import __version__, log, mock, server
 from llmpipe._pipe import MAX_BACKENDS, Engine
 from llmpipe.background import make_server
+from llmpipe.bench import command as bench_command
+from llmpipe.bench.work import DEFAULT_PROMPT, SHAPES
 from llmpipe.config import Serve, Settings, parse_address, parse_backends, parse_duration, parse_size
 from llmpipe.errors import UsageError
 
@@ -55,13 +57,18 @@ ADDRESS_OR_OFF = _Parsed("host:port|off", _address_or_off)
 def option(name: str, help: str, prefix: str = "LLMPIPE_", **attributes: Any) -> Callable[[F], F]:
     """An option with its environment variable and its default in the help."""
     attributes.setdefault("show_default", True)
-    variable = prefix + name.lstrip("-").replace("-", "_").upper()
+    variable = prefix + name.partition("/")[0].lstrip("-").replace("-", "_").upper()
     return click.option(name, envvar=variable, show_envvar=True, help=help, **attributes)
 
 
 def mock_option(name: str, help: str, **attributes: Any) -> Callable[[F], F]:
     """An option of the mock: it shares no variable with the proxy, which may run in the same environment."""
     return option(name, help, prefix="LLMPIPE_MOCK_", **attributes)
+
+
+def bench_option(name: str, help: str, **attributes: Any) -> Callable[[F], F]:
+    """An option of the benchmark, with variables of its own too."""
+    return option(name, help, prefix="LLMPIPE_BENCH_", **attributes)
 
 
 def log_options(command: F) -> F:
@@ -244,6 +251,107 @@ def mock_(**given: Any) -> None:
         return 0
 
     sys.exit(_run_logged(given, run))
+
+
+@cli.command("bench", epilog=UNITS)
+@click.argument("shape", type=click.Choice(list(SHAPES)), metavar="SHAPE")
+@bench_option(
+    "--proxy",
+    "A proxy whose backend is the bundled token source; repeat it for several.",
+    multiple=True,
+    metavar="[NAME=]HOST:PORT",
+    show_default=False,
+)
+@bench_option(
+    "--url",
+    "An OpenAI-compatible endpoint with tokens of its own; repeat it for several.",
+    multiple=True,
+    metavar="[NAME=]URL",
+    show_default=False,
+)
+@bench_option(
+    "--source",
+    "Where the bundled token source listens: the backend to give to the proxy.",
+    type=ADDRESS,
+    default="127.0.0.1:9000",
+    metavar="HOST:PORT",
+)
+@bench_option("--target-only", "Start no token source: what is behind --proxy has backends of its own.", is_flag=True)
+@bench_option(
+    "--direct/--no-direct",
+    "Measure the same load straight at the source in each round, for what a proxy adds.",
+    default=True,
+)
+@bench_option(
+    "--pid",
+    "A process of a target; its CPU time and memory, and its descendants', are measured. Repeat it.",
+    multiple=True,
+    metavar="[NAME=]PID",
+    show_default=False,
+)
+@bench_option("--streams", "Streams, or clients.", type=click.IntRange(0, 1000000), default=100)
+@bench_option(
+    "--rate",
+    "Events a second of each stream; 0 sends short answers in one piece.",
+    type=click.FloatRange(0, 1e6),
+    default=25.0,
+)
+@bench_option("--event-size", "Length of an event.", type=SIZE, default="200")
+@bench_option(
+    "--tokens",
+    "Events of an answer that ends by itself; with --url, max_tokens.",
+    type=click.IntRange(1, 1000000),
+    default=1,
+)
+@bench_option(
+    "--arrivals-per-second", "Requests a second of the shape arrivals.", type=click.FloatRange(0.01, 1e6), default=100.0
+)
+@bench_option(
+    "--leavers", "Clients of the shape disconnect that leave, over and over.", type=click.IntRange(1, 10000), default=8
+)
+@bench_option("--timeout", "How long a request may take; 0 is off.", type=DURATION, default="60s")
+@bench_option("--duration", "How long each round measures.", type=DURATION, default="10s")
+@bench_option("--settle", "How long each round runs before it measures.", type=DURATION, default="2s")
+@bench_option("--rounds", "Rounds; targets take turns in each.", type=click.IntRange(1, 1000), default=3)
+@bench_option("--cpu", "Run the generator on this CPU only.", type=click.IntRange(0), show_default="any")
+@bench_option("--model", "Model that requests name.", default="bench")
+@bench_option("--prompt", "What requests ask.", default=DEFAULT_PROMPT)
+@bench_option("--body", "A file with the request's body, instead of model, prompt and tokens.", type=click.Path())
+@bench_option(
+    "--header", "A field of the request; repeat it.", multiple=True, metavar="'NAME: VALUE'", show_default=False
+)
+@click.option("--api-key", envvar="OPENAI_API_KEY", show_envvar=True, help="Sent as a bearer token.", metavar="KEY")
+@bench_option("--json", "Write all that was measured.", type=click.Path(dir_okay=False))
+@bench_option("--html", "Write a page with tables and plots.", type=click.Path(dir_okay=False))
+@bench_option("--quiet", "Show no progress.", is_flag=True)
+def bench(**given: Any) -> None:
+    """Measure proxies and inference servers with streams of tokens.
+
+    \b
+    SHAPE is one of
+      paced       streams that send events at a steady pace
+      requests    clients that ask again as soon as they are answered, on the same connection
+      arrivals    requests at a given rate, whether or not those before were answered
+      flood       streams without a pace, as fast as they are taken
+      hold        streams that stay silent after their first event: memory
+      churn       clients that open a new connection for each request
+      disconnect  clients that leave in random phases: how soon the backend is told
+
+    \b
+    A proxy: start it with the token source as its only backend, then measure.
+      llmpipe serve --backend http://127.0.0.1:9000 &
+      llmpipe bench paced --proxy 127.0.0.1:8080 --pid $!
+
+    \b
+    An inference server, through anything or nothing:
+      llmpipe bench requests --url http://127.0.0.1:8000 --model NAME --tokens 128 --streams 8
+
+    Exit code 0, 1 where a request failed, 2 if the options cannot work, 130 after Ctrl-C, which prints what there is.
+    """
+    try:
+        sys.exit(bench_command.run(given))
+    except UsageError as error:
+        _refuse(str(error))
 
 
 @cli.command("version")

@@ -5,6 +5,7 @@ It accepts and hands over. It never reads from a client or a backend, and nothin
 
 import asyncio
 import errno
+import os
 import resource
 import signal
 import socket
@@ -13,6 +14,7 @@ from contextlib import ExitStack
 import uvloop
 
 from llmpipe import __version__, admin, log, metrics, mock, resolve
+from llmpipe._pipe import MAILBOX_FULL, accept
 from llmpipe.background import BackgroundServer
 from llmpipe.config import Backend, Serve, format_address, parse_backend
 from llmpipe.errors import UsageError
@@ -49,6 +51,7 @@ def bind(address: tuple[str, int], option: str) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted connections inherit it
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind(sockaddr)
@@ -100,46 +103,28 @@ class Acceptor:
 
     def close(self) -> None:
         """Takes what is in the backlog, then stops listening."""
-        if self._resume_timer is None:
-            while self._accept_one():
-                pass
+        while self._resume_timer is None and self._accept_some() == ACCEPTS_A_TURN:
+            pass
         if self._resume_timer is None:
             self._loop.remove_reader(self._listener.fileno())
         else:
             self._resume_timer.cancel()
         self._listener.close()
 
-    def _accept_some(self) -> None:
-        for _ in range(ACCEPTS_A_TURN):
-            if not self._accept_one():
-                return
-
-    def _accept_one(self) -> bool:
-        """Accepts a connection and hands it over; False where there is none, or accepting has paused."""
-        if self._runner.clients() >= self._most_clients:
+    def _accept_some(self) -> int:
+        """Accepts what waits, a turn's share of it; how many those were."""
+        room = self._most_clients - self._runner.clients()
+        if room <= 0:
             self._pause("clients", clients=self._runner.clients())
-            return False
-        try:
-            connection, peer = self._listener.accept()
-        except (BlockingIOError, InterruptedError):
-            return False
-        except ConnectionAbortedError:
-            return True
-        except OSError as error:
-            if error.errno in OUT_OF_RESOURCES:
-                self._pause("descriptors", error=error.strerror)
-            else:
-                log.warning("accept failed", error=error.strerror)
-            return False
-        address = peer[0].partition("%")[0].encode()
-        fd = connection.detach()
-        for engine in sorted(self._runner.engines, key=lambda engine: engine.clients):
-            if engine.adopt(fd, address):
-                return True
-        # Every mailbox is full: the workers have thousands to take first.
-        socket.close(fd)
-        self._pause("mailbox")
-        return False
+            return 0
+        accepted, error = accept(self._listener.fileno(), self._runner.engines, min(room, ACCEPTS_A_TURN))
+        if error in OUT_OF_RESOURCES:
+            self._pause("descriptors", error=os.strerror(error))
+        elif error == MAILBOX_FULL:
+            self._pause("mailbox")  # the workers have thousands to take first
+        elif error and error not in (errno.ECONNABORTED, errno.EINTR):
+            log.warning("accept failed", error=os.strerror(error))
+        return accepted
 
     def _pause(self, reason: str, **fields: object) -> None:
         self._loop.remove_reader(self._listener.fileno())

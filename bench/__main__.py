@@ -1,0 +1,199 @@
+"""Runs the benchmark: every work against every target, in alternating rounds, and holds the figures against the goals.
+
+python -m bench                     us, the floor, straight at the source, nginx and HAProxy: about five minutes
+python -m bench --all               every peer
+python -m bench --work hold-5000    some works only
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bench import peers
+from bench.works import TASKS, Task
+from llmpipe.bench import command, display, generator, measure, report
+from llmpipe.bench.measure import Outcome, Schedule, Target
+from llmpipe.errors import UsageError
+from llmpipe.server import raise_descriptor_limit
+
+USUAL = ("llmpipe", "floor", "haproxy", "nginx")
+SOURCE_PORT = 7800
+FIRST_PORT = 7801
+FOLDER = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "llmpipe-bench"
+HEAVY = frozenset({"litellm", "aiohttp"})
+"""Peers that need so long for a request or an event that thousands of streams would only queue before them."""
+
+
+class Group:
+    """The targets of one task: peers that run while it does, and go when it is over."""
+
+    def __init__(self, stack: ExitStack, task: Task, chosen: Sequence[peers.Peer], cpu: int) -> None:
+        self.targets: list[Target] = []
+        self._scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llmpipe-bench-")))
+        if task.direct:
+            self.targets.append(Target("direct", "direct", ("127.0.0.1", SOURCE_PORT)))
+        for number, peer in enumerate(chosen):
+            if task.slow and peer.name in HEAVY:
+                continue
+            port = FIRST_PORT + number
+            try:
+                process = peers.start(peer, FOLDER, port, SOURCE_PORT, self._scratch / peer.name, cpu)
+            except peers.PeerError as error:
+                click.echo(f"left out: {error}", err=True)
+                continue
+            stack.callback(peers.stop, process)
+            self.targets.append(
+                Target(
+                    peer.name,
+                    "proxy",
+                    ("127.0.0.1", port),
+                    pids=peers.processes(process),
+                    version=peer.version(FOLDER),
+                    about=peer.about,
+                )
+            )
+
+
+def usable(names: Sequence[str]) -> list[peers.Peer]:
+    """The peers that can run here; of the others it is said why they cannot."""
+    found = []
+    for name in names:
+        missing = peers.ALL[name].missing(FOLDER)
+        if missing is None:
+            found.append(peers.ALL[name])
+        else:
+            click.echo(f"left out: {missing}", err=True)
+    return found
+
+
+def judge(tasks: Sequence[Task], outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """Every goal of the works that ran, where what it compares did run."""
+    found = []
+    for task, outcome in zip(tasks, outcomes, strict=False):
+
+        def rounds(target: str, figure: str, outcome: Outcome = outcome) -> list[float]:
+            results = outcome.results.get(target, [])
+            if figure == "errors":
+                return [float(sum(one.errors.values())) for one in results]
+            return [one.figures[figure] for one in results if figure in one.figures]
+
+        for goal in task.goals:
+            measured = goal.judge(rounds)
+            if measured is not None:
+                found.append(
+                    {
+                        "work": task.work.name,
+                        "title": task.work.title,
+                        "text": goal.text,
+                        "measured": measured.text,
+                        "met": measured.met,
+                    }
+                )
+    return found
+
+
+def cpus() -> tuple[int, int]:
+    """One CPU for the load and one for the proxy.
+
+    Raises:
+        UsageError: there is only one.
+    """
+    found = sorted(os.sched_getaffinity(0))
+    if len(found) < 2:
+        raise UsageError("the benchmark needs two CPUs: one for the load, one for the proxy")
+    return found[0], found[1]
+
+
+def run(tasks: Sequence[Task], names: Sequence[str], rounds: int, factor: float) -> tuple[report.Report, bool]:
+    """Runs the tasks; the report, and whether every goal was met.
+
+    Raises:
+        UsageError: it cannot run here.
+    """
+    load_cpu, proxy_cpu = cpus()
+    raise_descriptor_limit()
+    chosen = usable(names)
+    outcomes: list[Outcome] = []
+    complete = True
+    os.sched_setaffinity(0, {load_cpu})
+    with generator.running(("127.0.0.1", SOURCE_PORT)) as load, display.choose(False) as shown:
+        try:
+            for task in tasks:
+                with ExitStack() as stack:
+                    group = Group(stack, task, chosen, proxy_cpu)
+                    schedule = Schedule(rounds, task.settle, task.seconds * factor)
+                    for number, outcome in enumerate(measure.run_work(load, task.work, group.targets, schedule, shown)):
+                        if number == 0:
+                            outcomes.append(outcome)
+        except KeyboardInterrupt:
+            complete = False
+    made = report.make(outcomes, complete, load_cpu)
+    made["goals"] = judge(tasks, outcomes)
+    return made, complete and all(goal["met"] for goal in made["goals"])
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--all", "every", is_flag=True, help="Every peer, and rounds four times as long.")
+@click.option("--peer", "names", multiple=True, type=click.Choice(list(peers.ALL)), help="These targets; repeat it.")
+@click.option(
+    "--work",
+    "works",
+    multiple=True,
+    type=click.Choice([task.work.name for task in TASKS]),
+    help="These works; repeat it.",
+)
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Rounds of each target.")
+@click.option("--install", is_flag=True, help=f"First install the peers that are on PyPI, into {FOLDER}.")
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("build/bench"),
+    show_default=True,
+    help="Folder for bench.json, bench.md and bench.html.",
+)
+def main(every: bool, names: tuple[str, ...], works: tuple[str, ...], rounds: int, install: bool, output: Path) -> None:
+    """Measure llmpipe beside the floor and its peers. Exit code 0, 1 where a goal was missed, 130 after Ctrl-C."""
+    # Peers are process groups of their own; they must not outlive us when somebody ends us.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    names = names or (tuple(peers.ALL) if every else USUAL)
+    tasks = [task for task in TASKS if not works or task.work.name in works]
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        if name == "floor" or install:
+            try:
+                peers.ALL[name].install(FOLDER)
+            except (OSError, subprocess.CalledProcessError) as error:
+                click.echo(f"{name} could not be installed: {error}", err=True)
+    try:
+        made, met = run(tasks, names, rounds, 4.0 if every else 1.0)
+    except UsageError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(2)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "bench.json").write_text(json.dumps(made, separators=(",", ":")) + "\n")
+    (output / "bench.md").write_text("# Results\n\n" + report.markdown(made))
+    (output / "bench.html").write_text(command.load_page().render(made))
+    click.echo(report.text(made))
+    click.echo()
+    cells = [
+        [goal["title"], goal["text"], goal["measured"], "met" if goal["met"] else "MISSED"] for goal in made["goals"]
+    ]
+    if cells:
+        click.echo(report.text_table(["work", "goal", "measured", ""], cells))
+    click.echo(f"\nwritten: {output / 'bench.json'}, {output / 'bench.md'}, {output / 'bench.html'}")
+    sys.exit(0 if met else 1 if made["complete"] else command.INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""HAProxy, from Debian."""
+
+from pathlib import Path
+
+from .base import Command, DebianPeer
+
+# `option http-no-delay` is what a stream of tokens needs: without it HAProxy may hold bytes back until there are more.
+# `option abortonclose` is left out as it changes nothing here: it is about requests that no backend has been sent yet.
+CONFIGURATION = """\
+global
+    nbthread 1
+    maxconn 9500
+
+defaults
+    mode http
+    maxconn 9500
+    backlog 4096
+    option http-no-delay
+    http-reuse always
+    timeout connect 5s
+    timeout client 1h
+    timeout server 1h
+    timeout http-request 1h
+    timeout http-keep-alive 1h
+
+frontend clients
+    bind 127.0.0.1:{port}
+    default_backend servers
+
+backend servers
+    server backend 127.0.0.1:{backend_port}
+"""
+
+
+class Haproxy(DebianPeer):
+    name = "haproxy"
+    about = "one thread, mode http, option http-no-delay, http-reuse always, time-outs of an hour, no logs, no checks"
+    package = "haproxy"
+    version_option = "-v"
+
+    def command(self, folder: Path, port: int, backend_port: int, scratch: Path) -> Command:
+        path = scratch / "haproxy.cfg"
+        path.write_text(CONFIGURATION.format(port=port, backend_port=backend_port))
+        return Command([str(self.program()), "-db", "-f", str(path)])

@@ -1,0 +1,191 @@
+"""The works that the benchmark runs, and the goals that their figures are held against.
+
+A goal is a ratio, or an amount of time or memory, that must hold on any machine; what it compares was measured in the
+same run, in alternating rounds.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from llmpipe.bench.report import quantity
+from llmpipe.bench.work import Work
+
+US = "llmpipe"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a goal came to."""
+
+    text: str
+    met: bool
+
+
+Rounds = Callable[[str, str], list[float]]
+"""A target's figure in each of its rounds; empty where it did not run."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One promise about one work."""
+
+    text: str
+    judge: Callable[[Rounds], Measured | None]
+    """None where what it compares did not run."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A work, how long a round of it measures, and its goals."""
+
+    work: Work
+    goals: Sequence[Goal] = ()
+    seconds: float = 2.0
+    """Of a short run; a long one takes several times as long."""
+    settle: float = 0.5
+    direct: bool = True
+    """Whether the same load straight at the source tells something."""
+    slow: bool = False
+    """Whether peers that need milliseconds for an event, or a request, are left out: they would only queue."""
+    names: Sequence[str] = field(default=())
+
+
+def _median(values: Sequence[float]) -> float:
+    return statistics.median(values)
+
+
+def _ratios(rounds: Rounds, figure: str, one: str, other: str) -> list[float]:
+    """Round by round: what the machine did besides met both."""
+    return [a / b for a, b in zip(rounds(one, figure), rounds(other, figure), strict=False)]
+
+
+def at_most(figure: str, factor: float, other: str = "floor") -> Goal:
+    """Ours is at most `factor` times that of another target."""
+
+    def judge(rounds: Rounds) -> Measured | None:
+        ratios = _ratios(rounds, figure, US, other)
+        if not ratios:
+            return None
+        return Measured(f"{_median(ratios):.2f} x {other}", _median(ratios) <= factor)
+
+    what = "" if factor == 1 else f"{factor:g} x "
+    return Goal(f"{NAMES[figure]}: at most {what}{other}", judge)
+
+
+def at_least(figure: str, factor: float, other: str) -> Goal:
+    """Ours is at least `factor` times that of another target."""
+
+    def judge(rounds: Rounds) -> Measured | None:
+        ratios = _ratios(rounds, figure, US, other)
+        if not ratios:
+            return None
+        return Measured(f"{_median(ratios):.2f} x {other}", _median(ratios) >= factor)
+
+    what = "" if factor == 1 else f"{factor:g} x "
+    return Goal(f"{NAMES[figure]}: at least {what}{other}", judge)
+
+
+def near(figure: str, seconds: float, other: str = "floor") -> Goal:
+    """Ours is at most so much above that of another target."""
+
+    def judge(rounds: Rounds) -> Measured | None:
+        differences = [a - b for a, b in zip(rounds(US, figure), rounds(other, figure), strict=False)]
+        if not differences:
+            return None
+        middle = _median(differences)
+        sign = "-" if middle < 0 else "+"
+        return Measured(f"{other} {sign} {quantity(abs(middle), 's')}", middle <= seconds)
+
+    return Goal(f"{NAMES[figure]}: at most {other} + {quantity(seconds, 's')}", judge)
+
+
+def within(figure: str, limit: float, unit: str = "s") -> Goal:
+    """Ours is at most so much."""
+
+    def judge(rounds: Rounds) -> Measured | None:
+        values = rounds(US, figure)
+        if not values:
+            return None
+        return Measured(quantity(_median(values), unit), _median(values) <= limit)
+
+    return Goal(f"{NAMES[figure]}: at most {quantity(limit, unit)}", judge)
+
+
+NAMES = {
+    "cpu_per_event": "CPU per event",
+    "cpu_per_request": "CPU per request",
+    "latency_p50": "event latency p50",
+    "latency_p99": "event latency p99",
+    "ttft_p50": "TTFT p50",
+    "requests_per_second": "requests/s",
+    "bytes_per_second": "bytes/s",
+    "memory_per_stream": "memory per stream",
+    "close_p50": "close to EOF p50",
+    "close_p99": "close to EOF p99",
+    "errors": "errors",
+    **{f"close:{phase}_p50": f"close to EOF p50, {phase}" for phase in ("body", "wait", "silent", "stream", "blocked")},
+}
+
+KILOBYTE = 1024.0
+
+TASKS = (
+    Task(
+        Work("paced", "paced-1000x25", streams=1000, rate=25, event_size=200),
+        (
+            at_most("cpu_per_event", 1.15),
+            at_most("cpu_per_event", 1, "haproxy"),
+            at_most("cpu_per_event", 1, "nginx"),
+            near("latency_p50", 3e-6),
+            at_most("latency_p50", 1, "haproxy"),
+            at_most("latency_p99", 1, "haproxy"),
+        ),
+        seconds=3.0,
+    ),
+    Task(
+        Work("requests", "requests-1", streams=1),
+        (near("ttft_p50", 15e-6), at_most("ttft_p50", 1, "haproxy")),
+    ),
+    Task(
+        Work("requests", "requests-32", streams=32),
+        (at_most("cpu_per_request", 1.15), at_most("cpu_per_request", 1, "haproxy")),
+    ),
+    Task(
+        Work("churn", "churn-16", streams=16),
+        (at_least("requests_per_second", 1, "nginx"), at_least("requests_per_second", 1, "envoy")),
+    ),
+    Task(Work("flood", "flood-10", streams=10), (at_least("bytes_per_second", 0.95, "floor"),)),
+    Task(
+        Work("hold", "hold-5000", streams=5000),
+        (within("memory_per_stream", KILOBYTE, "B"),),
+        seconds=1.0,
+        direct=False,
+        slow=True,
+    ),
+    Task(
+        Work("paced", "flowing-5000x5", streams=5000, rate=5),
+        (within("memory_per_stream", KILOBYTE, "B"),),
+        direct=False,
+        slow=True,
+    ),
+    Task(
+        Work("paced", "live-9000x5", streams=9000, rate=5),
+        (within("errors", 0, ""), at_most("latency_p99", 1, "haproxy")),
+        slow=True,
+    ),
+    Task(
+        Work("disconnect", "disconnect-idle", streams=0, leavers=8),
+        (
+            *(within(f"close:{phase}_p50", 0.3e-3) for phase in ("body", "wait", "silent", "stream", "blocked")),
+            within("close_p99", 5e-3),
+        ),
+    ),
+    Task(
+        Work("disconnect", "disconnect-5000", streams=5000, rate=5, leavers=8),
+        (within("close_p99", 50e-3),),
+        seconds=3.0,
+        slow=True,
+    ),
+)

@@ -1,0 +1,520 @@
+# client: connects, asks, reads the answer, checks every byte of it, and leaves when it is told to.
+
+cdef void client_again(LoadC *load, ClientC *client, int64_t after) noexcept nogil:
+    # Begins anew, from the timers.
+    client.call = CALL_NONE
+    if not load.finishing:
+        timer_set(load, &client.end, load.now + after)
+
+cdef bint client_take_waiting(LoadC *load, ClientC *client) noexcept nogil:
+    # Gives the client the arrival that has waited longest, if one waits. It began when it was due.
+    if load.waiting_head == load.waiting_tail:
+        return False
+    client.asked = load.waiting[load.waiting_head & (WAITING_MOST - 1)]
+    load.waiting_head += 1
+    return True
+
+cdef void client_shut(LoadC *load, ClientC *client, bint reset) noexcept nogil:
+    # Closes the connection, whatever is going on on it.
+    if client.call == CALL_NONE or client.call == CALL_LEFT:
+        return
+    if client.call < CALL_HEAD:
+        load.opening -= 1
+    timer_clear(load, &client.end)
+    if reset:
+        io_reset(client.end.fd)
+    else:
+        io_close(client.end.fd)
+    client.end.fd = -1
+    client.call = CALL_NONE
+    client.carry.used = 0
+    sys_add_counter(&load.plan.open, <uint64_t>-1)
+    if client.counted:
+        client.counted = False
+        sys_add_counter(&load.plan.flowing, <uint64_t>-1)
+
+cdef void client_failed(LoadC *load, ClientC *client, int error) noexcept nogil:
+    load_error(load, error)
+    client_shut(load, client, True)
+    client_again(load, client, RETRY_PAUSE)
+
+cdef void client_send(LoadC *load, ClientC *client) noexcept nogil:
+    # Sends the request, or what is left of it.
+    cdef PlanC *plan = load.plan
+    cdef uint8_t *to = load.scratch
+    cdef size_t n = plan.prefix_length
+    cdef ssize_t took
+    memcpy(to, plan.prefix, n)
+    if plan.marked:
+        text_digits(to + n, <uint64_t>(client - load.clients), 8)
+        to[n + 8] = c"."
+        text_digits(to + n + 9, client.serial, 8)
+        to[n + 17] = c"."
+        to[n + 18] = <uint8_t>(c"0" + client.mode)
+        n += 19
+    memcpy(to + n, plan.suffix, plan.suffix_length)
+    n += plan.suffix_length
+    if client.leaver and client.phase == LEAVE_BODY:
+        n -= 16     # the request's body is longer than that, and never comes whole
+    took = io_send(client.end.fd, to + client.asked_bytes, n - client.asked_bytes)
+    if took == -EAGAIN:
+        return
+    if took < 0:
+        client_failed(load, client, ERROR_RESET)
+        return
+    client.asked_bytes += <uint32_t>took
+    if client.asked_bytes == n:
+        client.call = CALL_HEAD
+        load.opening -= 1
+
+cdef void client_ask(LoadC *load, ClientC *client) noexcept nogil:
+    # A new request on an open connection. `asked` is set: when it was due.
+    load.serial += 1
+    client.serial = load.serial
+    client.number = 0
+    client.asked_bytes = 0
+    client.first = 0
+    client.received = 0
+    client.tokens = -1
+    client.position = 0
+    client.carry.used = 0
+    client.spoilt = False
+    client.call = CALL_ASK
+    load.opening += 1
+    client_send(load, client)
+
+cdef void client_connect(LoadC *load, ClientC *client) noexcept nogil:
+    cdef int fd = -1
+    cdef int rc = io_connect(&load.plan.target, &fd)
+    if rc < 0:
+        load_error(load, ERROR_CONNECT)
+        client_again(load, client, RETRY_PAUSE)
+        return
+    client.end.fd = fd
+    client.end.readable = False
+    client.end.hung_up = False
+    client.used = False
+    client.call = CALL_CONNECT
+    load.opening += 1
+    sys_add_counter(&load.plan.open, 1)
+    if io_watch(load.epfd, fd, &client.end) < 0:
+        client_failed(load, client, ERROR_CONNECT)
+
+cdef void client_start(LoadC *load, ClientC *client) noexcept nogil:
+    # A client without a connection begins; a leaver chooses where it will leave.
+    if client.leaver:
+        client.phase = <uint8_t>load_random_below(load, LEAVE_COUNT)
+        client.mode = MODE_EVENTS
+        if client.phase == LEAVE_BODY or client.phase == LEAVE_WAIT:
+            client.mode = MODE_WAIT
+        elif client.phase == LEAVE_SILENT:
+            client.mode = MODE_SILENT
+        elif client.phase == LEAVE_BLOCKED:
+            client.mode = MODE_FLOOD
+        client.source = NULL
+    client.asked = load_clock()
+    client_connect(load, client)
+    if client.leaver and client.call == CALL_CONNECT:
+        timer_set(load, &client.end, load.now + LEAVE_LIMIT)
+
+cdef void client_reached(LoadC *load, ClientC *client) noexcept nogil:
+    # The source has a leaver's request: it will leave soon, at a random moment.
+    if client.call != CALL_NONE and client.call != CALL_LEFT:
+        timer_set(load, &client.end, load.now + LEAVE_FIRST + load_random_below(load, LEAVE_SPAN))
+
+cdef void client_leave(LoadC *load, ClientC *client) noexcept nogil:
+    # A leaver's time has come: with a FIN or an RST, half of each.
+    cdef bint reset = load_random(load) >> 63
+    if client.source is NULL or client.source.serial != client.serial:
+        client_failed(load, client, ERROR_UNREACHED)
+        return
+    client.left = load_clock()
+    client_shut(load, client, reset)
+    client.call = CALL_LEFT
+    timer_set(load, &client.end, load.now + LEAVE_LIMIT)
+
+cdef void client_unseen(LoadC *load, ClientC *client) noexcept nogil:
+    # It left long ago and the source was never told.
+    load_error(load, ERROR_NEVER)
+    client.call = CALL_NONE
+    if client.source is not NULL and client.source.serial == client.serial:
+        source_close(load, client.source)
+    client_again(load, client, 0)
+
+cdef void client_due(LoadC *load, ClientC *client) noexcept nogil:
+    # The timers came to it.
+    if client.call == CALL_LEFT:
+        client_unseen(load, client)
+    elif client.call == CALL_NONE and load.plan.again == AGAIN_ARRIVAL:
+        if client_take_waiting(load, client):
+            client_connect(load, client)
+        else:
+            client_spare(load, client)
+    elif client.call == CALL_NONE:
+        client_start(load, client)
+    elif client.leaver:
+        client_leave(load, client)
+
+# ---------------------------------------------------------------------------------------------------------- the answer
+
+cdef void client_spare(LoadC *load, ClientC *client) noexcept nogil:
+    # It has no connection and no request; the next arrival may have it.
+    client.idle_next = load.spare
+    load.spare = client
+
+cdef void client_rest(LoadC *load, ClientC *client) noexcept nogil:
+    # Between two arrivals.
+    client.call = CALL_IDLE
+    client.idle_next = load.idle
+    load.idle = client
+
+cdef void client_answered(LoadC *load, ClientC *client) noexcept nogil:
+    # The answer is complete: what is next?
+    cdef PlanC *plan = load.plan
+    cdef int64_t now = load_clock()
+    load_count(load, COUNT_ANSWERS, 1)
+    load_time(load, TIME_DURATION, now - client.asked)
+    if client.tokens >= 0:
+        load_count(load, COUNT_TOKENS, <uint64_t>client.tokens)
+    elif client.number:
+        load_count(load, COUNT_TOKENS, client.number)
+    if client.counted:
+        client.counted = False
+        sys_add_counter(&plan.flowing, <uint64_t>-1)
+    client.used = True
+    if load.finishing or plan.again == AGAIN_NEVER or plan.again == AGAIN_CONNECT or not client.keep_alive:
+        client_shut(load, client, False)
+        if plan.again != AGAIN_NEVER:
+            client_again(load, client, 0)
+    elif plan.again == AGAIN_ASK:
+        client.asked = now
+        client_ask(load, client)
+    elif client_take_waiting(load, client):
+        client_ask(load, client)
+    else:
+        client_rest(load, client)
+
+cdef void client_time_event(LoadC *load, ClientC *client, int64_t now, int64_t stamp) noexcept nogil:
+    # What an event's arrival says; `stamp` is 0 where the source was not ours.
+    if not client.first:
+        client.first = now
+        load_time(load, TIME_TTFT, now - client.asked)
+        if not client.counted:
+            client.counted = True
+            sys_add_counter(&load.plan.flowing, 1)
+    else:
+        load_time(load, TIME_ITL, now - client.received)
+        if stamp:
+            load_time(load, TIME_JITTER, abs_ns((now - client.received) - (stamp - client.stamp)))
+    if stamp:
+        load_time(load, TIME_LATENCY, now - stamp)
+        client.stamp = stamp
+    client.received = now
+    client.events_here += 1
+    load_count(load, COUNT_EVENTS, 1)
+
+cdef int64_t abs_ns(int64_t ns) noexcept nogil:
+    return -ns if ns < 0 else ns
+
+cdef void client_marked_event(LoadC *load, ClientC *client, const uint8_t *p, size_t n, int64_t now) noexcept nogil:
+    # An event of our source: are its bytes those that were sent, and is it the one that comes next?
+    cdef PlanC *plan = load.plan
+    cdef const uint8_t *want = plan.event + plan.event_start
+    cdef const uint8_t *mark = p + plan.mark
+    cdef int64_t stamp = 0
+    cdef uint32_t serial = 0
+    cdef uint32_t number = 0
+    cdef size_t behind = plan.mark + MARK_LENGTH
+    if n != plan.event_size or memcmp(p, want, plan.mark) != 0 or memcmp(p + behind, want + behind, n - behind) != 0 \
+            or mark_read(mark, &stamp, &serial, &number) != RC_OK:
+        # It was rewritten on its way. The mark may have survived.
+        mark = p
+        while mark is not NULL:
+            mark = <const uint8_t *>memchr(mark, c"@", n - (mark - p))
+            if mark is NULL or n - (mark - p) < MARK_LENGTH:
+                return          # a comment, [DONE], or an event that the proxy made
+            if mark_read(mark, &stamp, &serial, &number) == RC_OK:
+                break
+            mark += 1
+        load_count(load, COUNT_ALTERED, 1)
+    if number != client.number or serial != client.serial:
+        load_count(load, COUNT_DISORDER, 1)
+    client.number = number + 1
+    client_time_event(load, client, now, stamp)
+
+cdef bint event_has_content(const uint8_t *p, size_t n, const char *name) noexcept nogil:
+    # Whether the member `name` (with its quotes) of a chunk's JSON is a string that is not empty.
+    cdef const uint8_t *at = <const uint8_t *>memmem(p, n, name, strlen(name))
+    cdef const uint8_t *end = p + n
+    if at is NULL:
+        return False
+    at += strlen(name)
+    while at < end and (at[0] == c" " or at[0] == c":"):
+        at += 1
+    return at + 1 < end and at[0] == c'"' and at[1] != c'"'
+
+cdef void client_foreign_event(LoadC *load, ClientC *client, const uint8_t *p, size_t n, int64_t now) noexcept nogil:
+    # An event of somebody's inference server. Those without content (the role, the usage) are no tokens.
+    cdef const char *name = b'"completion_tokens":'
+    cdef const uint8_t *at = <const uint8_t *>memmem(p, n, name, strlen(name))
+    cdef const uint8_t *end = p + n
+    cdef int64_t tokens = 0
+    if at is not NULL:
+        at += strlen(name)
+        while at < end and at[0] == c" ":
+            at += 1
+        while at < end and text_class[at[0]] & TEXT_DIGIT:
+            tokens = tokens * 10 + (at[0] - c"0")
+            at += 1
+        client.tokens = tokens
+    if (event_has_content(p, n, b'"content"') or event_has_content(p, n, b'"text"')
+            or event_has_content(p, n, b'"reasoning_content"') or event_has_content(p, n, b'"reasoning"')
+            or event_has_content(p, n, b'"arguments"')):
+        client.number += 1
+        client_time_event(load, client, now, 0)
+
+cdef void client_event(LoadC *load, ClientC *client, const uint8_t *p, size_t n, int64_t now) noexcept nogil:
+    if load.plan.marked:
+        client_marked_event(load, client, p, n, now)
+    else:
+        client_foreign_event(load, client, p, n, now)
+
+cdef size_t event_end(const uint8_t *p, size_t n, size_t start) noexcept nogil:
+    # Where the first event of p[0:n] ends, its blank line included; 0 where it does not. Looks from `start`.
+    cdef size_t i = start
+    cdef const uint8_t *found
+    while i < n:
+        found = <const uint8_t *>memchr(p + i, c"\n", n - i)
+        if found is NULL:
+            return 0
+        i = found - p + 1
+        if i < n and p[i] == c"\n":
+            return i + 1
+        if i + 1 < n and p[i] == c"\r" and p[i + 1] == c"\n":
+            return i + 2
+    return 0
+
+cdef int client_events(LoadC *load, ClientC *client, const uint8_t *p, size_t n, int64_t now) noexcept nogil:
+    # A piece of an event stream, without its framing. RC_OK or -ENOMEM.
+    cdef size_t end
+    cdef size_t before
+    if not client.event_stream:
+        # An answer in one piece counts as one event, at its first byte.
+        if not client.first:
+            client.number += 1
+            client_time_event(load, client, now, 0)
+        return RC_OK
+    if client.carry.used:
+        before = client.carry.used
+        if carry_add(&client.carry, p, n) != RC_OK:
+            return -ENOMEM
+        p = client.carry.data
+        n = client.carry.used
+        end = event_end(p, n, before - 3 if before > 3 else 0)
+    else:
+        end = event_end(p, n, 0)
+    while end:
+        client_event(load, client, p, end, now)
+        if client.spoilt:
+            client.spoilt = False
+            load_count(load, COUNT_SPLIT, 1)
+        p += end
+        n -= end
+        end = event_end(p, n, 0)
+    if client.carry.used:
+        carry_drop(&client.carry, client.carry.used - n)
+        return RC_OK
+    return carry_add(&client.carry, p, n) if n else RC_OK
+
+cdef int client_flood(LoadC *load, ClientC *client, const uint8_t *p, size_t n) noexcept nogil:
+    # A piece of a flood: compared with what was sent, by position. RC_OK; RC_BAD where it differs.
+    cdef PlanC *plan = load.plan
+    cdef size_t at = <size_t>(client.position % plan.event_size)
+    cdef size_t whole
+    cdef const char *end = b"data: [DONE]\n\n"
+    if memcmp(p, plan.flood_text + at, n) != 0:
+        # The end of it, which may come in the same piece as events.
+        whole = (plan.event_size - at) % plan.event_size
+        while whole < n and n - whole >= plan.event_size and memcmp(p + whole, plan.flood_text, plan.event_size) == 0:
+            whole += plan.event_size
+        if whole > n or memcmp(p, plan.flood_text + at, whole) != 0:
+            return RC_BAD
+        if memcmp(p + whole, end, n - whole if n - whole < strlen(end) else strlen(end)) != 0:
+            return RC_BAD
+        return RC_OK
+    load_count(load, COUNT_EVENTS, (client.position + n) // plan.event_size - client.position // plan.event_size)
+    client.position += n
+    return RC_OK
+
+cdef int client_payload(LoadC *load, ClientC *client, const uint8_t *p, size_t n, int64_t now) noexcept nogil:
+    # RC_OK, RC_BAD or -ENOMEM.
+    cdef int rc
+    if client.mode != MODE_FLOOD:
+        return client_events(load, client, p, n, now)
+    if not client.counted:
+        client.counted = True
+        sys_add_counter(&load.plan.flowing, 1)
+    if client.leaver:
+        return RC_OK
+    rc = client_flood(load, client, p, n)
+    if rc == RC_BAD:
+        load_count(load, COUNT_ALTERED, 1)
+    return RC_OK
+
+cdef int client_body(LoadC *load, ClientC *client, const uint8_t *data, size_t n, int64_t now) noexcept nogil:
+    # RC_OK more is to come, RC_DONE the answer is complete, RC_BAD, -ENOMEM.
+    cdef size_t used = 0
+    cdef size_t length = 0
+    cdef const uint8_t *piece = NULL
+    cdef int rc = RC_OK
+    if client.framing == FRAMING_CHUNKED:
+        while rc == RC_OK:
+            rc = chunk_next(&client.chunk, data, n, &used, &piece, &length)
+            if rc == RC_OK:
+                rc = client_payload(load, client, piece, length, now)
+        if rc == RC_DONE and used < n:
+            return RC_BAD
+        return RC_OK if rc == RC_AGAIN else rc
+    if client.framing == FRAMING_LENGTH:
+        if <int64_t>n > client.body_left:
+            return RC_BAD
+        client.body_left -= n
+        rc = client_payload(load, client, data, n, now) if n else RC_OK
+        return RC_DONE if rc == RC_OK and not client.body_left else rc
+    if client.framing == FRAMING_NONE:
+        return RC_BAD if n else RC_DONE
+    return client_payload(load, client, data, n, now) if n else RC_OK
+
+cdef int client_head(LoadC *load, ClientC *client, const uint8_t *data, size_t n, int64_t now) noexcept nogil:
+    # The answer's head, and what came with it. As client_body.
+    cdef HeadC *head = load.head
+    cdef size_t length = 0
+    cdef uint32_t scanned = 0
+    cdef int rc
+    if client.carry.used:
+        if carry_add(&client.carry, data, n) != RC_OK:
+            return -ENOMEM
+        data = client.carry.data
+        n = client.carry.used
+    while True:
+        rc = head_scan(data, n, &scanned, &length)
+        if rc == RC_AGAIN:
+            if client.carry.used:
+                carry_drop(&client.carry, client.carry.used - n)
+                return RC_OK
+            return carry_add(&client.carry, data, n) if n else RC_OK
+        if rc != RC_DONE or head_read_response(head, data, length, SOURCE_HEAD_FIELDS, False) != RC_OK:
+            return RC_BAD
+        data += length
+        n -= length
+        scanned = 0
+        if head.status >= 200:
+            break
+    if head.status != 200:
+        load_error(load, ERROR_STATUS)
+        sys_add_counter(&load.plan.status[head.status if head.status < 600 else 599], 1)
+    client.call = CALL_BODY
+    client.framing = head.framing
+    client.body_left = head.content_length
+    client.event_stream = head.event_stream
+    client.keep_alive = head.keep_alive and head.framing != FRAMING_CLOSE
+    memset(&client.chunk, 0, sizeof(ChunkC))
+    if head.status != 200:
+        client.event_stream = False
+        client.first = now          # no event, and no TTFT
+    if client.carry.used:
+        # What stands behind the head lies in `carry`, which the body uses too.
+        if n > RECV_ROOM:
+            return RC_BAD
+        memcpy(load.scratch, data, n)
+        data = load.scratch
+        client.carry.used = 0
+    if n or client.framing == FRAMING_NONE or (client.framing == FRAMING_LENGTH and not client.body_left):
+        return client_body(load, client, data, n, now)
+    return RC_OK
+
+cdef void client_ended(LoadC *load, ClientC *client, bint reset) noexcept nogil:
+    # The peer has closed.
+    cdef bint idle = client.call == CALL_IDLE
+    if client.call == CALL_BODY and client.framing == FRAMING_CLOSE and not reset:
+        client_answered(load, client)
+        return
+    if client.call == CALL_HEAD and client.used and not client.carry.used:
+        # It closed an idle connection while the next request was on its way: nobody's error, as any client knows.
+        client_shut(load, client, False)
+        client_connect(load, client)
+        return
+    if idle:
+        client_unlist(load, client)
+        client_shut(load, client, False)
+        client_spare(load, client)
+        return
+    client_failed(load, client, ERROR_RESET if reset else ERROR_TRUNCATED)
+
+cdef void client_unlist(LoadC *load, ClientC *client) noexcept nogil:
+    cdef ClientC **at = &load.idle
+    while at[0] is not NULL:
+        if at[0] is client:
+            at[0] = client.idle_next
+            return
+        at = &at[0].idle_next
+
+cdef bint client_read(LoadC *load, ClientC *client) noexcept nogil:
+    # One recv. Whether there may be more.
+    cdef ssize_t got = io_recv(client.end.fd, load.room, RECV_ROOM)
+    cdef int64_t now
+    cdef int rc
+    cdef int fd = client.end.fd
+    if got == -EAGAIN:
+        client.end.readable = False
+        return False
+    if got <= 0:
+        client_ended(load, client, got < 0)
+        return False
+    if got < RECV_ROOM and not client.end.hung_up:
+        client.end.readable = False
+    now = load_clock()
+    load_count(load, COUNT_BYTES, <uint64_t>got)
+    client.events_here = 0
+    if client.carry.used and client.call == CALL_BODY:
+        client.spoilt = True
+    if client.call == CALL_HEAD:
+        rc = client_head(load, client, load.room, got, now)
+    elif client.call == CALL_BODY:
+        rc = client_body(load, client, load.room, got, now)
+    else:
+        rc = RC_BAD         # bytes that nobody asked for
+    if client.events_here == 1:
+        load_count(load, COUNT_ALONE, 1)
+    elif client.events_here:
+        load_count(load, COUNT_MERGED, <uint64_t>client.events_here)
+    if rc == RC_DONE:
+        client_answered(load, client)
+    elif rc == RC_BAD or rc == -ENOMEM:
+        if client.call == CALL_IDLE:
+            client_unlist(load, client)
+        client_failed(load, client, ERROR_PROTOCOL if rc == RC_BAD else ERROR_MEMORY)
+    return client.end.fd == fd and client.end.readable
+
+cdef void client_ready(LoadC *load, ClientC *client, bint writable) noexcept nogil:
+    cdef int i
+    cdef int error
+    if client.call == CALL_NONE or client.call == CALL_LEFT:
+        return
+    if client.call == CALL_CONNECT:
+        error = io_connected(client.end.fd)
+        if error < 0 or (client.end.hung_up and not writable):
+            client_failed(load, client, ERROR_CONNECT)
+            return
+        if not writable:
+            return
+        load.opening -= 1
+        client_ask(load, client)
+    elif client.call == CALL_ASK and writable:
+        client_send(load, client)
+    if client.leaver and client.phase == LEAVE_BLOCKED and not client.end.hung_up:
+        return          # it does not read
+    for i in range(READS_A_TURN):
+        if not client.end.readable or client.call == CALL_NONE or client.call == CALL_ASK or not client_read(load, client):
+            return
+    load_queue(load, &client.end)

@@ -1,0 +1,299 @@
+"""Rounds: each work runs against each target in turn, several times, and each time gives a set of figures.
+
+Targets alternate within one run, so that what else the machine does meets all of them. A round settles before it
+measures. Figures of a target are medians over its rounds, with the least and the greatest.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from llmpipe._load import LEAVE_PHASES, TIMES, Load
+from llmpipe.bench import generator, histogram, process
+from llmpipe.bench.histogram import PERCENTILES, Pairs
+from llmpipe.bench.work import Work, make_plan
+
+TICK = 0.25
+"""Seconds between two looks at what was counted."""
+
+LATE_LIMIT = 0.001
+"""A generator that sends its 99th percentile later than this after its time, in seconds, is the limit."""
+
+BUSY_LIMIT = 0.9
+"""So is one that works for a greater part of its time."""
+
+UNITS = {
+    "cpu_per_event": "s",
+    "cpu_per_request": "s",
+    "cpu_used": "CPUs",
+    "memory_per_stream": "B",
+    "events_per_second": "1/s",
+    "requests_per_second": "1/s",
+    "tokens_per_second": "1/s",
+    "bytes_per_second": "B/s",
+    "closes_per_second": "1/s",
+    "errors": "",
+}
+
+
+@dataclass
+class Target:
+    """What the load goes to."""
+
+    name: str
+    kind: str
+    """direct, proxy or url."""
+    address: tuple[str, int]
+    """Numeric, as the generator connects it."""
+    pids: list[int] = field(default_factory=list)
+    """Processes whose CPU time and memory are looked at, without their descendants."""
+    host: str = ""
+    """For the Host field, where the address is not what the user wrote."""
+    version: str | None = None
+    about: str | None = None
+    resident_before: int | None = None
+    """Bytes, before the first load of this work."""
+    gave_up: bool = False
+    """Whether it could not open all streams in time; it is not asked again, as each try takes so long."""
+
+    @property
+    def marked(self) -> bool:
+        """Whether the generator's own source is behind it."""
+        return self.kind != "url"
+
+    def tree(self) -> list[int]:
+        """The processes and their descendants."""
+        return list(dict.fromkeys(member for pid in self.pids for member in process.tree(pid)))
+
+
+@dataclass
+class Round:
+    """What one round of one target gave."""
+
+    figures: dict[str, float]
+    errors: dict[str, int]
+    status: dict[int, int]
+    fidelity: dict[str, int]
+    warnings: list[str]
+    histograms: dict[str, tuple[Pairs, int]]
+    series: list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How often and how long; times in seconds."""
+
+    rounds: int
+    settle: float
+    """Each round runs so long before it measures."""
+    duration: float
+    """Each round measures so long."""
+
+
+@dataclass
+class Outcome:
+    """A work and the rounds of each target, in the order they were made."""
+
+    work: Work
+    schedule: Schedule
+    targets: list[Target]
+    results: dict[str, list[Round]]
+
+
+class Watcher(Protocol):
+    """Who shows how far it is."""
+
+    def work(self, work: Work, targets: Sequence[Target], rounds: int) -> None:
+        """A work begins."""
+
+    def phase(self, target: Target, number: int, phase: str) -> None:
+        """A round of a target is starting, settling, measuring or finishing."""
+
+    def tick(self, target: Target, done: float, latest: dict[str, float]) -> None:
+        """It measures: `done` from 0 to 1, and figures of the last moment."""
+
+    def round(self, target: Target, number: int, result: Round) -> None:
+        """A round is over."""
+
+
+def _main_time(work: Work, target: Target) -> tuple[str, ...]:
+    """The histograms whose percentiles say how it goes."""
+    if work.shape == "disconnect":
+        return tuple(f"close:{phase}" for phase in LEAVE_PHASES)
+    return ("latency",) if work.endless and target.marked else ("ttft",)
+
+
+def _interval(load: Load, names: tuple[str, ...], before: Pairs) -> tuple[Pairs, Pairs]:
+    """All counts so far, and those since `before`."""
+    pairs = histogram.merge(load.times(name)[0] for name in names)
+    return pairs, histogram.since(pairs, before)
+
+
+def _watch(load: Load, work: Work, target: Target, duration: float, watcher: Watcher) -> list[dict[str, float]]:
+    """Waits while it measures; the series of its intervals."""
+    series: list[dict[str, float]] = []
+    names = _main_time(work, target)
+    counted = "events" if work.endless else "answers"
+    start = last = time.monotonic()
+    pairs: Pairs = []
+    events = 0
+    while last - start < duration:
+        time.sleep(max(0.0, min(TICK, start + duration - time.monotonic())))
+        now = time.monotonic()
+        pairs, added = _interval(load, names, pairs)
+        total = load.stats()["counts"][counted]
+        latest = {"at": now - start, "events_per_second": (total - events) / (now - last)}
+        for name in ("p50", "p99"):
+            value = histogram.percentile(added, PERCENTILES[name])
+            if value is not None:
+                latest[name] = value
+        series.append(latest)
+        watcher.tick(target, min(1.0, (now - start) / duration), latest)
+        last, events = now, total
+    return series
+
+
+def _time_figures(histograms: dict[str, tuple[Pairs, int]]) -> dict[str, float]:
+    figures: dict[str, float] = {}
+    for name, (pairs, most) in histograms.items():
+        if name == "late" or not pairs:
+            continue
+        for label, percent in PERCENTILES.items():
+            value = histogram.percentile(pairs, percent)
+            assert value is not None, "there are counts"
+            figures[f"{name}_{label}"] = value
+        figures[f"{name}_max"] = most / 1e9
+    return figures
+
+
+def _warnings(
+    work: Work, counts: dict[str, int], histograms: dict[str, tuple[Pairs, int]], elapsed: float
+) -> list[str]:
+    found = []
+    late = histogram.percentile(histograms["late"][0], 99.0) if "late" in histograms else None
+    if late is not None and late > LATE_LIMIT:
+        found.append(f"the generator was the limit: 1 % of its events were sent more than {late * 1e3:.1f} ms late")
+    busy = counts["busy"] / 1e9 / elapsed
+    if busy > BUSY_LIMIT and work.shape != "hold":
+        found.append(f"the generator was the limit: it worked {busy:.0%} of the time; the target might do more")
+    return found
+
+
+def _rate_figures(work: Work, target: Target, counts: dict[str, int], elapsed: float, cpu: float) -> dict[str, float]:
+    figures: dict[str, float] = {}
+    if target.pids:
+        figures["cpu_used"] = cpu / elapsed
+    if work.shape == "hold":
+        return figures
+    if work.shape != "disconnect" or work.streams:
+        figures["events_per_second"] = counts["events"] / elapsed
+        figures["bytes_per_second"] = counts["bytes"] / elapsed
+    if work.shape == "disconnect":
+        figures["closes_per_second"] = counts["left"] / elapsed
+    if not work.endless:
+        figures["requests_per_second"] = counts["answers"] / elapsed
+    if not target.marked:
+        figures["tokens_per_second"] = counts["tokens"] / elapsed
+    if target.pids:
+        if work.endless and work.shape != "disconnect" and counts["events"]:
+            figures["cpu_per_event"] = cpu / counts["events"]
+        if not work.endless and counts["answers"]:
+            figures["cpu_per_request"] = cpu / counts["answers"]
+    return figures
+
+
+def run_round(load: Load, work: Work, target: Target, *, number: int, schedule: Schedule, watcher: Watcher) -> Round:
+    """One round of one target, the one of this number.
+
+    Raises:
+        UsageError: the plan cannot work.
+    """
+    pids = target.tree()
+    if target.pids and target.resident_before is None:
+        target.resident_before = process.resident_bytes(pids)
+    watcher.phase(target, number, "starting")
+    generator.begin(load, make_plan(work, target.address, target.marked))
+    warnings: list[str] = []
+    try:
+        if work.endless and not generator.wait_flowing(load, work.streams):
+            flowing = load.stats()["flowing"]
+            target.gave_up = True
+            warnings.append(f"only {flowing:,} of {work.streams:,} streams began within {generator.READY_TIME:.0f} s")
+        watcher.phase(target, number, "settling")
+        time.sleep(schedule.settle)
+        watcher.phase(target, number, "measuring")
+        pids = target.tree()
+        cpu, start = process.cpu_seconds(pids), time.monotonic()
+        load.measure()
+        series = _watch(load, work, target, schedule.duration, watcher)
+        load.halt()
+        cpu, elapsed = process.cpu_seconds(pids) - cpu, time.monotonic() - start
+        resident = process.resident_bytes(pids)
+        watcher.phase(target, number, "finishing")
+        counts = load.stats()["counts"]
+        histograms = {name: load.times(name) for name in TIMES}
+    finally:
+        unfinished = generator.finish(load)
+    stats = load.stats()
+    errors = {name: count for name, count in stats["errors"].items() if count}
+    if unfinished:
+        errors["unfinished"] = unfinished
+    histograms = {name: found for name, found in histograms.items() if found[0]}
+    closes = [found for name, found in histograms.items() if name.startswith("close:")]
+    if closes:
+        histograms["close"] = histogram.merge(pairs for pairs, _ in closes), max(most for _, most in closes)
+    figures = _time_figures(histograms) | _rate_figures(work, target, counts, elapsed, cpu)
+    if target.pids and work.endless and work.streams and target.resident_before is not None:
+        figures["memory_per_stream"] = max(0, resident - target.resident_before) / work.streams
+    fidelity = {name: counts[name] for name in ("events", "alone", "merged", "split", "altered", "out_of_order")}
+    result = Round(
+        figures=figures,
+        errors=errors,
+        status=stats["status"],
+        fidelity=fidelity if target.marked and work.shape not in ("flood", "hold") else {},
+        warnings=warnings + _warnings(work, counts, histograms, elapsed),
+        histograms=histograms,
+        series=[{"round": number, **point} for point in series],
+    )
+    watcher.round(target, number, result)
+    return result
+
+
+def run_work(
+    load: Load, work: Work, targets: Sequence[Target], schedule: Schedule, watcher: Watcher
+) -> Iterator[Outcome]:
+    """Yields the outcome so far, after each round of each target.
+
+    Raises:
+        UsageError: a plan cannot work.
+    """
+    outcome = Outcome(work, schedule, list(targets), {target.name: [] for target in targets})
+    watcher.work(work, targets, schedule.rounds)
+    for number in range(schedule.rounds):
+        # The order turns with each round: nobody is always the one that runs behind somebody else.
+        shift = number % len(targets)
+        for target in [*targets[shift:], *targets[:shift]]:
+            if target.gave_up:
+                continue
+            outcome.results[target.name].append(
+                run_round(load, work, target, number=number, schedule=schedule, watcher=watcher)
+            )
+            yield outcome
+
+
+def summary(rounds: Sequence[Round]) -> dict[str, dict[str, Any]]:
+    """Median, least and greatest of each figure over the rounds."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in dict.fromkeys(name for one in rounds for name in one.figures):
+        values = [one.figures[name] for one in rounds if name in one.figures]
+        found[name] = {
+            "median": statistics.median(values),
+            "min": min(values),
+            "max": max(values),
+            "unit": UNITS.get(name, "s"),
+        }
+    return found

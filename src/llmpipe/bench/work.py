@@ -1,0 +1,185 @@
+"""Works: shapes of load with their numbers, and the plans that the generator gets for them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+
+from llmpipe._load import ANSWER_SIZE_MOST, CHUNK_SIZE_MOST, EVENT_SIZE_LEAST, EVENT_SIZE_MOST
+from llmpipe.config import format_address
+from llmpipe.errors import UsageError
+
+NEVER, ASK, CONNECT, ARRIVAL = range(4)
+EVENTS, FLOOD, SILENT = range(3)
+
+SHAPES = {
+    "paced": "streams that send events at a steady pace",
+    "requests": "clients that ask again as soon as they are answered, on the same connection",
+    "arrivals": "requests at a given rate, whether or not those before were answered",
+    "flood": "streams without a pace, as fast as they are taken",
+    "hold": "streams that stay silent after their first event",
+    "churn": "clients that open a new connection for each request",
+    "disconnect": "clients that leave in random phases, beside paced streams that stay",
+}
+
+NEEDS_SOURCE = frozenset({"paced", "flood", "hold", "disconnect"})
+"""Shapes that mean something only where the answers' pace is the generator's own."""
+
+DEFAULT_PROMPT = "Explain in detail how a reverse proxy forwards a stream of tokens."
+
+
+@dataclass(frozen=True)
+class Request:
+    """What clients ask for."""
+
+    path: str = "/v1/chat/completions"
+    host: str = ""
+    model: str = "bench"
+    prompt: str = DEFAULT_PROMPT
+    headers: tuple[tuple[str, str], ...] = ()
+    body: bytes | None = None
+    """Instead of the JSON made of the model, the prompt and the tokens."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One shape of load; rates in events or requests a second, sizes in bytes, times in seconds."""
+
+    shape: str
+    name: str = ""
+    streams: int = 100
+    """Streams or clients."""
+    rate: float = 25.0
+    """Events a second of each stream; 0 sends an answer in one piece."""
+    event_size: int = 200
+    tokens: int = 1
+    """Events of an answer that ends by itself."""
+    arrivals: float = 100.0
+    """Requests a second, of `arrivals`."""
+    leavers: int = 8
+    """Clients that leave, of `disconnect`."""
+    timeout: float = 60.0
+    """For one request of a shape whose answers end."""
+    request: Request = field(default_factory=Request)
+
+    def __post_init__(self) -> None:
+        if not EVENT_SIZE_LEAST <= self.event_size <= EVENT_SIZE_MOST:
+            raise UsageError(f"--event-size: an event is {EVENT_SIZE_LEAST} to {EVENT_SIZE_MOST} bytes long")
+        if self.endless and self.shape in ("paced", "disconnect") and self.streams and not self.rate:
+            raise UsageError("--rate: paced streams need a rate; use the shape flood for no pace")
+
+        most = ANSWER_SIZE_MOST // (self.event_size + CHUNK_SIZE_MOST)
+        if not self.endless and not self.rate and self.tokens > most:
+            raise UsageError(
+                f"--tokens: an answer in one piece has at most {most} events of this size; give it a --rate"
+            )
+
+    @property
+    def endless(self) -> bool:
+        """Whether an answer ends only when the measurement does."""
+        return self.shape in NEEDS_SOURCE
+
+    @property
+    def title(self) -> str:
+        """What the work is, for people."""
+        streams = f"{self.streams:,} stream{'s' * (self.streams != 1)}"
+        clients = f"{self.streams:,} client{'s' * (self.streams != 1)}"
+        answer = f"answers of {self.tokens:,} event{'s' * (self.tokens != 1)}"
+        pace = f" at {self.rate:g} events/s" if self.rate and self.tokens > 1 else ""
+        titles = {
+            "paced": f"{streams} x {self.rate:g} events/s, events of {self.event_size} B",
+            "requests": f"short keep-alive requests, {clients}, {answer}{pace}",
+            "arrivals": f"{self.arrivals:g} requests/s, open loop, at most {clients}, {answer}{pace}",
+            "flood": f"{streams} without a pace, events of {self.event_size} B",
+            "hold": f"{streams}, open and silent",
+            "churn": f"a new connection for each request, {clients}, {answer}{pace}",
+            "disconnect": f"clients that leave, beside {streams} x {self.rate:g} events/s",
+        }
+        return titles[self.shape]
+
+    @property
+    def described(self) -> dict[str, object]:
+        """The numbers that matter for this shape."""
+        names = {
+            "paced": ("streams", "rate", "event_size"),
+            "flood": ("streams", "event_size"),
+            "hold": ("streams", "event_size"),
+            "disconnect": ("streams", "rate", "event_size", "leavers"),
+        }.get(self.shape, ("streams", "tokens", "rate", "event_size", "timeout"))
+        if self.shape == "arrivals":
+            names = ("arrivals", *names)
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class LoadPlan:
+    """A work for one target, in the generator's units; see `_load.pyi`."""
+
+    target: tuple[str, int]
+    clients: int
+    leavers: int
+    again: int
+    mode: int
+    events: int
+    event_size: int
+    interval: int
+    arrival: int
+    timeout: int
+    marked: bool
+    prefix: bytes
+    suffix: bytes
+    body: bytes
+
+
+def _body(request: Request, tokens: int) -> bytes:
+    if request.body is not None:
+        return request.body
+    return json.dumps(
+        {
+            "model": request.model,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "max_tokens": tokens,
+            "messages": [{"role": "user", "content": request.prompt}],
+        }
+    ).encode()
+
+
+def make_plan(work: Work, target: tuple[str, int], marked: bool) -> LoadPlan:
+    """The plan of a work for one target; `marked` where the generator's own source is behind it."""
+    request = work.request
+    # An endless answer has no number of tokens; routers want to see one.
+    body = _body(request, 1_000_000 if work.endless else work.tokens)
+    head = [
+        f"POST {request.path} HTTP/1.1",
+        f"Host: {request.host or format_address(*target)}",
+        "User-Agent: llmpipe-bench",
+        "Content-Type: application/json",
+        *(f"{name}: {value}" for name, value in request.headers),
+        f"Content-Length: {len(body)}",
+    ]
+    if work.shape == "churn":
+        head.append("Connection: close")
+    text = "\r\n".join(head).encode("latin-1") + b"\r\n"
+    again = {"requests": ASK, "churn": CONNECT, "arrivals": ARRIVAL}.get(work.shape, NEVER)
+    return LoadPlan(
+        target=target,
+        clients=work.streams,
+        leavers=work.leavers if work.shape == "disconnect" else 0,
+        again=again,
+        mode={"flood": FLOOD, "hold": SILENT}.get(work.shape, EVENTS),
+        events=0 if work.endless else work.tokens,
+        event_size=work.event_size,
+        interval=int(1e9 / work.rate) if work.rate and (work.endless or work.tokens > 1) else 0,
+        arrival=int(1e9 / work.arrivals),
+        timeout=0 if work.endless else int(work.timeout * 1e9),
+        marked=marked,
+        prefix=text + b"X-Request-ID-Bench: " if marked else text,
+        suffix=(b"\r\n\r\n" if marked else b"\r\n") + body,
+        body=body,
+    )
+
+
+def with_host(work: Work, host: str) -> Work:
+    """The same work with another Host field."""
+    return replace(work, request=replace(work.request, host=host))

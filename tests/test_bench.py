@@ -1,0 +1,549 @@
+"""The load generator: every shape through a real proxy, and whether it sees what a bad proxy does.
+
+Each claim of a report is held against something that happened: a proxy that merges, alters, delays, cuts or never closes
+must be found out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from harness import wait_until
+
+from llmpipe.bench import histogram, process, report
+from llmpipe.bench.command import parse_url, split_name
+from llmpipe.bench.generator import begin, finish, running
+from llmpipe.bench.work import SHAPES, Work, make_plan
+from llmpipe.errors import UsageError
+
+pytestmark = pytest.mark.timeout(120)
+
+SHORT = ("--rounds", "2", "--duration", "500ms", "--settle", "100ms")
+ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith(("LLMPIPE_BENCH", "OPENAI"))}
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def bench_command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "llmpipe", "bench", *map(str, arguments)]
+
+
+def bench(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        bench_command(*arguments), capture_output=True, text=True, check=False, timeout=100, env=ENVIRONMENT
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+class Bench:
+    """One run against one proxy, and its report."""
+
+    def __init__(self, folder: Path, shape: str, port: int, proxy: str, *arguments: object, code: int = 0) -> None:
+        file = folder / "report.json"
+        self.done = bench(
+            shape, "--proxy", proxy, "--source", f"127.0.0.1:{port}", *SHORT, *arguments, "--json", file, code=code
+        )
+        self.report = json.loads(file.read_text())
+        self.work = self.report["works"][0]
+        self.targets = {target["name"]: target for target in self.work["targets"]}
+
+    def fidelity(self, name: str) -> dict[str, int]:
+        rounds = self.targets[name]["rounds"]
+        return {key: sum(one["fidelity"][key] for one in rounds) for key in rounds[0]["fidelity"]}
+
+    def errors(self, name: str) -> dict[str, int]:
+        return report.errors(self.targets[name])
+
+    def figure(self, name: str, figure: str) -> float:
+        return self.targets[name]["figures"][figure]["median"]
+
+
+@contextmanager
+def relay(port: int, down: Callable[[socket.socket, bytes], bool], close_upstream: bool = True) -> Iterator[str]:
+    """A proxy of bytes, its address; what came down is given to `down`, which sends it on, and says whether to go on."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    threads: list[threading.Thread] = []
+    kept: list[socket.socket] = []
+
+    def pump(source: socket.socket, sink: socket.socket, send: Callable[[socket.socket, bytes], bool]) -> None:
+        try:
+            while (data := source.recv(65536)) and send(sink, data):
+                pass
+        except OSError:
+            pass
+        finally:
+            for one in (source, sink):
+                if close_upstream or one is not upstreams.get(source):
+                    try:
+                        one.shutdown(socket.SHUT_RDWR)
+                    except OSError:
+                        pass
+
+    upstreams: dict[socket.socket, socket.socket] = {}
+
+    def up(sink: socket.socket, data: bytes) -> bool:
+        sink.sendall(data)
+        return True
+
+    def accept() -> None:
+        while True:
+            try:
+                client = listener.accept()[0]
+                upstream = socket.create_connection(("127.0.0.1", port))
+            except OSError:
+                return
+            for one in (client, upstream):
+                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            kept.extend((client, upstream))
+            upstreams[client] = upstream
+            for source, sink, send in ((client, upstream, up), (upstream, client, down)):
+                threads.append(threading.Thread(target=pump, args=(source, sink, send), daemon=True))
+                threads[-1].start()
+
+    accepting = threading.Thread(target=accept, daemon=True)
+    accepting.start()
+    try:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        accepting.join(10)
+        for one in kept:
+            one.close()
+        for thread in threads:
+            thread.join(10)
+
+
+# Every shape, through the real proxy.
+
+SHAPE_OPTIONS = {
+    "paced": ("--streams", 20, "--rate", 50),
+    "requests": ("--streams", 4),
+    "arrivals": ("--streams", 20, "--arrivals-per-second", 200),
+    "flood": ("--streams", 3),
+    "hold": ("--streams", 20),
+    "churn": ("--streams", 4),
+    "disconnect": ("--streams", 5, "--rate", 20, "--leavers", 4),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_shape_runs(shape, proxy_to, tmp_path):
+    port = free_port()
+    proxy = proxy_to(f"http://127.0.0.1:{port}")
+    run = Bench(
+        tmp_path,
+        shape,
+        port,
+        f"llmpipe={proxy.address}",
+        *SHAPE_OPTIONS[shape],
+        *("--pid", proxy.process.pid, "--html", tmp_path / "page.html"),
+    )
+    assert run.report["complete"]
+    assert list(run.targets) == ["direct", "llmpipe"]
+    assert run.errors("direct") == run.errors("llmpipe") == {}
+    for name, target in run.targets.items():
+        assert len(target["rounds"]) == 2
+        for figure in report.COLUMNS[shape]:
+            if not figure.startswith(("cpu", "memory")) or name == "llmpipe":
+                found = target["figures"][figure]
+                assert found["min"] <= found["median"] <= found["max"], figure
+                assert found["median"] > 0 or figure in ("memory_per_stream", "cpu_used", "jitter_p99"), figure
+    if shape not in ("flood", "hold"):
+        fidelity = run.fidelity("llmpipe")
+        assert fidelity["events"] > 0
+        assert fidelity["altered"] == fidelity["out_of_order"] == 0
+    for heading in report.rows(run.work)[0]:
+        assert heading in run.done.stdout
+    page = (tmp_path / "page.html").read_text()
+    assert report.Work(shape).shape in page
+    assert "llmpipe" in page
+    assert not re.search(r"<(?:script|link|img)[^>]+(?:src|href)=", page)
+    # What it says it did, the proxy saw; and nothing is left open.
+    assert proxy.outcome("ok") > 0
+    proxy.settled()
+
+
+def test_paced_streams_keep_their_pace(proxy_to, tmp_path):
+    port = free_port()
+    run = Bench(tmp_path, "paced", port, proxy_to(f"http://127.0.0.1:{port}").address, "--streams", 10, "--rate", 40)
+    for name in run.targets:
+        pairs = run.targets[name]["histograms"]["itl"]["buckets"]
+        assert histogram.percentile([tuple(pair) for pair in pairs], 50) == pytest.approx(1 / 40, rel=0.2)
+        assert run.figure(name, "events_per_second") == pytest.approx(400, rel=0.2)
+
+
+# What a bad proxy does is seen.
+
+
+def send_on(sink: socket.socket, data: bytes) -> bool:
+    sink.sendall(data)
+    return True
+
+
+def test_a_delay_is_added_latency(tmp_path):
+    port = free_port()
+
+    def slow(sink: socket.socket, data: bytes) -> bool:
+        time.sleep(0.02)
+        return send_on(sink, data)
+
+    with relay(port, slow) as address:
+        run = Bench(tmp_path, "paced", port, f"slow={address}", "--streams", 4, "--rate", 10)
+    assert run.targets["slow"]["added"]["latency_p50"] > 0.019
+    assert run.figure("direct", "latency_p50") < 0.019
+
+
+def test_merged_events_are_seen(tmp_path):
+    port = free_port()
+
+    def lumps() -> Callable[[socket.socket, bytes], bool]:
+        held: dict[socket.socket, bytes] = {}
+
+        def merge(sink: socket.socket, data: bytes) -> bool:
+            held[sink] = held.get(sink, b"") + data
+            if held[sink].count(b"data: ") >= 3 or b"[DONE]" in data:
+                sink.sendall(held.pop(sink))
+            return True
+
+        return merge
+
+    with relay(port, lumps()) as address:
+        run = Bench(tmp_path, "paced", port, f"lumps={address}", "--streams", 4, "--rate", 50)
+    fidelity = run.fidelity("lumps")
+    assert fidelity["merged"] > 0.5 * fidelity["events"] > 0
+    assert fidelity["altered"] == fidelity["out_of_order"] == 0
+    assert run.fidelity("direct")["merged"] <= 0.1 * run.fidelity("direct")["events"]
+
+
+def test_split_events_are_seen(tmp_path):
+    port = free_port()
+
+    def split(sink: socket.socket, data: bytes) -> bool:
+        sink.sendall(data[:-20])
+        time.sleep(0.005)
+        sink.sendall(data[-20:])
+        return True
+
+    with relay(port, split) as address:
+        run = Bench(tmp_path, "paced", port, f"split={address}", "--streams", 4, "--rate", 20)
+    fidelity = run.fidelity("split")
+    assert fidelity["split"] > 0.5 * fidelity["events"] > 0
+    assert fidelity["altered"] == 0
+    assert "split" in run.done.stdout
+
+
+def test_altered_and_lost_events_are_seen(tmp_path):
+    port = free_port()
+    count = iter(range(1_000_000))
+
+    def tamper(sink: socket.socket, data: bytes) -> bool:
+        number = next(count)
+        if number % 5 == 4 and data.startswith(b"c8\r\ndata: "):
+            data = data.replace(b"bench", b"hcneb")
+        elif number % 5 == 3 and data.startswith(b"c8\r\ndata: "):
+            return True
+        return send_on(sink, data)
+
+    with relay(port, tamper) as address:
+        run = Bench(tmp_path, "paced", port, f"tamper={address}", "--streams", 4, "--rate", 50)
+    fidelity = run.fidelity("tamper")
+    assert fidelity["altered"] > 0
+    assert fidelity["out_of_order"] > 0
+
+
+def test_a_cut_stream_is_an_error(tmp_path):
+    port = free_port()
+    seen: dict[socket.socket, int] = {}
+
+    def cut(sink: socket.socket, data: bytes) -> bool:
+        sink.sendall(data)
+        seen[sink] = seen.get(sink, 0) + 1
+        return seen[sink] < 10
+
+    with relay(port, cut) as address:
+        run = Bench(tmp_path, "paced", port, f"cut={address}", "--streams", 4, "--rate", 50, code=1)
+    assert run.errors("cut")["truncated"] > 0
+    assert run.errors("direct") == {}
+    assert "truncated" in run.done.stdout
+
+
+def test_a_backend_that_is_never_told_is_an_error(tmp_path):
+    port = free_port()
+    with relay(port, send_on, close_upstream=False) as address:
+        run = Bench(
+            tmp_path,
+            *("disconnect", port, f"deaf={address}", "--streams", 0, "--leavers", 2, "--duration", "6s", "--rounds", 1),
+            code=1,
+        )
+    assert run.errors("deaf")["never_closed"] > 0
+    assert run.errors("direct") == {}
+
+
+def test_arrivals_count_from_when_they_were_due(tmp_path):
+    """A target that stands still for half a second makes every request that was due meanwhile late."""
+    port = free_port()
+    stall = threading.Event()
+    last = [0.0]
+
+    def stall_once(sink: socket.socket, data: bytes) -> bool:
+        # Each round's first answer begins a stall in its settling time, which ends within the measurement.
+        if time.monotonic() - last[0] > 1.0 and not stall.is_set():
+            stall.set()
+            last[0] = time.monotonic() + 0.5
+        time.sleep(max(0.0, last[0] - time.monotonic()))
+        stall.clear()
+        return send_on(sink, data)
+
+    with relay(port, stall_once) as address:
+        run = Bench(
+            tmp_path,
+            *("arrivals", port, f"stall={address}", "--streams", 1, "--arrivals-per-second", 50),
+            *("--rounds", 1, "--duration", "1500ms"),
+        )
+    # A closed loop would have met one slow answer; here all that queued behind it are slow.
+    slow = sum(count for value, count in run.targets["stall"]["histograms"]["ttft"]["buckets"] if value > 100e6)
+    assert slow >= 5
+    assert run.figure("direct", "ttft_p99") < 0.1
+
+
+def test_statuses_are_counted(proxy_to, tmp_path):
+    proxy = proxy_to(_answer_503)
+    run_ = bench(
+        "requests", "--url", f"http://{proxy.address}", *SHORT, "--streams", 2, "--json", tmp_path / "r", code=1
+    )
+    target = json.loads((tmp_path / "r").read_text())["works"][0]["targets"][0]
+    assert target["rounds"][0]["errors"]["status 503"] > 0
+    assert "status 503" in run_.stdout
+
+
+def _answer_503(connection) -> None:
+    while connection.read_request():
+        connection.send(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 2\r\n\r\nno")
+
+
+# An inference server.
+
+
+def test_an_inference_server_is_measured(tmp_path):
+    port = free_port()
+    mock = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "llmpipe", "mock", "--listen", f"127.0.0.1:{port}", "--log-level", "error"),
+            *("--ttft", "50ms", "--tokens-per-second", "100"),
+        ]
+    )
+    try:
+        wait_until(lambda: _listens(port), what="the mock listens")
+        bench(
+            *(
+                "requests",
+                "--url",
+                f"mock=http://127.0.0.1:{port}/v1",
+                "--model",
+                "mock",
+                "--tokens",
+                10,
+                "--streams",
+                3,
+            ),
+            *("--duration", "1500ms", "--settle", "0", "--rounds", 2, "--json", tmp_path / "report.json"),
+        )
+    finally:
+        mock.terminate()
+        mock.wait(10)
+    target = json.loads((tmp_path / "report.json").read_text())["works"][0]["targets"][0]
+    figures = {name: figure["median"] for name, figure in target["figures"].items()}
+    assert figures["ttft_p50"] >= 0.05
+    assert figures["itl_p50"] == pytest.approx(0.01, rel=0.5)
+    assert figures["duration_p50"] >= 0.05 + 9 * 0.01 * 0.9
+    answers = figures["requests_per_second"]
+    assert answers > 0
+    assert figures["tokens_per_second"] == pytest.approx(10 * answers, rel=0.35)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+# The command.
+
+
+def test_an_interrupt_prints_what_there_is(proxy_to, tmp_path):
+    port = free_port()
+    proxy = proxy_to(f"http://127.0.0.1:{port}")
+    running_ = subprocess.Popen(
+        bench_command(
+            *(
+                "paced",
+                "--proxy",
+                f"ours={proxy.address}",
+                "--source",
+                f"127.0.0.1:{port}",
+                "--streams",
+                5,
+                "--rounds",
+                50,
+            ),
+            *("--duration", "500ms", "--settle", "0", "--json", tmp_path / "report.json"),
+        ),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    assert running_.stderr is not None
+    while "round 2/50" not in running_.stderr.readline():
+        assert running_.poll() is None
+    running_.send_signal(signal.SIGINT)
+    output, error = running_.communicate(timeout=30)
+    assert running_.returncode == 130
+    assert "ours" in output
+    assert "direct" in output
+    assert "interrupted" in error
+    made = json.loads((tmp_path / "report.json").read_text())
+    assert not made["complete"]
+    assert len(made["works"][0]["targets"][0]["rounds"]) >= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["paced"], "nothing to measure"),
+        (["paced", "--url", "http://127.0.0.1:1"], "needs the bundled token source"),
+        (["requests", "--url", "https://127.0.0.1:1"], "TLS is not supported"),
+        (["requests", "--url", "ftp://127.0.0.1:1"], "is not a URL"),
+        (["paced", "--proxy", "127.0.0.1"], "is not an address"),
+        (["paced", "--proxy", "a=127.0.0.1:1", "--proxy", "a=127.0.0.1:2"], "two targets are called a"),
+        (["paced", "--proxy", "127.0.0.1:1", "--pid", "4194999"], "there is no such process"),
+        (["paced", "--proxy", "a=127.0.0.1:1", "--pid", f"b={os.getpid()}"], "say whose process it is"),
+        (["paced", "--proxy", "127.0.0.1:1", "--event-size", "10"], "an event is"),
+        (["paced", "--proxy", "127.0.0.1:1", "--rate", "0"], "need a rate"),
+        (["paced", "--proxy", "127.0.0.1:1", "--streams", "900000"], "descriptors"),
+        (["paced", "--proxy", "127.0.0.1:1", "--cpu", "4000"], "--cpu 4000"),
+        (["requests", "--proxy", "127.0.0.1:1", "--tokens", "100000", "--rate", "0"], "in one piece"),
+        (["requests", "--url", "http://127.0.0.1:1", "--body", "/nowhere"], "--body /nowhere"),
+        (["requests", "--url", "http://127.0.0.1:1", "--header", "nothing"], "write 'Name: value'"),
+        (["wrong"], "wrong"),
+    ],
+    ids=lambda value: "_".join(value)[:40] if isinstance(value, list) else None,
+)
+def test_what_cannot_work_is_one_line(arguments, said):
+    done = bench(*arguments, code=2)
+    assert said in done.stderr
+    assert done.stderr.startswith("Error: ")
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def test_a_port_in_use_is_one_line():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        done = bench("paced", "--proxy", "127.0.0.1:1", "--source", f"127.0.0.1:{port}", code=2)
+    assert "--source" in done.stderr
+    assert "in use" in done.stderr
+
+
+def test_a_proxy_that_is_not_there_is_an_error(tmp_path):
+    run = Bench(tmp_path, "requests", free_port(), f"none=127.0.0.1:{free_port()}", "--streams", 1, code=1)
+    assert run.errors("none")["connect"] > 0
+    assert run.errors("direct") == {}
+
+
+def test_the_source_answers_health_checks_between_rounds():
+    port = free_port()
+    with running(("127.0.0.1", port)), socket.create_connection(("127.0.0.1", port)) as client:
+        for request in (
+            b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n",
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}",
+            b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n",
+        ):
+            client.sendall(request)
+            data = client.recv(65536)
+            assert data.startswith(b"HTTP/1.1 200 OK\r\n")
+            head, _, body = data.partition(b"\r\n\r\n")
+            assert int(re.search(rb"Content-Length: (\d+)", head)[1]) == len(body)
+            assert json.loads(body)["data"][0]["id"] == "bench"
+
+
+# The parts.
+
+
+def test_histograms_are_exact_to_a_percent():
+    port = free_port()
+    with running(("127.0.0.1", port)) as load:
+        begin(load, make_plan(Work("paced", streams=5, rate=100), ("127.0.0.1", port), True))
+        wait_until(lambda: load.stats()["flowing"] == 5)
+        load.measure()
+        time.sleep(0.3)
+        load.halt()
+        for name in ("latency", "itl"):
+            pairs, most = load.times(name)
+            assert pairs == sorted(pairs)
+            assert pairs[-1][0] == pytest.approx(most, rel=0.01)
+        assert histogram.total(load.times("latency")[0]) == load.stats()["counts"]["events"]
+        finish(load)
+
+
+def test_percentiles_of_counts():
+    pairs = [(10, 50), (20, 49), (1000, 1)]
+    assert histogram.percentile(pairs, 50) == 10e-9
+    assert histogram.percentile(pairs, 99) == 20e-9
+    assert histogram.percentile(pairs, 99.9) == 1000e-9
+    assert histogram.percentile([], 50) is None
+    assert histogram.merge([pairs, [(20, 1), (5, 2)]]) == [(5, 2), (10, 50), (20, 50), (1000, 1)]
+    assert histogram.since([(1, 5), (2, 7)], [(1, 5), (2, 4)]) == [(2, 3)]
+
+
+def test_cpu_time_and_memory_of_a_process_and_its_children():
+    code = "import subprocess,sys;x=b'x'*30000000;subprocess.run([sys.executable,'-c','x=b\"x\"*40000000\\nwhile 1: pass'])"
+    parent = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        wait_until(lambda: len(process.tree(parent.pid)) == 2)
+        pids = process.tree(parent.pid)
+        wait_until(lambda: process.resident_bytes(pids) > 70_000_000)
+        before = process.cpu_seconds(pids)
+        wait_until(lambda: process.cpu_seconds(pids) > before + 0.05)
+        assert process.cpu_seconds([parent.pid]) < process.cpu_seconds(pids)
+    finally:
+        for pid in reversed(process.tree(parent.pid)):
+            os.kill(pid, signal.SIGKILL)
+        parent.wait(10)
+    assert process.cpu_seconds([parent.pid]) == 0
+
+
+def test_names_and_urls():
+    assert split_name("ours=127.0.0.1:1") == ("ours", "127.0.0.1:1")
+    assert split_name("http://127.0.0.1:1/?a=b") == ("", "http://127.0.0.1:1/?a=b")
+    assert parse_url("x=http://127.0.0.1:81")[1] == "/v1/chat/completions"
+    assert parse_url("http://127.0.0.1:81/v1")[1] == "/v1/chat/completions"
+    assert parse_url("http://127.0.0.1:81/v1/completions")[1] == "/v1/completions"
+    with pytest.raises(UsageError):
+        parse_url("127.0.0.1:81")
+
+
+def test_quantities():
+    assert report.quantity(3.4e-05, "s") == "34 µs"
+    assert report.quantity(0.0123, "s") == "12.3 ms"
+    assert report.quantity(2.0, "s") == "2 s"
+    assert report.quantity(1010, "B") == "1.01 KB"
+    assert report.quantity(898, "B") == "898 B"
+    assert report.quantity(1.2e9, "B/s") == "1.2 GB/s"
+    assert report.quantity(25012.3, "1/s") == "25,012"

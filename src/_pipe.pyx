@@ -6,7 +6,7 @@ This file is its table of contents and holds every crossing of the GIL; the part
 and none calls upwards in that list. One `Engine` is one worker; it shares nothing with other engines.
 
 The life of a connection
-    server.py has accept() put it into the mailbox of an engine, which brings it to client_adopt.
+    step_listener accepts it, in one engine for all; client_adopt takes it there, or out of another engine's mailbox.
     CLIENT_IDLE     waits for the first byte of a request                 step_head
     STATE_HEAD      waits for the whole head                              step_head, step_request
     STATE_CONNECT   a backend was chosen, the upstream connects           dispatch, step_connected
@@ -43,10 +43,10 @@ include "_pipe/inbox.pxi"
 include "_pipe/pool.pxi"
 include "_pipe/exchange.pxi"
 include "_pipe/steps.pxi"
+include "_pipe/accept.pxi"
 include "_pipe/loop.pxi"
 
 globals()["MAX_BACKENDS"] = MAX_BACKENDS
-MAILBOX_FULL = -1
 globals()["MAX_ADDRESSES"] = MAX_ADDRESSES
 
 text_init()
@@ -171,27 +171,6 @@ cdef object _event(RecordC *record, int64_t now):
     )
 
 
-def accept(int listener, list engines not None, int most):
-    """Accepts up to `most` connections, each for the engine with the fewest clients; see _pipe.pyi."""
-    cdef WorkerC *workers[MAX_WORKERS]
-    cdef Engine engine
-    cdef int count = 0
-    cdef int accepted = 0
-    cdef int rc = RC_OK
-    _ranged("engines", len(engines), 1, MAX_WORKERS)
-    for engine in engines:
-        workers[count] = engine._open()
-        count += 1
-    with nogil:
-        while accepted < most and rc == RC_OK:
-            rc = worker_accept(workers, count, listener)
-            if rc == RC_OK:
-                accepted += 1
-    if rc == RC_AGAIN:
-        return accepted, MAILBOX_FULL
-    return accepted, -rc if rc != -EAGAIN else 0
-
-
 cdef class Engine:
     """One worker of the data plane; see _pipe.pyi for its contract."""
 
@@ -264,6 +243,38 @@ cdef class Engine:
         finally:
             self.running = False
 
+    def listen(self, int listener, list engines not None, int64_t most, int64_t resume_at):
+        cdef WorkerC *w = self._open()
+        cdef ListenerC *made
+        cdef Engine engine
+        _ranged("engines", len(engines), 1, MAX_WORKERS)
+        if w.listener is not NULL or w.new_listener is not NULL:
+            raise RuntimeError("an engine listens once")
+        made = <ListenerC *>calloc(1, sizeof(ListenerC))
+        if made is NULL:
+            raise MemoryError
+        made.conn.fd = listener
+        made.most = most
+        made.resume_at = resume_at
+        for engine in engines:
+            if engine.w is NULL:
+                free(made)
+                raise ValueError("an engine is closed")
+            made.workers[made.count] = engine.w
+            made.count += 1
+        sys_exchange_pointer(&w.new_listener, made)
+        io_ring(w.mail.in_fd, &w.mail.in_rung)
+
+    def end_listening(self):
+        cdef WorkerC *w = self._open()
+        sys_store_release(&w.mail.closing, 1)
+        io_ring(w.mail.in_fd, &w.mail.in_rung)
+
+    @property
+    def listens(self):
+        cdef WorkerC *w = self._open()
+        return (w.listener is not NULL or w.new_listener is not NULL) and not sys_load_acquire(&w.mail.closed)
+
     def configure(self, backends):
         cdef WorkerC *w = self._open()
         cdef TableC *table = <TableC *>calloc(1, sizeof(TableC))
@@ -335,7 +346,7 @@ cdef class Engine:
 
     @property
     def clients(self):
-        return self._open().mail.adopted - sys_read_counter(&self._open().stats.closed)
+        return worker_clients(self._open())
 
     def close(self):
         cdef WorkerC *w = self.w
@@ -360,6 +371,8 @@ cdef class Engine:
         wide_free_all(w)
         free(w.table)
         free(w.new_table)
+        free(w.listener)
+        free(w.new_listener)
         free(w.head)
         free(w.mail.adopts)
         free(w.mail.records)

@@ -23,7 +23,7 @@ from harness import (
     wait_until,
 )
 
-from llmpipe._pipe import OUTCOMES, Engine, accept
+from llmpipe._pipe import OUTCOMES, Engine
 from llmpipe.config import Settings
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -225,7 +225,10 @@ def test_the_engines_ring_overflows_without_a_wait():
         with socket.create_server(("127.0.0.1", 0)) as listener:
             listener.setblocking(False)
             stream = Stream(socket.create_connection(listener.getsockname()))
-            wait_until(lambda: accept(listener.fileno(), [engine], 1) == (1, 0))
+            engine.listen(listener.fileno(), [engine], 10, 5)
+            wait_until(lambda: engine.clients == 1)
+            engine.end_listening()
+            wait_until(lambda: not engine.listens)
         for _ in range(requests // 100):
             stream.send(GET * 100)
             for _ in range(100):

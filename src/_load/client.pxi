@@ -152,6 +152,9 @@ cdef void client_due(LoadC *load, ClientC *client) noexcept nogil:
             client_spare(load, client)
     elif client.call == CALL_NONE:
         client_start(load, client)
+    elif client.call == CALL_CLOSING:
+        client_shut(load, client, False)
+        client_again(load, client, 0)
     elif client.leaver:
         client_leave(load, client)
 
@@ -182,7 +185,11 @@ cdef void client_answered(LoadC *load, ClientC *client) noexcept nogil:
         client.counted = False
         sys_add_counter(&plan.flowing, <uint64_t>-1)
     client.used = True
-    if load.finishing or plan.again == AGAIN_NEVER or plan.again == AGAIN_CONNECT or not client.keep_alive:
+    if plan.again == AGAIN_CONNECT and not client.end.hung_up and not load.finishing:
+        # Whoever closes first keeps the port for a minute, and clients have only so many of them.
+        client.call = CALL_CLOSING
+        timer_set(load, &client.end, load.now + CLOSE_LIMIT)
+    elif load.finishing or plan.again == AGAIN_NEVER or plan.again == AGAIN_CONNECT or not client.keep_alive:
         client_shut(load, client, False)
         if plan.again != AGAIN_NEVER:
             client_again(load, client, 0)
@@ -436,6 +443,10 @@ cdef int client_head(LoadC *load, ClientC *client, const uint8_t *data, size_t n
 cdef void client_ended(LoadC *load, ClientC *client, bint reset) noexcept nogil:
     # The peer has closed.
     cdef bint idle = client.call == CALL_IDLE
+    if client.call == CALL_CLOSING:
+        client_shut(load, client, False)
+        client_again(load, client, 0)
+        return
     if client.call == CALL_BODY and client.framing == FRAMING_CLOSE and not reset:
         client_answered(load, client)
         return

@@ -37,7 +37,8 @@ cdef void load_finish(LoadC *load) noexcept nogil:
     load.finishing = True
     timer_clear(load, &load.arrival)
     for i in range(load.client_count):
-        if load.clients[i].leaver or load.clients[i].call == CALL_IDLE or load.clients[i].call == CALL_CONNECT:
+        if load.clients[i].leaver or load.clients[i].call == CALL_IDLE or load.clients[i].call == CALL_CONNECT \
+                or load.clients[i].call == CALL_CLOSING:
             client_shut(load, &load.clients[i], True)
     load.idle = NULL
     while source is not NULL:

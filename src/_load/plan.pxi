@@ -20,6 +20,7 @@ cdef enum:
 cdef enum:
     LATE_ALLOWED = 1000000          # a generator later than this sends several events a turn
     RETRY_PAUSE = 10000000          # before a client connects again after an error
+    CLOSE_LIMIT = 10000000          # that a client waits for a FIN before it closes by itself
     LEAVE_FIRST = 5000000           # a leaver stays at least this long in its phase ...
     LEAVE_SPAN = 50000000           # ... and at most so much longer
 
@@ -165,6 +166,7 @@ cdef enum:
     CALL_BODY = 4
     CALL_IDLE = 5                   # a connection without a request
     CALL_LEFT = 6                   # it has closed and waits for the source to be told
+    CALL_CLOSING = 7                # it has its answer and waits for the FIN that it asked for
 
 cdef struct ClientC:
     EndC end

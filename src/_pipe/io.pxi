@@ -84,6 +84,14 @@ cdef int io_accept(int listener, char *address, size_t room) noexcept nogil:
         inet_ntop(AF_INET6, &(<sockaddr_in6 *>&peer).sin6_addr, address, <socklen_t>room)
     return fd
 
+cdef bint io_descriptor_free() noexcept nogil:
+    # Whether a descriptor can be had.
+    cdef int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)
+    if fd < 0:
+        return False
+    close(fd)
+    return True
+
 cdef int io_connect(const AddressC *to, int *fd) noexcept nogil:
     # RC_OK connected, RC_AGAIN on its way, -errno; *fd is open in the first two cases.
     cdef int rc

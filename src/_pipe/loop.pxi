@@ -5,22 +5,6 @@ cdef int64_t loop_clock() noexcept nogil:
     clock_gettime(CLOCK_MONOTONIC, &clock)
     return clock.tv_sec * 1000000 + clock.tv_nsec // 1000
 
-cdef void client_adopt(WorkerC *w, AdoptC *adopt) noexcept nogil:
-    # A client connection that the control plane accepted. Without memory for it, it is closed.
-    cdef ClientC *client = <ClientC *>slab_get(&w.clients)
-    sys_add_counter(&w.stats.accepted, 1)
-    if client is NULL:
-        io_close(adopt.fd)
-        sys_add_counter(&w.stats.closed, 1)
-        return
-    conn_open(w, &client.conn, adopt.fd, SIDE_CLIENT)
-    w.client_count += 1
-    memcpy(client.address, adopt.address, ADDRESS_ROOM)
-    if io_watch(w.epfd, adopt.fd, &client.conn) < 0:
-        client_close(w, client, False)
-        return
-    client_idle(w, client)
-
 cdef void table_replace(WorkerC *w, TableC *table) noexcept nogil:
     # Takes a new routing table. Idle upstreams to addresses that are no longer in it are closed; live ones go on.
     cdef TableC *old = w.table
@@ -44,6 +28,7 @@ cdef void loop_mail(WorkerC *w) noexcept nogil:
     cdef ConnC *conn
     cdef ConnC *following
     io_hush(w.mail.in_fd, &w.mail.in_rung)
+    listener_take(w)
     table = sys_exchange_pointer(&w.new_table, NULL)
     if table is not NULL:
         table_replace(w, <TableC *>table)
@@ -70,6 +55,10 @@ cdef void loop_dispatch(WorkerC *w, epoll_event *event) noexcept nogil:
     if conn.side == SIDE_MAIL:
         loop_mail(w)
         return
+    if conn.side == SIDE_LISTENER:
+        conn.readable = True
+        step_listener(w)
+        return
     if event.events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
         conn.readable = True
         if event.events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR):
@@ -91,8 +80,10 @@ cdef void loop_busy(WorkerC *w) noexcept nogil:
         if not conn.closed:
             if conn.side == SIDE_CLIENT:
                 step_client(w, <ClientC *>conn)
-            else:
+            elif conn.side == SIDE_UPSTREAM:
                 step_upstream(w, <UpstreamC *>conn, False)
+            else:
+                step_listener(w)
         conn = following
 
 cdef void loop_reap(WorkerC *w) noexcept nogil:
@@ -168,7 +159,10 @@ cdef int loop_run(WorkerC *w) noexcept nogil:
             conn = timer_pop(w)
             if conn is NULL:
                 break
-            step_expired(w, conn)
+            if conn.side == SIDE_LISTENER:
+                listener_resume(w)
+            else:
+                step_expired(w, conn)
         loop_reap(w)
         if w.stopping or (w.draining and w.client_count == 0 and w.exchange_count == 0):
             break

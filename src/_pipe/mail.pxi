@@ -1,8 +1,8 @@
-# mail: the two rings between a worker and the control plane, each with one writer and one reader, and their eventfds.
+# mail: the two rings of a worker, each with one writer and one reader, and their eventfds.
 #
-# Into the worker go accepted descriptors; out of it come event records. A full ring never makes anybody wait: mail_accept
-# says so, and a record is dropped and counted. The control plane's side of each ring is called with the GIL held, by one
-# thread; nothing else is shared.
+# Into it go accepted descriptors, from the worker that accepts; out of it come event records, for the control plane. A full
+# ring never makes anybody wait: such a worker gets no new client, and a record is dropped and counted. Nothing else is
+# shared.
 
 cdef enum:
     MAIL_IN = 4096              # powers of two
@@ -36,14 +36,16 @@ cdef struct RecordC:
 
 cdef struct MailC:
     uint32_t in_head            # next to be read; written by the worker
-    uint32_t in_tail            # next to be written; written by the control plane
+    uint32_t in_tail            # next to be written; written by the worker that accepts
     uint32_t in_rung            # the worker was woken and has not looked yet
     uint32_t draining           # written by the control plane, once
     uint32_t stopping           # the same
     uint32_t out_head           # written by the control plane
     uint32_t out_tail           # written by the worker
     uint32_t out_rung
-    uint64_t adopted            # descriptors that were put in; the control plane's own
+    uint64_t adopted            # clients that the worker was given; written by the worker that accepts
+    uint32_t closing            # accept what waits and no more; written by the control plane, once
+    uint32_t closed             # that is done; written by the worker, once
     int in_fd                   # eventfds
     int out_fd
     AdoptC *adopts              # MAIL_IN of them
@@ -52,16 +54,11 @@ cdef struct MailC:
 cdef bint mail_full(MailC *mail) noexcept nogil:
     return mail.in_tail - sys_load_acquire(&mail.in_head) == MAIL_IN
 
-cdef int mail_accept(MailC *mail, int listener) noexcept nogil:
-    # Control plane: accepts a connection into a ring that is not full. RC_OK or -errno.
-    cdef AdoptC *adopt = &mail.adopts[mail.in_tail & (MAIL_IN - 1)]
-    adopt.fd = io_accept(listener, adopt.address, ADDRESS_ROOM)
-    if adopt.fd < 0:
-        return adopt.fd
-    mail.adopted += 1
+cdef void mail_put(MailC *mail, AdoptC *adopt) noexcept nogil:
+    # The accepting worker: puts a descriptor into a ring that is not full.
+    mail.adopts[mail.in_tail & (MAIL_IN - 1)] = adopt[0]
     sys_store_release(&mail.in_tail, mail.in_tail + 1)
     io_ring(mail.in_fd, &mail.in_rung)
-    return RC_OK
 
 cdef RecordC *mail_next_record(MailC *mail) noexcept nogil:
     # Worker: the place of the next record, or NULL where the ring is full. mail_post() hands it over.

@@ -10,11 +10,12 @@ cdef enum:
     RC_BAD = 4      # the peer broke the protocol
     RC_GONE = 5     # the exchange ended in the call; its pointers may not be used any more
 
-# Which end of the proxy a connection is; the mailbox is in the epoll set too.
+# Which end of the proxy a connection is; the mailbox and the listening socket are in the epoll set too.
 cdef enum:
     SIDE_MAIL = 0
     SIDE_CLIENT = 1
     SIDE_UPSTREAM = 2
+    SIDE_LISTENER = 3
 
 # States of a client connection.
 cdef enum:
@@ -85,10 +86,14 @@ cdef enum:
     KIND_EXCHANGE = 0
     KIND_BACKEND_DOWN = 1
     KIND_BACKEND_UP = 2
+    KIND_ACCEPT_PAUSED = 3
+    KIND_ACCEPT_RESUMED = 4
 
 EVENT_EXCHANGE = KIND_EXCHANGE
 EVENT_BACKEND_DOWN = KIND_BACKEND_DOWN
 EVENT_BACKEND_UP = KIND_BACKEND_UP
+EVENT_ACCEPT_PAUSED = KIND_ACCEPT_PAUSED
+EVENT_ACCEPT_RESUMED = KIND_ACCEPT_RESUMED
 
 # Stands for an errno where the peer broke HTTP and not the connection.
 cdef enum:

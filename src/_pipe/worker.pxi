@@ -2,6 +2,8 @@
 
 cdef enum:
     MAX_WORKERS = 256
+    ACCEPTS_A_TURN = 64
+    ACCEPT_PAUSE = 50000        # us between two looks whether accepting can go on
     WHEEL_SLOTS = 1024          # of 2^14 us each: it looks 16.8 s ahead
     WHEEL_WORDS = 16            # WHEEL_SLOTS / 64
     WHEEL_SHIFT = 14
@@ -55,6 +57,17 @@ cdef struct BackendC:
     int address                 # index of the one that worked last
     int64_t left_out_until      # us, 0 where it is not left out
 
+cdef struct WorkerC
+
+# The listening socket, in the one worker that accepts for all.
+cdef struct ListenerC:
+    ConnC conn
+    int64_t most                # clients of all workers; then accepting pauses ...
+    int64_t resume_at           # ... until there are no more than these
+    bint paused
+    int count
+    WorkerC *workers[MAX_WORKERS]
+
 cdef struct WorkerC:
     int epfd
     int64_t now                 # us; read once a turn
@@ -64,6 +77,8 @@ cdef struct WorkerC:
     bint draining               # as the mail said
     bint stopping
     void *new_table             # a TableC handed over by the control plane, or NULL
+    void *new_listener          # a ListenerC, the same
+    ListenerC *listener         # NULL where another worker accepts
     TableC *table
     BackendC backends[MAX_BACKENDS]
     int turn_start              # where the choice among equals begins next time
@@ -93,18 +108,3 @@ cdef struct WorkerC:
     MailC mail
     StatsC stats
     epoll_event events[BATCH]
-
-cdef int worker_accept(WorkerC **workers, int count, int listener) noexcept nogil:
-    # Control plane: accepts one connection for the worker with the fewest clients. RC_OK, RC_AGAIN where every mailbox is
-    # full, -errno. Accepting is done here, in a batch and without the GIL, because a Python socket object for each
-    # connection cost more than the connection; whether and when to accept is decided by server.py.
-    cdef WorkerC *best = NULL
-    cdef int64_t fewest = 0
-    cdef int64_t clients
-    cdef int i
-    for i in range(count):
-        clients = <int64_t>(workers[i].mail.adopted - sys_read_counter(&workers[i].stats.closed))
-        if (best is NULL or clients < fewest) and not mail_full(&workers[i].mail):
-            best = workers[i]
-            fewest = clients
-    return mail_accept(&best.mail, listener) if best is not NULL else RC_AGAIN

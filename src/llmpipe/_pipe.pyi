@@ -22,9 +22,6 @@ MAX_BACKENDS: int
 MAX_ADDRESSES: int
 """Addresses that one backend may have; `Engine.configure` refuses more."""
 
-MAILBOX_FULL: int
-"""What `accept` says instead of an errno when no engine can take another connection now."""
-
 EVENT_EXCHANGE: int
 """Kind of an event record: an exchange ended."""
 
@@ -33,6 +30,13 @@ EVENT_BACKEND_DOWN: int
 
 EVENT_BACKEND_UP: int
 """Kind of an event record: a backend that was left out answered again."""
+
+EVENT_ACCEPT_PAUSED: int
+"""Kind of an event record: no client is accepted now. `bytes_up` is the number of clients, `error` why: 0 for as many as
+may be, EAGAIN for engines that have thousands to take first, else what accept(2) said."""
+
+EVENT_ACCEPT_RESUMED: int
+"""Kind of an event record: clients are accepted again."""
 
 class Settings(Protocol):
     """What an engine is told once, when it is made; `llmpipe.config.Settings` satisfies it. A timeout of 0 is off."""
@@ -132,15 +136,6 @@ class Stats(TypedDict):
     disconnect: Histogram
     backends: list[BackendStats]
 
-def accept(listener: int, engines: list[Engine], most: int) -> tuple[int, int]:
-    """Accepts connections, each for the engine with the fewest clients, until none waits or there were `most`.
-
-    The listening socket does not wait and has TCP_NODELAY set, which its connections inherit.
-
-    Returns:
-        How many were accepted, and why no more were: 0 for none waits or `most`, an errno, or MAILBOX_FULL.
-    """
-
 class Engine:
     """One worker of the data plane: its own epoll set, connections, upstream pools and counters.
 
@@ -164,6 +159,28 @@ class Engine:
             OSError: the epoll set failed; every connection was closed.
             RuntimeError: it is running already, or has run.
         """
+
+    def listen(self, listener: int, engines: list[Engine], most: int, resume_at: int) -> None:
+        """Accepts connections from now on, each for the engine with the fewest clients.
+
+        Accepting pauses while there are `most` clients or no descriptor is left, which EVENT_ACCEPT_PAUSED tells, and goes
+        on when there are `resume_at` or fewer, which EVENT_ACCEPT_RESUMED tells.
+
+        Args:
+            listener: a listening socket that does not wait and has TCP_NODELAY set, which its connections inherit. It stays
+                the caller's, and open while the engine listens.
+            engines: all engines, this one among them; none may be closed while this one runs.
+
+        Raises:
+            RuntimeError: the engine listens already.
+        """
+
+    def end_listening(self) -> None:
+        """Accepts what waits now, as far as there is room, and no more; `listens` tells when that is done."""
+
+    @property
+    def listens(self) -> bool:
+        """Whether it was told to listen, and has not ended that."""
 
     def configure(self, backends: Sequence[Backend]) -> None:
         """Replaces the routing table between two turns of the loop; live exchanges keep what they have.

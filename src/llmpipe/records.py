@@ -1,13 +1,23 @@
-"""Event records of the engine, turned into log lines: access lines, disconnects, backends that went and came back."""
+"""Event records of the engine, turned into log lines: access lines, disconnects, backends that went and came back, pauses."""
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import time
 from typing import TYPE_CHECKING
 
 from llmpipe import disconnect, log
-from llmpipe._pipe import EVENT_BACKEND_DOWN, EVENT_BACKEND_UP, EVENT_EXCHANGE, OUTCOMES, PHASES
+from llmpipe._pipe import (
+    EVENT_ACCEPT_PAUSED,
+    EVENT_ACCEPT_RESUMED,
+    EVENT_BACKEND_DOWN,
+    EVENT_BACKEND_UP,
+    EVENT_EXCHANGE,
+    OUTCOMES,
+    PHASES,
+)
 
 if TYPE_CHECKING:
     from llmpipe._pipe import EventRecord
@@ -36,6 +46,10 @@ class RecordLog:
             self._backend_down(record)
         elif kind == EVENT_BACKEND_UP:
             self._backend_up(record)
+        elif kind == EVENT_ACCEPT_PAUSED:
+            self._accept_paused(record)
+        elif kind == EVENT_ACCEPT_RESUMED:
+            log.info("accept resumed", clients=record[12])
 
     def _exchange(self, record: EventRecord) -> None:
         (_, age, slot, client, method, target, request_id, status, outcome, phase, ttft, duration, bytes_up, bytes_down,
@@ -68,6 +82,12 @@ class RecordLog:
             "close_ms": _milliseconds(close_time),
         }
         log.event(logging.INFO, "access", fields, at=time.time() - age)
+
+    @staticmethod
+    def _accept_paused(record: EventRecord) -> None:
+        clients, error = record[12], record[16]
+        reason = {0: "clients", errno.EAGAIN: "mailbox"}.get(error, "descriptors")
+        log.warning("accept paused", reason=reason, clients=clients, error=os.strerror(error) if error else None)
 
     def _backend_down(self, record: EventRecord) -> None:
         # Every worker finds out by itself, and again each time that a try fails; one line says that it went.

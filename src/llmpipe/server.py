@@ -1,11 +1,11 @@
-"""The control plane's life: sockets, accept, signals, drain.
+"""The control plane's life: sockets, signals, drain.
 
-It accepts and hands over. It never reads from a client or a backend, and nothing here runs while an event is forwarded.
+It opens the listening socket and says when accepting begins and ends. It never reads from a client or a backend, and
+nothing here runs while a client is accepted or an event is forwarded.
 """
 
 import asyncio
 import errno
-import os
 import resource
 import signal
 import socket
@@ -14,7 +14,6 @@ from contextlib import ExitStack
 import uvloop
 
 from llmpipe import __version__, admin, log, metrics, mock, resolve
-from llmpipe._pipe import MAILBOX_FULL, accept
 from llmpipe.background import BackgroundServer
 from llmpipe.config import Backend, Serve, format_address, parse_backend
 from llmpipe.errors import UsageError
@@ -22,16 +21,11 @@ from llmpipe.records import RecordLog
 from llmpipe.runner import Runner
 
 BACKLOG = 4096
-ACCEPTS_A_TURN = 64
-"""Connections accepted before the loop looks at anything else."""
-
 RESERVED_DESCRIPTORS = 64
 """Descriptors that are kept for what is neither client nor upstream."""
 
-RESUME_INTERVAL = 0.05
-"""Seconds between two looks whether accepting can go on."""
-
-OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+LISTEN_INTERVAL = 0.001
+"""Seconds between two looks whether listening has ended."""
 
 
 def bind(address: tuple[str, int], option: str) -> socket.socket:
@@ -82,7 +76,7 @@ def raise_descriptor_limit() -> int:
 
 
 class Acceptor:
-    """Accepts connections and hands each to the engine with the fewest clients.
+    """Has the first engine accept for all of them, each client for the engine with the fewest.
 
     A client needs two descriptors, its own and an upstream's. When those run out accepting pauses; who is connected stays
     untouched, and who is not waits in the backlog (rule G2).
@@ -92,61 +86,21 @@ class Acceptor:
         self._listener = listener
         self._runner = runner
         self._most_clients = most_clients
-        # Some must have left before accepting goes on, or it would pause again for each that leaves.
-        self._resume_at = most_clients - max(1, most_clients // 50)
-        self._loop = asyncio.get_running_loop()
-        self._resume_timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Begins to accept."""
-        self._loop.add_reader(self._listener.fileno(), self._accept_some)
+        # Some must have left before accepting goes on, or it would pause again for each that leaves.
+        resume_at = self._most_clients - max(1, self._most_clients // 50)
+        engines = self._runner.engines
+        engines[0].listen(self._listener.fileno(), engines, self._most_clients, resume_at)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Takes what is in the backlog, then stops listening."""
-        while self._resume_timer is None and self._accept_some() == ACCEPTS_A_TURN:
-            pass
-        if self._resume_timer is None:
-            self._loop.remove_reader(self._listener.fileno())
-        else:
-            self._resume_timer.cancel()
+        first = self._runner.engines[0]
+        first.end_listening()
+        while first.listens and not self._runner.ended.is_set():  # noqa: ASYNC110 - it takes a turn of the engine
+            await asyncio.sleep(LISTEN_INTERVAL)
         self._listener.close()
-
-    def _accept_some(self) -> int:
-        """Accepts what waits, a turn's share of it; how many those were."""
-        room = self._most_clients - self._runner.clients()
-        if room <= 0:
-            self._pause("clients", clients=self._runner.clients())
-            return 0
-        accepted, error = accept(self._listener.fileno(), self._runner.engines, min(room, ACCEPTS_A_TURN))
-        if error in OUT_OF_RESOURCES:
-            self._pause("descriptors", error=os.strerror(error))
-        elif error == MAILBOX_FULL:
-            self._pause("mailbox")  # the workers have thousands to take first
-        elif error and error not in (errno.ECONNABORTED, errno.EINTR):
-            log.warning("accept failed", error=os.strerror(error))
-        return accepted
-
-    def _pause(self, reason: str, **fields: object) -> None:
-        self._loop.remove_reader(self._listener.fileno())
-        log.warning("accept paused", reason=reason, **fields)
-        self._resume_timer = self._loop.call_later(RESUME_INTERVAL, self._resume)
-
-    def _resume(self) -> None:
-        if self._runner.clients() > self._resume_at or not self._descriptor_free():
-            self._resume_timer = self._loop.call_later(RESUME_INTERVAL, self._resume)
-            return
-        self._resume_timer = None
-        log.info("accept resumed")
-        self.start()
-
-    @staticmethod
-    def _descriptor_free() -> bool:
-        # What a failed accept lacked must be there before anybody is told that it is.
-        try:
-            socket.socket(socket.AF_UNIX).close()
-        except OSError:
-            return False
-        return True
 
 
 class Server:
@@ -268,7 +222,7 @@ class Server:
         while True:
             number = await self._signal_or_end(runner, None)
             if number is None:
-                acceptor.close()
+                await acceptor.close()
                 return 1  # an engine failed; the runner has logged why
             if number != signal.SIGHUP:
                 break
@@ -281,7 +235,7 @@ class Server:
         """Rule G4: readiness fails, listening stops, streams finish, within a limit; a second signal ends at once."""
         self._draining = True
         log.info("draining", signal=number.name, clients=runner.clients(), seconds=self._config.drain_timeout)
-        acceptor.close()
+        await acceptor.close()
         runner.drain()
         loop = asyncio.get_running_loop()
         limit = self._config.drain_timeout

@@ -1,0 +1,119 @@
+# accept: one worker accepts for all, each connection for the worker with the fewest clients.
+#
+# The control plane decides when accepting begins and ends and how many clients there may be. It does not accept itself: a
+# Python call, a wake-up of another thread and a socket object for each connection cost more than the connection. Nor does
+# each worker for itself: the kernel would give most connections to whichever worker wakes first, and streams live long.
+
+cdef void client_adopt(WorkerC *w, AdoptC *adopt) noexcept nogil:
+    # A client connection that the control plane accepted. Without memory for it, it is closed.
+    cdef ClientC *client = <ClientC *>slab_get(&w.clients)
+    sys_add_counter(&w.stats.accepted, 1)
+    if client is NULL:
+        io_close(adopt.fd)
+        sys_add_counter(&w.stats.closed, 1)
+        return
+    conn_open(w, &client.conn, adopt.fd, SIDE_CLIENT)
+    w.client_count += 1
+    memcpy(client.address, adopt.address, ADDRESS_ROOM)
+    if io_watch(w.epfd, adopt.fd, &client.conn) < 0:
+        client_close(w, client, False)
+        return
+    client_idle(w, client)
+
+cdef int64_t worker_clients(WorkerC *w) noexcept nogil:
+    return <int64_t>(sys_read_counter(&w.mail.adopted) - sys_read_counter(&w.stats.closed))
+
+cdef void listener_post(WorkerC *w, uint8_t kind, int64_t clients, int error) noexcept nogil:
+    # Tells the control plane how accepting goes; the number of clients is in `bytes_up`.
+    cdef RecordC *record = mail_next_record(&w.mail)
+    if record is NULL:
+        sys_add_counter(&w.stats.records_dropped, 1)
+        return
+    memset(record, 0, sizeof(RecordC))
+    record.kind = kind
+    record.at = w.now
+    record.backend = -1
+    record.ttft = -1
+    record.close_time = -1
+    record.bytes_up = clients
+    record.error = error
+    mail_post(&w.mail, True)
+
+cdef void listener_pause(WorkerC *w, int64_t clients, int error) noexcept nogil:
+    # Clients or descriptors have run out. Who is connected stays untouched, and who is not waits in the backlog (rule G2).
+    w.listener.paused = True
+    timer_arm(w, &w.listener.conn, w.now + ACCEPT_PAUSE)
+    listener_post(w, KIND_ACCEPT_PAUSED, clients, error)
+
+cdef int64_t listener_clients(ListenerC *listener, WorkerC **best) noexcept nogil:
+    # Clients of all workers, and the worker that gets the next; NULL where every mailbox is full.
+    cdef int64_t total = 0
+    cdef int64_t fewest = 0
+    cdef int64_t clients
+    cdef int i
+    best[0] = NULL
+    for i in range(listener.count):
+        clients = worker_clients(listener.workers[i])
+        total += clients
+        if (best[0] is NULL or clients < fewest) and not mail_full(&listener.workers[i].mail):
+            best[0] = listener.workers[i]
+            fewest = clients
+    return total
+
+cdef void step_listener(WorkerC *w) noexcept nogil:
+    # Accepts what waits, a turn's share of it.
+    cdef ListenerC *listener = w.listener
+    cdef WorkerC *best = NULL
+    cdef AdoptC adopt
+    cdef int64_t clients
+    cdef int i
+    for i in range(ACCEPTS_A_TURN):
+        if not listener.conn.readable or listener.paused:
+            return
+        clients = listener_clients(listener, &best)
+        if clients >= listener.most or best is NULL:
+            listener_pause(w, clients, 0 if clients >= listener.most else EAGAIN)
+            return
+        adopt.fd = io_accept(listener.conn.fd, adopt.address, ADDRESS_ROOM)
+        if adopt.fd == -EAGAIN:
+            listener.conn.readable = False
+            return
+        if adopt.fd == -EMFILE or adopt.fd == -ENFILE or adopt.fd == -ENOBUFS or adopt.fd == -ENOMEM:
+            listener_pause(w, clients, -adopt.fd)
+            return
+        if adopt.fd < 0:
+            continue        # it was gone before it could be accepted (accept(2) names many errors of the network)
+        sys_add_counter(&best.mail.adopted, 1)
+        if best is w:
+            client_adopt(w, &adopt)
+        else:
+            mail_put(&best.mail, &adopt)
+    conn_queue(w, &listener.conn)
+
+cdef void listener_resume(WorkerC *w) noexcept nogil:
+    # The pause may be over: what was lacking must be there before anybody is told that it is.
+    cdef WorkerC *best = NULL
+    cdef int64_t clients = listener_clients(w.listener, &best)
+    if clients > w.listener.resume_at or best is NULL or not io_descriptor_free():
+        timer_arm(w, &w.listener.conn, w.now + ACCEPT_PAUSE)
+        return
+    w.listener.paused = False
+    listener_post(w, KIND_ACCEPT_RESUMED, clients, 0)
+    step_listener(w)
+
+cdef void listener_take(WorkerC *w) noexcept nogil:
+    # Begins to accept, or ends it: then what waits in the backlog is taken first, as far as there is room.
+    cdef ListenerC *listener = <ListenerC *>sys_exchange_pointer(&w.new_listener, NULL)
+    if listener is not NULL:
+        w.listener = listener
+        listener.conn.side = SIDE_LISTENER
+        listener.conn.readable = True
+        if io_watch(w.epfd, listener.conn.fd, &listener.conn) == 0:
+            step_listener(w)
+    if w.listener is not NULL and not w.listener.conn.closed and sys_load_acquire(&w.mail.closing):
+        w.listener.conn.readable = True
+        while w.listener.conn.readable and not w.listener.paused:
+            step_listener(w)
+        timer_disarm(w, &w.listener.conn)
+        w.listener.conn.closed = True
+        sys_store_release(&w.mail.closed, 1)

@@ -100,7 +100,7 @@ bench: $(VENV)/benched ## Measure beside the floor, nginx and HAProxy, into buil
 	$(VENV)/bin/python -m bench $(BENCH_ARGS)
 
 .PHONY: bench-all
-bench-all: $(VENV)/benched ## Measure beside every peer, and put the results into bench/results (about an hour)
+bench-all: $(VENV)/benched ## Measure beside every peer, and put the results into bench/results (about 30 minutes)
 	$(VENV)/bin/python -m bench --all --install --output bench/results $(BENCH_ARGS)
 
 .PHONY: lint

@@ -115,7 +115,7 @@ def cpus() -> tuple[int, int]:
     return found[0], found[1]
 
 
-def run(tasks: Sequence[Task], names: Sequence[str], rounds: int, factor: float) -> tuple[report.Report, bool]:
+def run(tasks: Sequence[Task], names: Sequence[str], rounds: int) -> tuple[report.Report, bool]:
     """Runs the tasks; the report, and whether every goal was met.
 
     Raises:
@@ -132,7 +132,7 @@ def run(tasks: Sequence[Task], names: Sequence[str], rounds: int, factor: float)
             for task in tasks:
                 with ExitStack() as stack:
                     group = Group(stack, task, chosen, proxy_cpu)
-                    schedule = Schedule(rounds, task.settle, task.seconds * factor)
+                    schedule = Schedule(rounds, task.settle, task.seconds)
                     for number, outcome in enumerate(measure.run_work(load, task.work, group.targets, schedule, shown)):
                         if number == 0:
                             outcomes.append(outcome)
@@ -144,7 +144,7 @@ def run(tasks: Sequence[Task], names: Sequence[str], rounds: int, factor: float)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--all", "every", is_flag=True, help="Every peer, and rounds four times as long.")
+@click.option("--all", "every", is_flag=True, help="Every peer.")
 @click.option("--peer", "names", multiple=True, type=click.Choice(list(peers.ALL)), help="These targets; repeat it.")
 @click.option(
     "--work",
@@ -176,7 +176,7 @@ def main(every: bool, names: tuple[str, ...], works: tuple[str, ...], rounds: in
             except (OSError, subprocess.CalledProcessError) as error:
                 click.echo(f"{name} could not be installed: {error}", err=True)
     try:
-        made, met = run(tasks, names, rounds, 4.0 if every else 1.0)
+        made, met = run(tasks, names, rounds)
     except UsageError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(2)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from llmpipe.bench.report import quantity
 from llmpipe.bench.work import Work
@@ -39,18 +39,17 @@ class Goal:
 
 @dataclass(frozen=True)
 class Task:
-    """A work, how long a round of it measures, and its goals."""
+    """A work, its goals, and how long a round of it takes; times in seconds."""
 
     work: Work
     goals: Sequence[Goal] = ()
     seconds: float = 2.0
-    """Of a short run; a long one takes several times as long."""
+    """How long a round measures."""
     settle: float = 0.5
     direct: bool = True
     """Whether the same load straight at the source tells something."""
     slow: bool = False
     """Whether peers that need milliseconds for an event, or a request, are left out: they would only queue."""
-    names: Sequence[str] = field(default=())
 
 
 def _median(values: Sequence[float]) -> float:

@@ -45,9 +45,11 @@ def test_no_function_looks_for_an_exception_without_the_gil(generated):
     assert generated.count("ErrOccurredWithGIL") == 0
 
 
-def test_the_loop_never_takes_the_gil(generated):
-    body = re.search(r"^static int __pyx_f_7llmpipe_5_pipe_loop_run\([^;{]*\) \{\n(.*?)^\}$", generated, re.M | re.S)[1]
-    assert "epoll_wait" in body
+@pytest.mark.parametrize(("function", "called"), [("loop_run", "loop_wait"), ("loop_wait", "epoll_wait")])
+def test_the_loop_never_takes_the_gil(generated, function, called):
+    pattern = rf"^static int __pyx_f_7llmpipe_5_pipe_{function}\([^;{{]*\) \{{\n(.*?)^\}}$"
+    body = re.search(pattern, generated, re.MULTILINE | re.DOTALL)[1]
+    assert called in body
     assert not re.search(r"\bPy[A-Z_]|GILState|BlockThreads", body)
 
 

@@ -47,7 +47,7 @@ cdef void load_finish(LoadC *load) noexcept nogil:
         source = following
 
 cdef void load_abandon(LoadC *load) noexcept nogil:
-    # Every client is closed, and every answer. Idle connections to the source are the proxy's pool: they stay.
+    # Everything is closed, the idle connections to the source too: pools of several proxies would use up the descriptors.
     cdef SourceC *source = load.all
     cdef SourceC *following
     cdef int i
@@ -61,8 +61,7 @@ cdef void load_abandon(LoadC *load) noexcept nogil:
         carry_free(&load.clients[i].carry)
     while source is not NULL:
         following = source.all_next
-        if source.answering or source.client is not NULL or source.seen:
-            source_close(load, source)
+        source_close(load, source)
         source = following
     load.idle = load.spare = NULL
     load.clients = NULL

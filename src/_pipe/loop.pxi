@@ -137,6 +137,29 @@ cdef void loop_cut_all(WorkerC *w) noexcept nogil:
         else:
             loop_cut(w, x.client)
 
+cdef int loop_wait(WorkerC *w) noexcept nogil:
+    # As epoll_wait. Where the last waits were no longer than it takes to sleep and be woken, it looks for a while first:
+    # who wakes a sleeping worker pays for it too (docs/adr/0009).
+    cdef int64_t begun
+    cdef int64_t now
+    cdef int n
+    if w.busy is not NULL:
+        return epoll_wait(w.epfd, w.events, BATCH, 0)
+    begun = now = loop_clock()
+    n = 0
+    if w.gap < SPIN_GAP * 16:
+        while n == 0 and now - begun < SPIN_MOST:
+            n = epoll_wait(w.epfd, w.events, BATCH, 0)
+            now = loop_clock()
+    if n == 0:
+        n = epoll_wait(w.epfd, w.events, BATCH, timer_wait(w))
+        now = loop_clock()
+    begun = (now - begun) * 16
+    if begun > 10000:
+        begun = 10000
+    w.gap += (begun - w.gap) // 16
+    return n
+
 cdef int loop_run(WorkerC *w) noexcept nogil:
     # Turns until told to stop, or to drain and nothing is left: RC_OK. -errno where the epoll set failed.
     cdef int n
@@ -146,7 +169,7 @@ cdef int loop_run(WorkerC *w) noexcept nogil:
     w.now = loop_clock()
     w.wheel_tick = w.now >> WHEEL_SHIFT
     while True:
-        n = epoll_wait(w.epfd, w.events, BATCH, 0 if w.busy is not NULL else timer_wait(w))
+        n = loop_wait(w)
         if n < 0 and errno != EINTR:
             rc = -errno
             break

@@ -3,6 +3,8 @@
 cdef enum:
     MAX_WORKERS = 256
     ACCEPTS_A_TURN = 64
+    SPIN_GAP = 12               # us; after waits that were shorter on average, the next one begins with looking
+    SPIN_MOST = 15              # us that it looks for
     ACCEPT_PAUSE = 50000        # us between two looks whether accepting can go on
     WHEEL_SLOTS = 1024          # of 2^14 us each: it looks 16.8 s ahead
     WHEEL_WORDS = 16            # WHEEL_SLOTS / 64
@@ -71,6 +73,7 @@ cdef struct ListenerC:
 cdef struct WorkerC:
     int epfd
     int64_t now                 # us; read once a turn
+    int64_t gap                 # sixteenths of a us; how long the last waits were, the latest counting most
     uint32_t turn               # from 1; its number may come round again
     int64_t date_second         # that `date` was made for
     char date[32]

@@ -23,15 +23,19 @@ def tree(pid: int) -> list[int]:
     found = [pid]
     for parent in found:
         for task in _tasks(parent):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(*_ENDED):
                 found.extend(int(child) for child in (task / "children").read_text().split())
     return found
+
+
+# Only that a process or a thread has ended is passed over. Any other error would turn a figure into a lie.
+_ENDED = (FileNotFoundError, ProcessLookupError)
 
 
 def _tasks(pid: int) -> list[Path]:
     try:
         return list((PROC / str(pid) / "task").iterdir())
-    except OSError:
+    except _ENDED:
         return []
 
 
@@ -40,7 +44,7 @@ def cpu_seconds(pids: list[int]) -> float:
     used = 0
     for pid in pids:
         for task in _tasks(pid):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(*_ENDED):
                 used += int((task / "schedstat").read_text().split()[0])
     return used / 1e9
 
@@ -49,6 +53,6 @@ def resident_bytes(pids: list[int]) -> int:
     """Resident memory. Pages that several of them share count once for each; the growth under load is not shared."""
     used = 0
     for pid in pids:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(*_ENDED):
             used += int((PROC / str(pid) / "statm").read_text().split()[1]) * _PAGE
     return used

@@ -180,11 +180,12 @@ TASKS = (
             *(within(f"close:{phase}_p50", 0.3e-3) for phase in ("body", "wait", "silent", "stream", "blocked")),
             within("close_p99", 5e-3),
         ),
+        seconds=6.0,
     ),
     Task(
         Work("disconnect", "disconnect-5000", streams=5000, rate=5, leavers=8),
         (within("close_p99", 50e-3),),
-        seconds=3.0,
+        seconds=6.0,
         slow=True,
     ),
 )

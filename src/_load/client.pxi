@@ -202,7 +202,11 @@ cdef void client_answered(LoadC *load, ClientC *client) noexcept nogil:
         client_rest(load, client)
 
 cdef void client_time_event(LoadC *load, ClientC *client, int64_t now, int64_t stamp) noexcept nogil:
-    # What an event's arrival says; `stamp` is 0 where the source was not ours.
+    # What an event's arrival says; `stamp` is 0 where the source was not ours. Those who leave are not timed: half of what
+    # they get comes while they are about to go.
+    client.events_here += 1
+    if client.leaver:
+        return
     if not client.first:
         client.first = now
         load_time(load, TIME_TTFT, now - client.asked)
@@ -217,7 +221,6 @@ cdef void client_time_event(LoadC *load, ClientC *client, int64_t now, int64_t s
         load_time(load, TIME_LATENCY, now - stamp)
         client.stamp = stamp
     client.received = now
-    client.events_here += 1
     load_count(load, COUNT_EVENTS, 1)
 
 cdef int64_t abs_ns(int64_t ns) noexcept nogil:
@@ -243,7 +246,8 @@ cdef void client_marked_event(LoadC *load, ClientC *client, const uint8_t *p, si
             if mark_read(mark, &stamp, &serial, &number) == RC_OK:
                 break
             mark += 1
-        load_count(load, COUNT_ALTERED, 1)
+        if not client.leaver:
+            load_count(load, COUNT_ALTERED, 1)
     if number != client.number or serial != client.serial:
         load_count(load, COUNT_DISORDER, 1)
     client.number = number + 1
@@ -495,7 +499,9 @@ cdef bint client_read(LoadC *load, ClientC *client) noexcept nogil:
         rc = client_body(load, client, load.room, got, now)
     else:
         rc = RC_BAD         # bytes that nobody asked for
-    if client.events_here == 1:
+    if client.leaver:
+        pass
+    elif client.events_here == 1:
         load_count(load, COUNT_ALONE, 1)
     elif client.events_here:
         load_count(load, COUNT_MERGED, <uint64_t>client.events_here)

@@ -24,7 +24,7 @@ cdef enum:
     LEAVE_FIRST = 5000000           # a leaver stays at least this long in its phase ...
     LEAVE_SPAN = 50000000           # ... and at most so much longer
 
-cdef int64_t LEAVE_LIMIT = 5000000000       # when a close that nobody saw is counted as never seen
+cdef int64_t LEAVE_LIMIT = 2000000000       # when a close that nobody saw is counted as never seen
 
 # What the source does with a request; the client asks for it, in the field X-Request-ID-Bench.
 cdef enum:

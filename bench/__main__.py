@@ -23,7 +23,8 @@ import click
 from bench import peers
 from bench.works import TASKS, Task
 from llmpipe.bench import command, display, generator, measure, report
-from llmpipe.bench.measure import Outcome, Schedule, Target
+from llmpipe.bench.measure import Outcome, Round, Schedule, Target, Watcher
+from llmpipe.bench.work import Work
 from llmpipe.errors import UsageError
 from llmpipe.server import raise_descriptor_limit
 
@@ -31,8 +32,36 @@ USUAL = ("llmpipe", "floor", "haproxy", "nginx")
 SOURCE_PORT = 7800
 FIRST_PORT = 7801
 FOLDER = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "llmpipe-bench"
-HEAVY = frozenset({"litellm", "aiohttp"})
-"""Peers that need so long for a request or an event that thousands of streams would only queue before them."""
+MOST_STREAMS = {"litellm": 100, "aiohttp": 1000}
+"""Peers that need so long for a request or an event that more streams would only queue before them."""
+
+
+class Alone:
+    """A watcher that lets only the target of the present round run.
+
+    A peer that was given more than it can do goes on when its round is over, on the CPU that the next one has for itself.
+    """
+
+    def __init__(self, shown: Watcher) -> None:
+        self._shown = shown
+        self._targets: Sequence[Target] = ()
+
+    def work(self, work: Work, targets: Sequence[Target], rounds: int) -> None:
+        self._targets = targets
+        self._shown.work(work, targets, rounds)
+
+    def phase(self, target: Target, number: int, phase: str) -> None:
+        if phase == "starting":
+            for other in self._targets:
+                for pid in other.tree():
+                    os.kill(pid, signal.SIGCONT if other is target else signal.SIGSTOP)
+        self._shown.phase(target, number, phase)
+
+    def tick(self, target: Target, done: float, latest: dict[str, float]) -> None:
+        self._shown.tick(target, done, latest)
+
+    def round(self, target: Target, number: int, result: Round) -> None:
+        self._shown.round(target, number, result)
 
 
 class Group:
@@ -44,7 +73,7 @@ class Group:
         if task.direct:
             self.targets.append(Target("direct", "direct", ("127.0.0.1", SOURCE_PORT)))
         for number, peer in enumerate(chosen):
-            if task.slow and peer.name in HEAVY:
+            if task.work.streams > MOST_STREAMS.get(peer.name, task.work.streams):
                 continue
             port = FIRST_PORT + number
             try:
@@ -133,7 +162,9 @@ def run(tasks: Sequence[Task], names: Sequence[str], rounds: int) -> tuple[repor
                 with ExitStack() as stack:
                     group = Group(stack, task, chosen, proxy_cpu)
                     schedule = Schedule(rounds, task.settle, task.seconds)
-                    for number, outcome in enumerate(measure.run_work(load, task.work, group.targets, schedule, shown)):
+                    for number, outcome in enumerate(
+                        measure.run_work(load, task.work, group.targets, schedule, Alone(shown))
+                    ):
                         if number == 0:
                             outcomes.append(outcome)
         except KeyboardInterrupt:

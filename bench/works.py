@@ -48,8 +48,6 @@ class Task:
     settle: float = 0.5
     direct: bool = True
     """Whether the same load straight at the source tells something."""
-    slow: bool = False
-    """Whether peers that need milliseconds for an event, or a request, are left out: they would only queue."""
 
 
 def _median(values: Sequence[float]) -> float:
@@ -161,18 +159,15 @@ TASKS = (
         (within("memory_per_stream", KILOBYTE, "B"),),
         seconds=1.0,
         direct=False,
-        slow=True,
     ),
     Task(
         Work("paced", "flowing-5000x5", streams=5000, rate=5),
         (within("memory_per_stream", KILOBYTE, "B"),),
         direct=False,
-        slow=True,
     ),
     Task(
         Work("paced", "live-9000x5", streams=9000, rate=5),
         (within("errors", 0, ""), at_most("latency_p99", 1, "haproxy")),
-        slow=True,
     ),
     Task(
         Work("disconnect", "disconnect-idle", streams=0, leavers=8),
@@ -186,6 +181,5 @@ TASKS = (
         Work("disconnect", "disconnect-5000", streams=5000, rate=5, leavers=8),
         (within("close_p99", 50e-3),),
         seconds=6.0,
-        slow=True,
     ),
 )

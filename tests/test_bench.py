@@ -284,6 +284,22 @@ def test_a_cut_stream_is_an_error(tmp_path):
     assert "truncated" in run.done.stdout
 
 
+def test_an_answer_that_only_looks_complete_is_an_error(tmp_path):
+    port = free_port()
+    event = re.compile(rb"[0-9a-f]+\r\ndata: \{.*?\n\n\r\n", re.DOTALL)
+
+    def drop_last_event(sink: socket.socket, data: bytes) -> bool:
+        events = list(event.finditer(data))
+        if len(events) == 3:
+            data = data[: events[-1].start()] + data[events[-1].end() :]
+        return send_on(sink, data)
+
+    with relay(port, drop_last_event) as address:
+        run = Bench(tmp_path, "requests", port, f"short={address}", "--streams", 1, "--tokens", 3, "--rate", 0, code=1)
+    assert run.errors("short")["truncated"] > 0
+    assert run.errors("direct") == {}
+
+
 def test_a_backend_that_is_never_told_is_an_error(tmp_path):
     port = free_port()
     with relay(port, send_on, close_upstream=False) as address:
@@ -330,6 +346,7 @@ def test_statuses_are_counted(proxy_to, tmp_path):
     )
     target = json.loads((tmp_path / "r").read_text())["works"][0]["targets"][0]
     assert target["rounds"][0]["errors"]["status 503"] > 0
+    assert target["figures"]["requests_per_second"]["median"] == 0
     assert "status 503" in run_.stdout
 
 
@@ -433,7 +450,7 @@ def test_an_interrupt_prints_what_there_is(proxy_to, tmp_path):
         (["paced", "--proxy", "127.0.0.1"], "is not an address"),
         (["paced", "--proxy", "a=127.0.0.1:1", "--proxy", "a=127.0.0.1:2"], "two targets are called a"),
         (["paced", "--proxy", "127.0.0.1:1", "--pid", "4194999"], "there is no such process"),
-        (["paced", "--proxy", "a=127.0.0.1:1", "--pid", f"b={os.getpid()}"], "say whose process it is"),
+        (["paced", "--proxy", "a=127.0.0.1:1", "--pid", "b=1"], "say whose process it is"),
         (["paced", "--proxy", "127.0.0.1:1", "--event-size", "10"], "an event is"),
         (["paced", "--proxy", "127.0.0.1:1", "--rate", "0"], "need a rate"),
         (["paced", "--proxy", "127.0.0.1:1", "--streams", "900000"], "descriptors"),

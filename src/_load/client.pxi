@@ -79,6 +79,8 @@ cdef void client_ask(LoadC *load, ClientC *client) noexcept nogil:
     client.position = 0
     client.carry.used = 0
     client.spoilt = False
+    client.refused = False
+    client.done = False
     client.call = CALL_ASK
     load.opening += 1
     client_send(load, client)
@@ -143,7 +145,9 @@ cdef void client_unseen(LoadC *load, ClientC *client) noexcept nogil:
 
 cdef void client_due(LoadC *load, ClientC *client) noexcept nogil:
     # The timers came to it.
-    if client.call == CALL_LEFT:
+    if load.finishing and (client.call == CALL_NONE or client.call == CALL_LEFT):
+        client.call = CALL_NONE
+    elif client.call == CALL_LEFT:
         client_unseen(load, client)
     elif client.call == CALL_NONE and load.plan.again == AGAIN_ARRIVAL:
         if client_take_waiting(load, client):
@@ -171,16 +175,23 @@ cdef void client_rest(LoadC *load, ClientC *client) noexcept nogil:
     client.idle_next = load.idle
     load.idle = client
 
+cdef bint client_missed(LoadC *load, ClientC *client) noexcept nogil:
+    # Whether an answer of our source has a clean end and yet lacks something: the worst that a proxy can do.
+    cdef PlanC *plan = load.plan
+    if not plan.marked or client.refused or client.mode == MODE_FLOOD:
+        return False
+    return not client.done or (plan.events and client.number != <uint32_t>plan.events)
+
 cdef void client_answered(LoadC *load, ClientC *client) noexcept nogil:
-    # The answer is complete: what is next?
+    # The answer has ended, well as far as its framing says: what is next?
     cdef PlanC *plan = load.plan
     cdef int64_t now = load_clock()
-    load_count(load, COUNT_ANSWERS, 1)
-    load_time(load, TIME_DURATION, now - client.asked)
-    if client.tokens >= 0:
-        load_count(load, COUNT_TOKENS, <uint64_t>client.tokens)
-    elif client.number:
-        load_count(load, COUNT_TOKENS, client.number)
+    if client_missed(load, client):
+        load_error(load, ERROR_TRUNCATED)
+    elif not client.refused:
+        load_count(load, COUNT_ANSWERS, 1)
+        load_time(load, TIME_DURATION, now - client.asked)
+        load_count(load, COUNT_TOKENS, <uint64_t>client.tokens if client.tokens >= 0 else client.number)
     if client.counted:
         client.counted = False
         sys_add_counter(&plan.flowing, <uint64_t>-1)
@@ -190,7 +201,7 @@ cdef void client_answered(LoadC *load, ClientC *client) noexcept nogil:
         client.call = CALL_CLOSING
         timer_set(load, &client.end, load.now + CLOSE_LIMIT)
     elif load.finishing or plan.again == AGAIN_NEVER or plan.again == AGAIN_CONNECT or not client.keep_alive:
-        client_shut(load, client, False)
+        client_shut(load, client, load.finishing)       # see source_close
         if plan.again != AGAIN_NEVER:
             client_again(load, client, 0)
     elif plan.again == AGAIN_ASK:
@@ -242,7 +253,9 @@ cdef void client_marked_event(LoadC *load, ClientC *client, const uint8_t *p, si
         while mark is not NULL:
             mark = <const uint8_t *>memchr(mark, c"@", n - (mark - p))
             if mark is NULL or n - (mark - p) < MARK_LENGTH:
-                return          # a comment, [DONE], or an event that the proxy made
+                # A comment, the end, or an event that the proxy made.
+                client.done = client.done or memmem(p, n, b"[DONE]", 6) is not NULL
+                return
             if mark_read(mark, &stamp, &serial, &number) == RC_OK:
                 break
             mark += 1
@@ -431,6 +444,7 @@ cdef int client_head(LoadC *load, ClientC *client, const uint8_t *data, size_t n
     client.keep_alive = head.keep_alive and head.framing != FRAMING_CLOSE
     memset(&client.chunk, 0, sizeof(ChunkC))
     if head.status != 200:
+        client.refused = True
         client.event_stream = False
         client.first = now          # no event, and no TTFT
     if client.carry.used:

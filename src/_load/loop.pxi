@@ -59,14 +59,14 @@ cdef void load_abandon(LoadC *load) noexcept nogil:
         timer_clear(load, &load.clients[i].end)
         load.clients[i].call = CALL_NONE
         carry_free(&load.clients[i].carry)
-    while source is not NULL:
-        following = source.all_next
-        source_close(load, source)
-        source = following
     load.idle = load.spare = NULL
     load.clients = NULL
     load.client_count = 0
     load.plan = NULL
+    while source is not NULL:
+        following = source.all_next
+        source_close(load, source)
+        source = following
 
 cdef void load_command(LoadC *load) noexcept nogil:
     cdef uint32_t command

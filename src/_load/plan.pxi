@@ -178,6 +178,8 @@ cdef struct ClientC:
     bint counted                    # in plan.flowing
     bint keep_alive
     bint event_stream
+    bint refused                    # its answer has another status than 200
+    bint done                       # [DONE] has come
     bint spoilt                     # the event in `carry` began in an earlier read
     uint8_t framing
     uint32_t serial                 # of its request, unique in the generator's life

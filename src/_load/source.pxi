@@ -4,12 +4,16 @@
 # chunk a send. What it does besides is asked for by the client's X-Request-ID-Bench field: its number and its mode.
 
 cdef void source_close(LoadC *load, SourceC *source) noexcept nogil:
-    # Closes the descriptor and parks the struct: the same batch of events may name it once more.
+    # Closes the descriptor and parks the struct: the same batch of events may name it once more. Between rounds it is reset:
+    # thousands of connections that linger for a minute would leave the next target no ports.
     if source.closed:
         return
     source.closed = True
     timer_clear(load, &source.end)
-    io_close(source.end.fd)
+    if load.plan is NULL:
+        io_reset(source.end.fd)
+    else:
+        io_close(source.end.fd)
     if source.client is not NULL:
         source.client.source = NULL
         source.client = NULL

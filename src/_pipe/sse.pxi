@@ -16,6 +16,11 @@ cdef bint sse_follow(uint8_t *state, const uint8_t *p, size_t n) noexcept nogil:
     cdef const uint8_t *end = p + n
     cdef const uint8_t *line_end
     cdef bint content = False
+    if (n > 2 and (end - 1)[0] == c"\n" and (end - 2)[0] == c"\n" and p[0] != c":" and p[0] != c"\n" and p[0] != c"\r"
+            and state[0] <= SSE_FIELD):
+        # Whole events, as nearly every piece is: it begins with content, and a blank line ends whatever stands before it.
+        state[0] = SSE_EVENT_START
+        return True
     while p < end:
         if state[0] == SSE_EVENT_START or state[0] == SSE_LINE_START:
             if p[0] == c"\n" or p[0] == c"\r":

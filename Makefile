@@ -5,6 +5,7 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 VENV := .venv
 ASAN := .venv-asan
+TSAN := .venv-tsan
 GCOV := .venv-gcov
 ENGINE := .venv-engine
 
@@ -25,7 +26,7 @@ help: ## List the targets
 has = @grep -q $(2) $(1)/lib/python*/site-packages/llmpipe/_pipe.*.so || { echo "make: the engine in $(1) lacks $(2)" >&2; exit 1; }
 
 # pip 25.1 is the first that installs dependency groups.
-$(VENV)/bin/python $(ASAN)/bin/python $(GCOV)/bin/python $(ENGINE)/bin/python:
+$(VENV)/bin/python $(ASAN)/bin/python $(TSAN)/bin/python $(GCOV)/bin/python $(ENGINE)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "llmpipe needs Python 3.10 or later")'
 	$(PYTHON) -m venv $(@D)/..
 	$@ -m pip install $(PIP_FLAGS) --upgrade 'pip>=25.1'
@@ -48,6 +49,13 @@ $(ASAN)/tested: $(SOURCES) $(PROBE) | $(ASAN)/bin/python
 	$(call has,$(ASAN),__asan_init)
 	$(ASAN)/bin/python -m pip install $(PIP_FLAGS) --group test
 	LLMPIPE_BUILD=asan $(ASAN)/bin/python tests/probe/setup.py --quiet build_ext --force --build-lib build/probe-asan --build-temp build/temp-asan
+	@touch $@
+
+$(TSAN)/tested: $(SOURCES) $(PROBE) pyproject.toml | $(TSAN)/bin/python
+	LLMPIPE_BUILD=tsan $(TSAN)/bin/python -m pip install $(PIP_FLAGS) .
+	$(call has,$(TSAN),__tsan_init)
+	$(TSAN)/bin/python -m pip install $(PIP_FLAGS) --group test
+	$(TSAN)/bin/python tests/probe/setup.py --quiet build_ext --force --build-lib build/probe --build-temp build/temp
 	@touch $@
 
 $(GCOV)/tested: $(SOURCES) $(PROBE) | $(GCOV)/bin/python
@@ -87,6 +95,15 @@ asan: curl $(ASAN)/tested ## Run the tests under AddressSanitizer and UndefinedB
 	ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 LLMPIPE_PROBE=build/probe-asan \
 	$(ASAN)/bin/python -m pytest -n 2 $(PYTEST_ARGS)
 
+# Only the engine is instrumented: what happens inside CPython is not looked at, its locks are. ThreadSanitizer of gcc 12 needs
+# an address space that is not shuffled as far as newer kernels do.
+TSAN_TESTS := tests/test_threads.py tests/test_limits.py tests/test_balancing.py tests/test_drain.py
+.PHONY: tsan
+tsan: $(TSAN)/tested ## Run the tests of what threads share under ThreadSanitizer
+	LD_PRELOAD="$$(gcc -print-file-name=libtsan.so)" \
+	TSAN_OPTIONS=ignore_noninstrumented_modules=1:halt_on_error=1:second_deadlock_stack=1 \
+	setarch -R $(TSAN)/bin/python -m pytest -n 2 $(TSAN_TESTS) $(PYTEST_ARGS)
+
 # Line numbers of the parts, not of the generated C; only what the running proxies did is counted, so no probe.
 .PHONY: coverage
 coverage: curl $(GCOV)/tested ## Run the tests and print how much of each part of the engine they ran
@@ -117,4 +134,4 @@ wheel: | $(VENV)/bin/python ## Build a wheel into dist/
 
 .PHONY: clean
 clean: ## Remove what was built and installed
-	rm -rf build dist $(VENV) $(ASAN) $(GCOV) $(ENGINE) src/*.egg-info
+	rm -rf build dist $(VENV) $(ASAN) $(TSAN) $(GCOV) $(ENGINE) src/*.egg-info

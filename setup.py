@@ -1,6 +1,6 @@
 """Builds the engine and the load generator. Everything else about the package is in pyproject.toml.
 
-LLMPIPE_BUILD chooses the flavour: release (default), debug, asan, or gcov. Install a flavour other than release into a
+LLMPIPE_BUILD chooses the flavour: release (default), debug, asan, tsan, or gcov. Install a flavour other than release into a
 virtual environment of its own, never in place: a sanitized extension in the source tree breaks plain imports.
 """
 
@@ -10,7 +10,7 @@ import sys
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unused-function", "-Wno-missing-field-initializers"]
+WARNINGS = ["-Wall", "-Wextra"]
 
 FLAVOURS = {
     "release": (["-O3", "-g1", "-fvisibility=hidden", "-fno-semantic-interposition"], []),
@@ -19,6 +19,7 @@ FLAVOURS = {
         ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
         ["-fsanitize=address,undefined"],
     ),
+    "tsan": (["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=thread"], ["-fsanitize=thread"]),
     "gcov": (["-O0", "-g", "--coverage"], ["--coverage"]),
 }
 

@@ -275,7 +275,7 @@ cdef class Load:
         cdef PlanC *plan = self.plan
         cdef HistogramC *histogram
         cdef uint64_t n
-        cdef size_t i
+        cdef int i
         cdef list found = []
         self._open()
         if plan is NULL:

@@ -34,6 +34,7 @@ include "_pipe/head.pxi"
 include "_pipe/chunk.pxi"
 include "_pipe/sse.pxi"
 include "_pipe/io.pxi"
+include "_pipe/quota.pxi"
 include "_pipe/conn.pxi"
 include "_pipe/stats.pxi"
 include "_pipe/mail.pxi"
@@ -91,6 +92,8 @@ cdef int _read_settings(SettingsC *to, settings) except -1:
     to.total_timeout = _microseconds(settings.total_timeout)
     to.send_timeout = _microseconds(settings.send_timeout)
     to.upstream_idle_timeout = _microseconds(settings.upstream_idle_timeout)
+    _ranged("dead_peer_timeout", settings.dead_peer_timeout, 0, 86400)
+    to.dead_peer_timeout = _microseconds(settings.dead_peer_timeout)
     to.retry_429 = 429 in settings.retry_statuses
     to.retry_502 = 502 in settings.retry_statuses
     to.retry_503 = 503 in settings.retry_statuses
@@ -177,6 +180,7 @@ cdef class Engine:
     cdef WorkerC *w
     cdef bint started
     cdef bint running
+    cdef bint listening
 
     def __cinit__(self):
         self.w = NULL
@@ -243,12 +247,13 @@ cdef class Engine:
         finally:
             self.running = False
 
-    def listen(self, int listener, list engines not None, int64_t most, int64_t resume_at):
+    def listen(self, int listener, list engines not None, int64_t most, int64_t resume_at, int64_t max_connections,
+               int64_t max_per_address):
         cdef WorkerC *w = self._open()
         cdef ListenerC *made
         cdef Engine engine
         _ranged("engines", len(engines), 1, MAX_WORKERS)
-        if w.listener is not NULL or w.new_listener is not NULL:
+        if self.listening:
             raise RuntimeError("an engine listens once")
         made = <ListenerC *>calloc(1, sizeof(ListenerC))
         if made is NULL:
@@ -256,12 +261,25 @@ cdef class Engine:
         made.conn.fd = listener
         made.most = most
         made.resume_at = resume_at
+        made.max_connections = max_connections
+        made.max_per_address = max_per_address
+        if max_per_address:
+            made.quotas = <QuotaTableC *>calloc(1, sizeof(QuotaTableC))
+            if made.quotas is NULL:
+                free(made)
+                raise MemoryError
+            made.quotas.entries.size = sizeof(QuotaC)
+            getrandom(&made.quotas.seed, sizeof(made.quotas.seed), 0)
         for engine in engines:
             if engine.w is NULL:
-                free(made)
+                listener_free(made)
                 raise ValueError("an engine is closed")
             made.workers[made.count] = engine.w
             made.count += 1
+        io_nodelay(listener)
+        io_keepalive(listener, w.settings.dead_peer_timeout)
+        io_unanswered(listener, w.settings.dead_peer_timeout)
+        self.listening = True
         sys_exchange_pointer(&w.new_listener, made)
         io_ring(w.mail.in_fd, &w.mail.in_rung)
 
@@ -273,7 +291,7 @@ cdef class Engine:
     @property
     def listens(self):
         cdef WorkerC *w = self._open()
-        return (w.listener is not NULL or w.new_listener is not NULL) and not sys_load_acquire(&w.mail.closed)
+        return self.listening and not sys_load_acquire(&w.mail.closed)
 
     def configure(self, backends):
         cdef WorkerC *w = self._open()
@@ -324,6 +342,8 @@ cdef class Engine:
             "bytes_up": sys_read_counter(&stats.bytes_up),
             "events": sys_read_counter(&stats.events),
             "outcomes": [sys_read_counter(&stats.outcomes[i]) for i in range(OUTCOME_COUNT)],
+            "over_total": sys_read_counter(&stats.over_total),
+            "over_address": sys_read_counter(&stats.over_address),
             "connects": sys_read_counter(&stats.connects),
             "connect_errors": sys_read_counter(&stats.connect_errors),
             "reuses": sys_read_counter(&stats.reuses),
@@ -371,8 +391,8 @@ cdef class Engine:
         wide_free_all(w)
         free(w.table)
         free(w.new_table)
-        free(w.listener)
-        free(w.new_listener)
+        listener_free(w.listener)
+        listener_free(<ListenerC *>w.new_listener)
         free(w.head)
         free(w.mail.adopts)
         free(w.mail.records)

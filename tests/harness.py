@@ -34,6 +34,7 @@ REPORTS = (
     "Traceback (most recent call last)",
     "AddressSanitizer",
     "LeakSanitizer",
+    "ThreadSanitizer",
     "runtime error:",
     "Fatal Python error",
 )

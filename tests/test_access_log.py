@@ -225,7 +225,7 @@ def test_the_engines_ring_overflows_without_a_wait():
         with socket.create_server(("127.0.0.1", 0)) as listener:
             listener.setblocking(False)
             stream = Stream(socket.create_connection(listener.getsockname()))
-            engine.listen(listener.fileno(), [engine], 10, 5)
+            engine.listen(listener.fileno(), [engine], 10, 5, 0, 0)
             wait_until(lambda: engine.clients == 1)
             engine.end_listening()
             wait_until(lambda: not engine.listens)

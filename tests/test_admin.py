@@ -26,6 +26,7 @@ COUNTERS = {
     "llmpipe_backend_exchanges": ("backend",),
     "llmpipe_backend_failures": ("backend",),
     "llmpipe_accepted": (),
+    "llmpipe_connections_refused": ("reason",),
     "llmpipe_access_lines_dropped": (),
     "llmpipe_retries": (),
     "llmpipe_stale_replays": (),

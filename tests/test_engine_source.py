@@ -1,9 +1,12 @@
 """Rules of the engine that its source and the generated C must keep."""
 
 import inspect
+import os
 import re
+import runpy
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -28,16 +31,48 @@ def code(path: Path) -> str:
     return re.sub(r"#.*", "", text)
 
 
-@pytest.fixture(scope="module")
-def generated(tmp_path_factory) -> str:
-    """The C that Cython makes of the engine."""
-    out = tmp_path_factory.mktemp("cython") / "_pipe.c"
+def generate(module: Path, folder: Path) -> Path:
+    """The C that Cython makes of a module."""
+    out = folder / f"{module.stem}.c"
     subprocess.run(
-        [sys.executable, "-m", "cython", "-3", "--module-name", "llmpipe._pipe", MODULE, "-o", out],
+        [sys.executable, "-m", "cython", "-3", "--module-name", f"llmpipe.{module.stem}", module, "-o", out],
         check=True,
         cwd=ROOT / "src",
     )
-    return out.read_text()
+    return out
+
+
+def compile_warnings(source: Path) -> list[str]:
+    """What the compiler has to say of generated C."""
+    warnings = runpy.run_path(str(ROOT / "setup.py"), run_name="llmpipe_setup")["WARNINGS"]
+    done = subprocess.run(
+        [
+            sysconfig.get_config_var("CC").split()[0],
+            *warnings,
+            *("-O1", "-fPIC", "-I", sysconfig.get_path("include"), "-c", source, "-o", source.with_suffix(".o")),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "LC_ALL": "C"},
+    )
+    assert done.returncode == 0, done.stderr
+    return [line for line in done.stderr.splitlines() if "warning:" in line]
+
+
+@pytest.fixture(scope="module")
+def engine_source(tmp_path_factory) -> Path:
+    return generate(MODULE, tmp_path_factory.mktemp("cython"))
+
+
+@pytest.fixture(scope="module")
+def load_source(tmp_path_factory) -> Path:
+    return generate(LOAD_MODULE, tmp_path_factory.mktemp("cython"))
+
+
+@pytest.fixture(scope="module")
+def generated(engine_source) -> str:
+    return engine_source.read_text()
 
 
 def test_no_function_looks_for_an_exception_without_the_gil(generated):
@@ -124,14 +159,27 @@ def test_mypy_stubtest_agrees():
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_the_load_generator_runs_without_the_gil(tmp_path):
-    out = tmp_path / "_load.c"
-    subprocess.run(
-        [sys.executable, "-m", "cython", "-3", "--module-name", "llmpipe._load", LOAD_MODULE, "-o", out],
-        check=True,
-        cwd=ROOT / "src",
-    )
-    generated = out.read_text()
+def test_the_engine_compiles_without_a_warning(engine_source):
+    """With -Wall and -Wextra; functions that nobody calls among them."""
+    assert compile_warnings(engine_source) == []
+
+
+def test_the_load_generator_compiles_without_a_warning(load_source):
+    """But for functions of the parts that it shares with the engine: it does not call all of them."""
+    shared = "".join(part.read_text() for part in PARTS)
+    own = [
+        line
+        for line in compile_warnings(load_source)
+        if not (
+            (unused := re.search(r"__pyx_f_7llmpipe_5_load_(\w+)' defined but not used", line))
+            and f" {unused[1]}(" in shared
+        )
+    ]
+    assert own == []
+
+
+def test_the_load_generator_runs_without_the_gil(load_source):
+    generated = load_source.read_text()
     assert generated.count("ErrOccurredWithGIL") == 0
     body = re.search(r"^static int __pyx_f_7llmpipe_5_load_load_run\([^;{]*\) \{\n(.*?)^\}$", generated, re.M | re.S)[1]
     assert "epoll_wait" in body

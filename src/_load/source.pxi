@@ -37,10 +37,10 @@ cdef void source_gone(LoadC *load, SourceC *source) noexcept nogil:
 
 cdef void source_accept(LoadC *load) noexcept nogil:
     cdef SourceC *source
-    cdef char address[64]
+    cdef sockaddr_storage peer
     cdef int fd
     while True:
-        fd = io_accept(load.listener.fd, address, sizeof(address))
+        fd = io_accept(load.listener.fd, &peer)
         if fd < 0:
             return
         source = <SourceC *>slab_get(&load.sources)

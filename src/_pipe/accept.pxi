@@ -10,10 +10,12 @@ cdef void client_adopt(WorkerC *w, AdoptC *adopt) noexcept nogil:
     sys_add_counter(&w.stats.accepted, 1)
     if client is NULL:
         io_close(adopt.fd)
-        sys_add_counter(&w.stats.closed, 1)
+        client_uncount(w, adopt.refusal, adopt.quota)
         return
     conn_open(w, &client.conn, adopt.fd, SIDE_CLIENT)
     w.client_count += 1
+    client.refusal = adopt.refusal
+    client.quota = adopt.quota
     memcpy(client.address, adopt.address, ADDRESS_ROOM)
     if io_watch(w.epfd, adopt.fd, &client.conn) < 0:
         client_close(w, client, False)
@@ -60,10 +62,44 @@ cdef int64_t listener_clients(ListenerC *listener, WorkerC **best) noexcept nogi
             fewest = clients
     return total
 
+cdef int64_t listener_refused(ListenerC *listener) noexcept nogil:
+    # Open connections that only get an error answer.
+    cdef int64_t total = 0
+    cdef WorkerC *worker
+    cdef int i
+    for i in range(listener.count):
+        worker = listener.workers[i]
+        total += <int64_t>(sys_read_counter(&worker.mail.refused) - sys_read_counter(&worker.stats.refused_closed))
+    return total
+
+cdef bint listener_admits(WorkerC *w, const sockaddr_storage *peer, int64_t clients, AdoptC *adopt) noexcept nogil:
+    # Counts a new client in its address and decides whether it is served, or gets an error answer to its request. False
+    # where it gets not even that: its address has as many refused connections as it may have served ones.
+    cdef ListenerC *listener = w.listener
+    cdef uint64_t key[2]
+    adopt.refusal = 0
+    adopt.quota = NULL
+    if listener.quotas is not NULL and quota_key(peer, key):
+        adopt.quota = quota_find(listener.quotas, key)
+        if adopt.quota is NULL:
+            return False
+        if <int64_t>sys_load_acquire(&adopt.quota.served) >= listener.max_per_address:
+            sys_add_counter(&w.stats.over_address, 1)
+            if <int64_t>sys_load_acquire(&adopt.quota.refused) >= listener.max_per_address:
+                return False
+            adopt.refusal = 429
+    if not adopt.refusal and listener.max_connections and clients - listener_refused(listener) >= listener.max_connections:
+        sys_add_counter(&w.stats.over_total, 1)
+        adopt.refusal = 503
+    if adopt.quota is not NULL:
+        sys_add_shared(&adopt.quota.refused if adopt.refusal else &adopt.quota.served, 1)
+    return True
+
 cdef void step_listener(WorkerC *w) noexcept nogil:
     # Accepts what waits, a turn's share of it.
     cdef ListenerC *listener = w.listener
     cdef WorkerC *best = NULL
+    cdef sockaddr_storage peer
     cdef AdoptC adopt
     cdef int64_t clients
     cdef int i
@@ -74,7 +110,7 @@ cdef void step_listener(WorkerC *w) noexcept nogil:
         if clients >= listener.most or best is NULL:
             listener_pause(w, clients, 0 if clients >= listener.most else EAGAIN)
             return
-        adopt.fd = io_accept(listener.conn.fd, adopt.address, ADDRESS_ROOM)
+        adopt.fd = io_accept(listener.conn.fd, &peer)
         if adopt.fd == -EAGAIN:
             listener.conn.readable = False
             return
@@ -83,6 +119,12 @@ cdef void step_listener(WorkerC *w) noexcept nogil:
             return
         if adopt.fd < 0:
             continue        # it was gone before it could be accepted (accept(2) names many errors of the network)
+        if not listener_admits(w, &peer, clients, &adopt):
+            io_close(adopt.fd)
+            continue
+        io_address_text(&peer, adopt.address, ADDRESS_ROOM)
+        if adopt.refusal:
+            sys_add_counter(&best.mail.refused, 1)
         sys_add_counter(&best.mail.adopted, 1)
         if best is w:
             client_adopt(w, &adopt)
@@ -117,3 +159,9 @@ cdef void listener_take(WorkerC *w) noexcept nogil:
         timer_disarm(w, &w.listener.conn)
         w.listener.conn.closed = True
         sys_store_release(&w.mail.closed, 1)
+
+cdef void listener_free(ListenerC *listener) noexcept nogil:
+    if listener is not NULL and listener.quotas is not NULL:
+        slab_free_all(&listener.quotas.entries)
+        free(listener.quotas)
+    free(listener)

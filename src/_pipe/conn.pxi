@@ -15,6 +15,7 @@ cdef enum:
 
 cdef struct ExchangeC
 cdef struct UpstreamC
+cdef struct QuotaC
 
 # What both kinds of connection begin with; epoll hands its address back.
 cdef struct ConnC:
@@ -45,9 +46,12 @@ cdef struct ClientC:
     ConnC conn
     InboxC inbox
     uint8_t state           # CLIENT_*
+    uint8_t patient         # the kernel must not end it for taking nothing: the send time-out is there for that
+    uint16_t refusal        # status that its request is refused with, because there are too many clients; else 0
     int64_t since           # start of the idle time or the linger
     uint32_t lingered       # bytes thrown away
     char address[ADDRESS_ROOM]
+    QuotaC *quota           # that it counts in; NULL where no limit on addresses is set
 
 cdef struct UpstreamC:
     ConnC conn

@@ -69,20 +69,44 @@ cdef void io_nodelay(int fd) noexcept nogil:
     cdef int one = 1
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
 
-cdef int io_accept(int listener, char *address, size_t room) noexcept nogil:
-    # The next connection that waits, and its peer's address as text; or -errno. TCP_NODELAY is inherited from the
-    # listener on Linux.
-    cdef sockaddr_storage peer
-    cdef socklen_t n = sizeof(peer)
-    cdef int fd = accept4(listener, <sockaddr *>&peer, &n, SOCK_NONBLOCK | SOCK_CLOEXEC)
-    if fd < 0:
-        return -errno
-    address[0] = 0
+cdef void io_keepalive(int fd, int64_t dead_after) noexcept nogil:
+    # Has the kernel end a connection whose peer has said nothing at all for so many us, though it was asked three times.
+    # A Unix socket refuses, and needs none; 0 is off.
+    cdef int on = 1
+    cdef int first = <int>(dead_after // 3000000)
+    cdef int between = <int>(dead_after * 2 // 9000000)
+    cdef int probes = 3
+    if not dead_after:
+        return
+    if first < 1:
+        first = 1
+    if between < 1:
+        between = 1
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &first, sizeof(first))
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &between, sizeof(between))
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof(probes))
+    setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on))
+
+cdef void io_unanswered(int fd, int64_t most) noexcept nogil:
+    # Has the kernel end a connection whose peer leaves bytes unacknowledged, or its window shut, for so many us; 0 leaves
+    # it to the kernel's own patience, which is a quarter of an hour (RFC 5482).
+    cdef unsigned int milliseconds = <unsigned int>(most // 1000)
+    setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &milliseconds, sizeof(milliseconds))
+
+cdef int io_accept(int listener, sockaddr_storage *peer) noexcept nogil:
+    # The next connection that waits, and its peer's address; or -errno. On Linux a connection inherits TCP_NODELAY,
+    # keepalive and the like from its listener.
+    cdef socklen_t n = sizeof(sockaddr_storage)
+    cdef int fd = accept4(listener, <sockaddr *>peer, &n, SOCK_NONBLOCK | SOCK_CLOEXEC)
+    return fd if fd >= 0 else -errno
+
+cdef void io_address_text(const sockaddr_storage *peer, char *text, size_t room) noexcept nogil:
+    # A peer's address without its port; empty for that of a Unix socket.
+    text[0] = 0
     if peer.ss_family == AF_INET:
-        inet_ntop(AF_INET, &(<sockaddr_in *>&peer).sin_addr, address, <socklen_t>room)
+        inet_ntop(AF_INET, &(<const sockaddr_in *>peer).sin_addr, text, <socklen_t>room)
     elif peer.ss_family == AF_INET6:
-        inet_ntop(AF_INET6, &(<sockaddr_in6 *>&peer).sin6_addr, address, <socklen_t>room)
-    return fd
+        inet_ntop(AF_INET6, &(<const sockaddr_in6 *>peer).sin6_addr, text, <socklen_t>room)
 
 cdef bint io_descriptor_free() noexcept nogil:
     # Whether a descriptor can be had.

@@ -10,6 +10,8 @@ cdef enum:
 
 cdef struct AdoptC:
     int fd
+    uint16_t refusal            # as in ClientC
+    QuotaC *quota               # the same
     char address[ADDRESS_ROOM]
 
 cdef struct RecordC:
@@ -44,6 +46,7 @@ cdef struct MailC:
     uint32_t out_tail           # written by the worker
     uint32_t out_rung
     uint64_t adopted            # clients that the worker was given; written by the worker that accepts
+    uint64_t refused            # of those, with a refusal; the same
     uint32_t closing            # accept what waits and no more; written by the control plane, once
     uint32_t closed             # that is done; written by the worker, once
     int in_fd                   # eventfds

@@ -39,6 +39,14 @@ cdef void client_close(WorkerC *w, ClientC *client, bint reset) noexcept nogil:
     inbox_clear(w, &client.inbox)
     conn_close(w, &client.conn, reset)
     w.client_count -= 1
+    client_uncount(w, client.refusal, client.quota)
+
+cdef void client_uncount(WorkerC *w, uint16_t refusal, QuotaC *quota) noexcept nogil:
+    # A client connection that was counted when it was accepted is no more.
+    if refusal:
+        sys_add_counter(&w.stats.refused_closed, 1)
+    if quota is not NULL:
+        sys_add_shared(&quota.refused if refusal else &quota.served, <uint32_t>-1)
     sys_add_counter(&w.stats.closed, 1)
 
 cdef void upstream_leave_pool(WorkerC *w, UpstreamC *upstream) noexcept nogil:
@@ -113,6 +121,8 @@ cdef int pool_connect(WorkerC *w, int slot, UpstreamC **upstream) noexcept nogil
     if opened is NULL:
         io_close(fd)
         return -ENOMEM
+    # Not io_unanswered: a busy server may leave the rest of a long request lying for as long as the idle time-out says.
+    io_keepalive(fd, w.settings.dead_peer_timeout)
     conn_open(w, &opened.conn, fd, SIDE_UPSTREAM)
     sys_add_counter(&w.stats.upstreams, 1)
     opened.backend = slot

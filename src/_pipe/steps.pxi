@@ -65,7 +65,9 @@ cdef void client_idle(WorkerC *w, ClientC *client) noexcept nogil:
     client.since = w.now
     if client.inbox.buf is not NULL or client.inbox.wide is not NULL or client.conn.readable:
         conn_queue(w, &client.conn)
-    if w.settings.keepalive_timeout:
+    if client.refusal and w.settings.head_timeout:
+        timer_arm(w, &client.conn, w.now + w.settings.head_timeout)     # it has no keep-alive to wait for
+    elif w.settings.keepalive_timeout:
         timer_arm(w, &client.conn, w.now + w.settings.keepalive_timeout)
 
 cdef int exchange_finish(WorkerC *w, ExchangeC *x) noexcept nogil:
@@ -149,6 +151,10 @@ cdef int client_send(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t n) no
         x.client_keeps = False
         x.outcome = OUTCOME_OVERLOAD
         return exchange_finish(w, x)
+    if not x.client.patient:
+        # The kernel takes a window that stays shut for death too; from here the send time-out decides.
+        x.client.patient = True
+        io_unanswered(x.client.conn.fd, 0)
     exchange_rearm(w, x)
     return RC_OK
 
@@ -178,6 +184,8 @@ cdef const char *status_reason(int status) noexcept nogil:
         return b"URI Too Long"
     if status == 417:
         return b"Expectation Failed"
+    if status == 429:
+        return b"Too Many Requests"
     if status == 431:
         return b"Request Header Fields Too Large"
     if status == 501:
@@ -190,13 +198,12 @@ cdef const char *status_reason(int status) noexcept nogil:
         return b"Gateway Timeout"
     return b"HTTP Version Not Supported"
 
-cdef void write_error(WriterC *out, uint8_t outcome, const char *message) noexcept nogil:
+cdef void write_error(WriterC *out, int status, uint8_t outcome, const char *message) noexcept nogil:
     # The error object that OpenAI clients parse (rule E3). No text of it comes from outside.
     write_text(out, b'{"error": {"message": "')
     write_text(out, message)
     write_text(out, b'", "type": "')
-    write_text(out, b"invalid_request_error" if outcome == OUTCOME_BAD_REQUEST or outcome == OUTCOME_TIMEOUT_HEAD
-               or outcome == OUTCOME_TIMEOUT_BODY else b"server_error")
+    write_text(out, b"rate_limit_error" if status == 429 else b"invalid_request_error" if status < 500 else b"server_error")
     write_text(out, b'", "param": null, "code": "')
     write_text(out, outcome_name(outcome))
     write_text(out, b'"}}')
@@ -283,12 +290,16 @@ cdef int answer_error(WorkerC *w, ExchangeC *x, int status, uint8_t outcome) noe
     if outcome == OUTCOME_BAD_REQUEST:
         message = refusal_message(status)
         x.client_keeps = False
+    elif x.client.refusal and outcome == OUTCOME_OVERLOAD:
+        message = (b"Your address has as many connections open as it may have." if status == 429
+                   else b"The proxy has as many connections open as it may have; try again soon.")
+        x.client_keeps = False
     elif not x.up_done or w.draining:
         x.client_keeps = False
     if not x.request_id_length:
         request_id_make(w, x)
     write_start(&body, room, sizeof(room))
-    write_error(&body, outcome, message)
+    write_error(&body, status, outcome, message)
     x.status = status
     x.outcome = outcome
     x.forwarded = True
@@ -301,7 +312,7 @@ cdef int answer_error(WorkerC *w, ExchangeC *x, int status, uint8_t outcome) noe
     write_date(w)
     write_text(&w.out, b"\r\nContent-Type: application/json\r\nContent-Length: ")
     write_number(&w.out, <int64_t>body.used)
-    if status == 503:
+    if status == 503 or status == 429:
         write_text(&w.out, b"\r\nRetry-After: 1")
     if not x.client_keeps:
         write_text(&w.out, b"\r\nConnection: close")
@@ -339,7 +350,7 @@ cdef int response_truncate(WorkerC *w, ExchangeC *x, uint8_t outcome) noexcept n
             and (x.reset or (x.framing_down == FRAMING_CHUNKED and x.down_chunk.state == CHUNK_SIZE))):
         write_start(&data, text, sizeof(text))
         write_text(&data, b"data: ")
-        write_error(&data, outcome, outcome_message(outcome))
+        write_error(&data, 400 if outcome == OUTCOME_BAD_REQUEST else 502, outcome, outcome_message(outcome))
         write_text(&data, b"\n\n")
         write_start(&event, room, sizeof(room))
         if not x.reset:
@@ -436,6 +447,9 @@ cdef int step_request(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t leng
         status = 413
     if status != RC_OK:
         return refuse(w, x, status)
+    if client.refusal:
+        inbox_clear(w, &client.inbox)
+        return answer_error(w, x, client.refusal, OUTCOME_OVERLOAD)
     write_start(&w.out, w.out.data, w.out.size)
     head_write_request(&w.out, head, client.address, w.table.routes[pool_any(w)].authority, x.request_id,
                        x.request_id_length)
@@ -1111,11 +1125,17 @@ cdef void step_expired(WorkerC *w, ConnC *conn) noexcept nogil:
     if x is not NULL:
         if conn.side == SIDE_UPSTREAM and x.client is not NULL:
             return          # the client connection keeps the time
+        if conn.side == SIDE_CLIENT and client.patient and not x.down.unsent:
+            # Here, and not when the last byte was taken: an unpaced stream is blocked and not blocked all the time.
+            client.patient = False
+            io_unanswered(conn.fd, w.settings.dead_peer_timeout)
         deadline = exchange_deadline(w, x, &outcome)
     elif conn.side == SIDE_UPSTREAM:
         deadline = (<UpstreamC *>conn).since + w.settings.upstream_idle_timeout
     elif client.state == CLIENT_LINGER:
         deadline = client.since + LINGER_TIME
+    elif client.refusal and w.settings.head_timeout:
+        deadline = client.since + w.settings.head_timeout
     elif w.settings.keepalive_timeout:
         deadline = client.since + w.settings.keepalive_timeout
     if not deadline:

@@ -71,6 +71,7 @@ cdef extern from "<sys/socket.h>" nogil:
     int SOL_SOCKET
     int SO_ERROR
     int SO_LINGER
+    int SO_KEEPALIVE
     int SHUT_WR
     int MSG_NOSIGNAL
     int MSG_PEEK
@@ -102,6 +103,10 @@ cdef extern from "<netinet/in.h>" nogil:
 
 cdef extern from "<netinet/tcp.h>" nogil:
     int TCP_NODELAY
+    int TCP_KEEPIDLE
+    int TCP_KEEPINTVL
+    int TCP_KEEPCNT
+    int TCP_USER_TIMEOUT
 
 cdef extern from "<arpa/inet.h>" nogil:
     int inet_pton(int family, const char *text, void *address)
@@ -142,6 +147,7 @@ cdef extern from *:
     #include <stdint.h>
     static inline uint32_t sys_load_acquire(const uint32_t *word) { return __atomic_load_n(word, __ATOMIC_ACQUIRE); }
     static inline void sys_store_release(uint32_t *word, uint32_t value) { __atomic_store_n(word, value, __ATOMIC_RELEASE); }
+    static inline void sys_add_shared(uint32_t *word, uint32_t n) { __atomic_add_fetch(word, n, __ATOMIC_ACQ_REL); }
     static inline uint32_t sys_exchange(uint32_t *word, uint32_t value) { return __atomic_exchange_n(word, value, __ATOMIC_ACQ_REL); }
     static inline void *sys_exchange_pointer(void **word, void *value) { return __atomic_exchange_n(word, value, __ATOMIC_ACQ_REL); }
     static inline uint64_t sys_read_counter(const uint64_t *word) { return __atomic_load_n(word, __ATOMIC_RELAXED); }
@@ -164,6 +170,7 @@ cdef extern from *:
     """
     uint32_t sys_load_acquire(const uint32_t *word) noexcept nogil
     void sys_store_release(uint32_t *word, uint32_t value) noexcept nogil
+    void sys_add_shared(uint32_t *word, uint32_t n) noexcept nogil
     uint32_t sys_exchange(uint32_t *word, uint32_t value) noexcept nogil
     void *sys_exchange_pointer(void **word, void *value) noexcept nogil
     uint64_t sys_read_counter(const uint64_t *word) noexcept nogil

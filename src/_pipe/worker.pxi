@@ -33,6 +33,7 @@ cdef struct SettingsC:
     int64_t total_timeout
     int64_t send_timeout
     int64_t upstream_idle_timeout
+    int64_t dead_peer_timeout
     bint retry_429
     bint retry_502
     bint retry_503
@@ -66,6 +67,9 @@ cdef struct ListenerC:
     ConnC conn
     int64_t most                # clients of all workers; then accepting pauses ...
     int64_t resume_at           # ... until there are no more than these
+    int64_t max_connections     # clients that are served; those above get an error answer. 0 is no limit
+    int64_t max_per_address     # the same, of one address
+    QuotaTableC *quotas         # NULL without max_per_address
     bint paused
     int count
     WorkerC *workers[MAX_WORKERS]
@@ -76,7 +80,7 @@ cdef struct WorkerC:
     int64_t gap                 # sixteenths of a us; how long the last waits were, the latest counting most
     uint32_t turn               # from 1; its number may come round again
     int64_t date_second         # that `date` was made for
-    char date[32]
+    char date[80]               # room for whatever the C library may hold for a date
     bint draining               # as the mail said
     bint stopping
     void *new_table             # a TableC handed over by the control plane, or NULL

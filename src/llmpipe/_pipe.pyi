@@ -68,6 +68,8 @@ class Settings(Protocol):
     @property
     def upstream_idle_timeout(self) -> float: ...
     @property
+    def dead_peer_timeout(self) -> float: ...
+    @property
     def retry_statuses(self) -> frozenset[int]: ...
     @property
     def midstream_error_event(self) -> bool: ...
@@ -121,6 +123,8 @@ class Stats(TypedDict):
     bytes_up: int
     events: int
     outcomes: list[int]
+    over_total: int
+    over_address: int
     connects: int
     connect_errors: int
     reuses: int
@@ -160,16 +164,28 @@ class Engine:
             RuntimeError: it is running already, or has run.
         """
 
-    def listen(self, listener: int, engines: list[Engine], most: int, resume_at: int) -> None:
+    def listen(
+        self,
+        listener: int,
+        engines: list[Engine],
+        most: int,
+        resume_at: int,
+        max_connections: int,
+        max_per_address: int,
+    ) -> None:
         """Accepts connections from now on, each for the engine with the fewest clients.
 
         Accepting pauses while there are `most` clients or no descriptor is left, which EVENT_ACCEPT_PAUSED tells, and goes
         on when there are `resume_at` or fewer, which EVENT_ACCEPT_RESUMED tells.
 
         Args:
-            listener: a listening socket that does not wait and has TCP_NODELAY set, which its connections inherit. It stays
-                the caller's, and open while the engine listens.
+            listener: a listening socket that does not wait. It gets TCP_NODELAY and keepalive, which its connections
+                inherit. It stays the caller's, and open while the engine listens.
             engines: all engines, this one among them; none may be closed while this one runs.
+            most, resume_at: clients of all engines.
+            max_connections: clients that are served; what comes above is accepted and answered 503. 0 is no limit.
+            max_per_address: clients of one address (of one /64 of IPv6) that are served; those above are answered 429, and
+                those above twice as many closed. 0 is no limit.
 
         Raises:
             RuntimeError: the engine listens already.

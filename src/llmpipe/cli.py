@@ -146,6 +146,26 @@ def cli() -> None:
     type=DURATION,
     default="4s",
 )
+@option(
+    "--dead-peer-timeout",
+    "How long a client or backend may be silent in the network (no answer to keepalive probes, or to bytes sent) before it "
+    "counts as gone, at most a day; 0 is off.",
+    type=DURATION,
+    default="45s",
+)
+@option(
+    "--max-connections",
+    "Client connections that are served at the same time; further ones are answered 503. 0 is no limit but the "
+    "descriptors': then accepting pauses.",
+    type=click.IntRange(0),
+    default=0,
+)
+@option(
+    "--max-connections-per-ip",
+    "The same for one client address (an IPv6 one: its /64); further ones are answered 429. 0 is no limit.",
+    type=click.IntRange(0),
+    default=0,
+)
 @option("--drain-timeout", "Time for streams to finish after SIGTERM; 0 is no limit.", type=DURATION, default="10m")
 @option("--max-request-line", "Longest request line; longer is answered 414.", type=SIZE, default="8KB")
 @option("--max-head", "Longest request or response head; longer is answered 431.", type=SIZE, default="32KB")
@@ -201,6 +221,8 @@ def _read_serve(given: dict[str, Any]) -> Serve:
         admin=given["admin"],
         backends=parse_backends(given["backend"], MAX_BACKENDS),
         workers=given["workers"],
+        max_connections=given["max_connections"],
+        max_connections_per_ip=given["max_connections_per_ip"],
         drain_timeout=given["drain_timeout"],
         demo=given["demo"],
         settings=settings,

@@ -174,6 +174,7 @@ class Settings:
     total_timeout: float = 0.0
     send_timeout: float = 60.0
     upstream_idle_timeout: float = 4.0
+    dead_peer_timeout: float = 45.0
     retry_statuses: frozenset[int] = field(default_factory=frozenset)
     midstream_error_event: bool = False
     access_records: bool = True
@@ -187,6 +188,10 @@ class Serve:
     admin: tuple[str, int] | None
     backends: tuple[Backend, ...]
     workers: int
+    max_connections: int
+    """Client connections that are served at the same time; 0 is no limit but the descriptors'."""
+    max_connections_per_ip: int
+    """The same, of one client address."""
     drain_timeout: float
     demo: bool
     settings: Settings

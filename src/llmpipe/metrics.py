@@ -85,6 +85,12 @@ class EngineCollector(Collector):
         )
         yield _gauge("clients", "Open client connections.", total(lambda s: s["clients"]))
         yield _counter("accepted", "Client connections accepted.", total(lambda s: s["accepted"]))
+        refused = CounterMetricFamily(
+            "llmpipe_connections_refused", "Client connections above a limit.", labels=["reason"]
+        )
+        refused.add_metric(["max_connections"], total(lambda s: s["over_total"]))
+        refused.add_metric(["max_connections_per_ip"], total(lambda s: s["over_address"]))
+        yield refused
         yield _gauge("upstreams", "Open upstream connections, idle ones included.", total(lambda s: s["upstreams"]))
         yield _counter("retries", "Requests sent to a further backend.", total(lambda s: s["retries"]))
         yield _counter("stale_replays", "Requests sent again after a stale connection.", total(lambda s: s["stale"]))

@@ -45,7 +45,6 @@ def bind(address: tuple[str, int], option: str) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted connections inherit it
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind(sockaddr)
@@ -79,20 +78,33 @@ class Acceptor:
     """Has the first engine accept for all of them, each client for the engine with the fewest.
 
     A client needs two descriptors, its own and an upstream's. When those run out accepting pauses; who is connected stays
-    untouched, and who is not waits in the backlog (rule G2).
+    untouched, and who is not waits in the backlog (rule G2). The operator's own limits are lower, and are answered.
     """
 
-    def __init__(self, listener: socket.socket, runner: Runner, most_clients: int) -> None:
+    def __init__(self, listener: socket.socket, runner: Runner, config: Serve, descriptors: int) -> None:
         self._listener = listener
         self._runner = runner
-        self._most_clients = most_clients
+        self._config = config
+        self._most_clients = max(1, (descriptors - RESERVED_DESCRIPTORS) // 2)
+        if config.max_connections >= self._most_clients:
+            log.warning(
+                "max-connections is out of reach", max_connections=config.max_connections, descriptors=descriptors
+            )
 
     def start(self) -> None:
         """Begins to accept."""
         # Some must have left before accepting goes on, or it would pause again for each that leaves.
         resume_at = self._most_clients - max(1, self._most_clients // 50)
         engines = self._runner.engines
-        engines[0].listen(self._listener.fileno(), engines, self._most_clients, resume_at)
+        config = self._config
+        engines[0].listen(
+            self._listener.fileno(),
+            engines,
+            self._most_clients,
+            resume_at,
+            config.max_connections,
+            config.max_connections_per_ip,
+        )
 
     async def close(self) -> None:
         """Takes what is in the backlog, then stops listening."""
@@ -150,7 +162,7 @@ class Server:
             stack.callback(runner.stop)
             if admin_listener is not None:
                 self._start_admin(stack, admin_listener, runner, lines)
-            acceptor = Acceptor(listener, runner, max(1, (descriptors - RESERVED_DESCRIPTORS) // 2))
+            acceptor = Acceptor(listener, runner, config, descriptors)
             acceptor.start()
             self._watch_signals()
             self._announce(listener, admin_listener, backends)

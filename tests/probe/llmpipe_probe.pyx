@@ -12,6 +12,8 @@ include "_pipe/text.pxi"
 include "_pipe/head.pxi"
 include "_pipe/chunk.pxi"
 include "_pipe/sse.pxi"
+include "_pipe/io.pxi"
+include "_pipe/quota.pxi"
 
 cdef extern from "<sys/mman.h>" nogil:
     int PROT_NONE
@@ -98,9 +100,9 @@ cdef class _HeadReader:
             return ("bad", 400, None)
         if rc == RC_DONE and length <= self.max_head:
             return self._read((<Guarded>guarded).data, length)
-        if len(self.got) > self.max_request_line and b"\n" not in self.got[:self.max_request_line + 2]:
+        if <size_t>len(self.got) > self.max_request_line and b"\n" not in self.got[:self.max_request_line + 2]:
             return ("bad", 414, None)
-        if rc == RC_DONE or len(self.got) >= self.max_head:
+        if rc == RC_DONE or <size_t>len(self.got) >= self.max_head:
             return ("bad", 431, None)
         return ("again", 0, None)
 
@@ -230,3 +232,53 @@ def rewrite_response(data, bytes method=b"GET", version=(1, 1), bint close=False
     write_start(&out, room, sizeof(room))
     head_write_response(&out, reader.head, version >= (1, 1), connection, request_id, len(request_id))
     return _written(&out)
+
+
+cdef class Quotas:
+    """The table of client addresses, used as the worker that accepts uses it."""
+
+    cdef QuotaTableC *table
+
+    def __cinit__(self):
+        self.table = <QuotaTableC *>calloc(1, sizeof(QuotaTableC))
+        if self.table is NULL:
+            raise MemoryError
+        self.table.entries.size = sizeof(QuotaC)
+        self.table.seed = 0x5EED
+
+    def __dealloc__(self):
+        if self.table is not NULL:
+            slab_free_all(&self.table.entries)
+            free(self.table)
+
+    cdef QuotaC *_find(self, str host) except NULL:
+        cdef AddressC address
+        cdef uint64_t key[2]
+        key[0] = key[1] = 0
+        memset(&address, 0, sizeof(address))
+        if io_address(&address, host.encode(), 1) != RC_OK or not quota_key(&address.address, key):
+            raise ValueError(host)
+        return quota_find(self.table, key)
+
+    def take(self, str host):
+        """Counts one more connection of the address; how many it has."""
+        cdef QuotaC *quota = self._find(host)
+        sys_add_shared(&quota.served, 1)
+        return quota.served
+
+    def give(self, str host):
+        """Counts one less."""
+        sys_add_shared(&self._find(host).served, <uint32_t>-1)
+
+    @property
+    def entries(self):
+        """Entries in the table, those that count nothing included."""
+        cdef int i
+        cdef int count = 0
+        cdef QuotaC *quota
+        for i in range(QUOTA_BUCKETS):
+            quota = self.table.buckets[i]
+            while quota is not NULL:
+                count += 1
+                quota = quota.next
+        return count

@@ -203,8 +203,9 @@ cdef class Engine:
             w.out.size = w.settings.max_head + 2048 + BUF_SIZE
             w.out.data = <uint8_t *>malloc(w.out.size)
             w.hot = buf_get(&w.bufs)
+            w.bulk = <uint8_t *>malloc(BULK_SIZE)
             if (w.table is NULL or w.head is NULL or w.mail.adopts is NULL or w.mail.records is NULL
-                    or w.out.data is NULL or w.hot is NULL):
+                    or w.out.data is NULL or w.hot is NULL or w.bulk is NULL):
                 raise MemoryError
             w.clients.size = sizeof(ClientC)
             w.upstreams.size = sizeof(UpstreamC)
@@ -397,4 +398,5 @@ cdef class Engine:
         free(w.mail.adopts)
         free(w.mail.records)
         free(w.out.data)
+        free(w.bulk)
         free(w)

@@ -32,11 +32,20 @@ cdef ssize_t io_recv(int fd, void *data, size_t n) noexcept nogil:
         if errno != EINTR:
             return -errno
 
+cdef ssize_t io_look(int fd, void *data, size_t n) noexcept nogil:
+    # As io_recv, but the bytes stay where they are.
+    cdef ssize_t got = recv(fd, data, n, MSG_PEEK | MSG_DONTWAIT)
+    return got if got >= 0 else -errno
+
+cdef ssize_t io_skip(int fd, void *scratch, size_t n) noexcept nogil:
+    # Takes bytes that io_look has shown. TCP does not copy them again; a Unix socket does, into `scratch`.
+    cdef ssize_t got = recv(fd, scratch, n, MSG_TRUNC | MSG_DONTWAIT)
+    return got if got >= 0 else -errno
+
 cdef ssize_t io_peek(int fd) noexcept nogil:
     # Whether anything waits: 1 byte, 0 for a FIN, -EAGAIN for nothing.
     cdef uint8_t byte
-    cdef ssize_t got = recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT)
-    return got if got >= 0 else -errno
+    return io_look(fd, &byte, 1)
 
 cdef ssize_t io_send(int fd, const void *data, size_t n) noexcept nogil:
     # Bytes taken, -EAGAIN where there is no room, -EPIPE or -ECONNRESET where the peer is gone.

@@ -712,21 +712,21 @@ cdef int request_broken(WorkerC *w, ExchangeC *x, int status) noexcept nogil:
 
 # -------------------------------------------------------------------------------------------- from the backend, down
 
-cdef int body_follow(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n, size_t *used, size_t *out) noexcept nogil:
+cdef int body_measure(ExchangeC *x, uint8_t *data, size_t n, size_t *used, size_t *out, bint *content) noexcept nogil:
     # Follows the response body's framing: data[0:used] belongs to it, data[0:out] is what the client gets (shorter where
-    # chunks are taken off for an HTTP/1.0 client). RC_OK more is to come, RC_DONE, RC_BAD.
+    # chunks are taken off for an HTTP/1.0 client); whether there is content in it. RC_OK more is to come, RC_DONE, RC_BAD.
     cdef const uint8_t *body = NULL
     cdef size_t length = 0
-    cdef bint content = False
     cdef int rc = RC_OK
     used[0] = 0
     out[0] = 0
+    content[0] = False
     if x.framing_down == FRAMING_CHUNKED:
         while True:
             rc = chunk_next(&x.down_chunk, data, n, used, &body, &length)
             if rc != RC_OK:
                 break
-            content |= sse_follow(&x.sse, body, length) if x.event_stream else True
+            content[0] |= sse_follow(&x.sse, body, length) if x.event_stream else True
             if x.dechunk:
                 memmove(data + out[0], body, length)
                 out[0] += length
@@ -746,18 +746,28 @@ cdef int body_follow(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n, size_t *
             rc = RC_DONE
         out[0] = used[0]
         if out[0]:
-            content = sse_follow(&x.sse, data, out[0]) if x.event_stream else True
+            content[0] = sse_follow(&x.sse, data, out[0]) if x.event_stream else True
+    return rc
+
+cdef void content_came(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # A piece of the body had content in it: the wait for more begins.
+    if not x.content:
+        x.content = True
+        x.first = w.now
+        histogram_add(&w.stats.ttft, w.now - x.asked)
+        x.waited = w.now
+        exchange_rearm(w, x)
+    else:
+        if x.event_stream:
+            histogram_add(&w.stats.itl, w.now - x.waited)
+        x.waited = w.now
+
+cdef int body_follow(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n, size_t *used, size_t *out) noexcept nogil:
+    # As body_measure, of bytes that will be forwarded.
+    cdef bint content = False
+    cdef int rc = body_measure(x, data, n, used, out, &content)
     if content:
-        if not x.content:
-            x.content = True
-            x.first = w.now
-            histogram_add(&w.stats.ttft, w.now - x.asked)
-            x.waited = w.now
-            exchange_rearm(w, x)
-        else:
-            if x.event_stream:
-                histogram_add(&w.stats.itl, w.now - x.waited)
-            x.waited = w.now
+        content_came(w, x)
     return rc
 
 cdef int response_done(WorkerC *w, ExchangeC *x, bint clean) noexcept nogil:
@@ -866,6 +876,39 @@ cdef int step_response(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n) noexce
     inbox_clear(w, &upstream.inbox)
     return body_forward(w, x, w.out.data, w.out.used, rc, used == n)
 
+cdef int step_bulk(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # The stream fills every recv: looks at more than a buffer, sends it, and takes what the client took. So nothing has to be
+    # held, and three long calls stand for sixteen short ones. RC_OK; RC_AGAIN where nothing was moved: the usual way is to meet
+    # what stands there, be it the end, an error or a client that takes no more; RC_GONE.
+    cdef int fd = x.upstream.conn.fd
+    cdef ChunkC chunk = x.down_chunk
+    cdef int64_t left = x.down_left
+    cdef uint8_t sse = x.sse
+    cdef bint content = False
+    cdef size_t used = 0
+    cdef size_t out = 0
+    cdef ssize_t took = -EAGAIN
+    cdef ssize_t got = io_look(fd, w.bulk, BULK_SIZE)
+    if got <= BUF_SIZE:
+        return RC_AGAIN
+    if body_measure(x, w.bulk, got, &used, &out, &content) == RC_OK and out == <size_t>got:
+        took = io_send(x.client.conn.fd, w.bulk, got)
+    if took < got:
+        x.down_chunk = chunk
+        x.down_left = left
+        x.sse = sse
+        if took < 0:
+            return RC_AGAIN if took == -EAGAIN else client_left(w, x, <int>-took)
+        body_measure(x, w.bulk, took, &used, &out, &content)
+    x.bytes_down += took
+    if content:
+        content_came(w, x)
+    sys_add_counter(&w.stats.events, 1)
+    sys_add_counter(&w.stats.streaming_bytes, took)
+    if io_skip(fd, w.bulk, took) != took:
+        return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, PROTOCOL_BROKEN)
+    return RC_OK
+
 cdef int step_down(WorkerC *w, ExchangeC *x) noexcept nogil:
     # Moves the response towards the client: one recv, one send. RC_OK or RC_GONE.
     cdef UpstreamC *upstream
@@ -876,6 +919,7 @@ cdef int step_down(WorkerC *w, ExchangeC *x) noexcept nogil:
     cdef ssize_t got
     cdef int rc
     cdef int i
+    cdef int looks = BULK_LOOKS
     if x.down.unsent:
         rc = flush_down(w, x)
         if rc != RC_OK:
@@ -905,6 +949,13 @@ cdef int step_down(WorkerC *w, ExchangeC *x) noexcept nogil:
             rc = body_forward(w, x, data, out, rc, used == n)
         if rc == RC_GONE:
             return RC_GONE
+        if got == BUF_SIZE and looks and x.state == STATE_STREAM and not x.dechunk and not x.down.unsent:
+            looks -= 1
+            rc = step_bulk(w, x)
+            if rc == RC_GONE:
+                return RC_GONE
+            if rc == RC_OK and not looks:
+                break
     if x.upstream is not NULL:
         conn_queue(w, &x.upstream.conn)
     return RC_OK

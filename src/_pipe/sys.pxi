@@ -75,6 +75,7 @@ cdef extern from "<sys/socket.h>" nogil:
     int SHUT_WR
     int MSG_NOSIGNAL
     int MSG_PEEK
+    int MSG_TRUNC
     int MSG_DONTWAIT
     int socket(int family, int kind, int protocol)
     int accept4(int fd, sockaddr *address, socklen_t *n, int flags)

@@ -11,6 +11,8 @@ cdef enum:
     WHEEL_SHIFT = 14
     BATCH = 256                 # epoll events a turn
     TURN_READS = 16             # recv calls a connection and turn, so that one fast stream starves nobody
+    BULK_SIZE = 65536
+    BULK_LOOKS = 2              # a connection and turn
     LINGER_TIME = 2000000       # us
     LINGER_BYTES = 1048576
     RETRY_FIRST = 1000          # retry budget at the start, in hundredths of a retry
@@ -92,6 +94,7 @@ cdef struct WorkerC:
     int retry_budget            # hundredths
     SettingsC settings
     BufC *hot                   # every recv goes here
+    uint8_t *bulk               # an unpaced stream is looked at here, BULK_SIZE bytes at once
     BufSlabC bufs
     SlabC clients
     SlabC upstreams

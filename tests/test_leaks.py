@@ -51,6 +51,7 @@ def churn():
             engine.drain_events()
             engine.close()
         backend.forget()
+        backend.errors.clear()  # requests that were cut
     listener.close()
 
 libc = ctypes.CDLL(None)

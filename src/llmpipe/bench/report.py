@@ -109,6 +109,7 @@ def machine(cpu: int | None) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "kernel": f"{platform.system()} {platform.release()}",
+        "congestion_control": Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip(),
         "python": platform.python_version(),
         "load_cpu": cpu,
     }
@@ -291,7 +292,7 @@ def markdown(report: Report) -> str:
     where = report["machine"]
     versions_text = ", ".join(f"{name} {version}" for name, version in report["versions"].items() if version)
     parts = [
-        f"Measured {report['made']} on {where['cpu']}, {where['cores']} cores, {where['kernel']}; {versions_text}.",
+        f"Measured {report['made']} on {where['cpu']}, {where['cores']} cores, {where['kernel']}, TCP {where['congestion_control']}; {versions_text}.",
         "Medians over the rounds (least to greatest).",
     ]
     if report["goals"]:

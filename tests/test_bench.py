@@ -6,17 +6,21 @@ must be found out.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -564,3 +568,29 @@ def test_quantities():
     assert report.quantity(898, "B") == "898 B"
     assert report.quantity(1.2e9, "B/s") == "1.2 GB/s"
     assert report.quantity(25012.3, "1/s") == "25,012"
+
+
+def test_a_terminal_gets_a_live_view() -> None:
+    """Progress is drawn and drawn again while it runs, on a terminal of its own; the tables come behind it, through stdout."""
+    port = free_port()
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 140, 0, 0))
+    command = bench_command(
+        "paced", "--proxy", f"127.0.0.1:{port}", "--source", f"127.0.0.1:{port}", *SHORT, "--streams", 5
+    )
+    environment = {**ENVIRONMENT, "TERM": "xterm-256color"}
+    with subprocess.Popen([*command, "--no-direct"], stdout=subprocess.PIPE, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        shown = b""
+        with suppress(OSError):  # EIO: the other end is closed
+            while piece := os.read(ours, 65536):
+                shown += piece
+        tables = process.communicate(timeout=60)[0].decode()
+        os.close(ours)
+    assert process.returncode == 0, shown.decode()
+    assert b"Traceback" not in shown
+    assert b"\x1b[" in shown
+    assert b"round 2/2" in shown
+    assert shown.count(b"last round") > 3
+    assert "event latency p50" in tables
+    assert "\x1b[" not in tables

@@ -26,8 +26,6 @@ class Live:
             TextColumn("{task.percentage:>3.0f} %"),
             TimeRemainingColumn(),
         )
-        self._console = Console(stderr=True)
-        self._live = rich.live.Live(console=self._console, refresh_per_second=8, get_renderable=self._render)
         self._task = self._progress.add_task("", total=1.0)
         self._work: Work | None = None
         self._rounds = 0
@@ -35,6 +33,8 @@ class Live:
         self._running = ""
         self._latest: dict[str, float] = {}
         self._results: dict[str, list[Round]] = {}
+        # Last: it renders as soon as it is made.
+        self._live = rich.live.Live(console=Console(stderr=True), refresh_per_second=8, get_renderable=self._render)
 
     def __enter__(self) -> Live:
         self._live.start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -94,6 +95,12 @@ def quantity(value: float, unit: str) -> str:
     if unit == "1/s":
         return f"{value:,.0f}"
     return f"{value:.3g}"
+
+
+def _program() -> list[str]:
+    """What was run, as one would type it."""
+    path = Path(sys.argv[0])
+    return ["python", "-m", path.parent.name] if path.name == "__main__.py" else [path.name]
 
 
 def machine(cpu: int | None) -> dict[str, Any]:
@@ -198,7 +205,7 @@ def make(outcomes: Iterable[Outcome], complete: bool, cpu: int | None) -> Report
     return {
         "schema": 1,
         "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([*_program(), *sys.argv[1:]]),
         "complete": complete,
         "machine": machine(cpu),
         "versions": versions(),

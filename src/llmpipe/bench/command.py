@@ -178,6 +178,7 @@ def run(given: dict[str, Any]) -> int:
         UsageError: what was asked for cannot work.
     """
     targets, path = read_targets(given)
+    has_source = any(target.marked for target in targets)
     work = Work(
         shape=given["shape"],
         streams=given["streams"],
@@ -187,11 +188,11 @@ def run(given: dict[str, Any]) -> int:
         arrivals=given["arrivals_per_second"],
         leavers=given["leavers"],
         timeout=given["timeout"],
+        sourced=has_source,
         request=_read_request(given, path),
     )
     if given["html"]:
         load_page()
-    has_source = any(target.marked for target in targets)
     _check_descriptors(work, has_source)
     _pin(given["cpu"])
     schedule = Schedule(given["rounds"], given["settle"], given["duration"])

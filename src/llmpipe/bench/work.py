@@ -60,6 +60,8 @@ class Work:
     """Clients that leave, of `disconnect`."""
     timeout: float = 60.0
     """For one request of a shape whose answers end."""
+    sourced: bool = True
+    """Whether the bundled source answers; pace and size of events are the server's own otherwise."""
     request: Request = field(default_factory=Request)
 
     def __post_init__(self) -> None:
@@ -84,11 +86,12 @@ class Work:
         """What the work is, for people."""
         streams = f"{self.streams:,} stream{'s' * (self.streams != 1)}"
         clients = f"{self.streams:,} client{'s' * (self.streams != 1)}"
-        answer = f"answers of {self.tokens:,} event{'s' * (self.tokens != 1)}"
-        pace = f" at {self.rate:g} events/s" if self.rate and self.tokens > 1 else ""
+        unit = "event" if self.sourced else "token"
+        answer = f"answers of {'' if self.sourced else 'at most '}{self.tokens:,} {unit}{'s' * (self.tokens != 1)}"
+        pace = f" at {self.rate:g} events/s" if self.sourced and self.rate and self.tokens > 1 else ""
         titles = {
             "paced": f"{streams} x {self.rate:g} events/s, events of {self.event_size} B",
-            "requests": f"short keep-alive requests, {clients}, {answer}{pace}",
+            "requests": f"{'short ' if self.sourced else ''}keep-alive requests, {clients}, {answer}{pace}",
             "arrivals": f"{self.arrivals:g} requests/s, open loop, at most {clients}, {answer}{pace}",
             "flood": f"{streams} without a pace, events of {self.event_size} B",
             "hold": f"{streams}, open and silent",
@@ -106,6 +109,8 @@ class Work:
             "hold": ("streams", "event_size"),
             "disconnect": ("streams", "rate", "event_size", "leavers"),
         }.get(self.shape, ("streams", "tokens", "rate", "event_size", "timeout"))
+        if not self.sourced:
+            names = ("streams", "tokens", "timeout")
         if self.shape == "arrivals":
             names = ("arrivals", *names)
         return {name: getattr(self, name) for name in names}

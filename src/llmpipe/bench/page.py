@@ -658,7 +658,11 @@ def _machine(report: Json) -> str:
     facts = [("CPU", machine.get("cpu")), ("Cores", machine.get("cores"))]
     memory = _number(machine.get("memory_bytes"))
     facts.append(("Memory", None if memory is None else _quantity(memory, "B")))
-    facts += [("Kernel", machine.get("kernel")), ("TCP", machine.get("congestion_control")), ("Python", machine.get("python"))]
+    facts += [
+        ("Kernel", machine.get("kernel")),
+        ("TCP", machine.get("congestion_control")),
+        ("Python", machine.get("python")),
+    ]
     if "load_cpu" in machine:
         pinned = machine["load_cpu"]
         facts.append(("Load generator", "on any CPU" if pinned is None else f"on CPU {_plain(pinned)} alone"))

@@ -71,8 +71,9 @@ cdef void io_nodelay(int fd) noexcept nogil:
 
 cdef int io_accept(int listener, char *address, size_t room) noexcept nogil:
     # The next connection that waits, and its peer's address as text; or -errno. TCP_NODELAY is inherited from the
-    # listener on Linux.
+    # listener on Linux. An IPv4 client of an IPv6 socket has an IPv4 address: a service manager may open one for both.
     cdef sockaddr_storage peer
+    cdef in6_addr *v6
     cdef socklen_t n = sizeof(peer)
     cdef int fd = accept4(listener, <sockaddr *>&peer, &n, SOCK_NONBLOCK | SOCK_CLOEXEC)
     if fd < 0:
@@ -81,7 +82,11 @@ cdef int io_accept(int listener, char *address, size_t room) noexcept nogil:
     if peer.ss_family == AF_INET:
         inet_ntop(AF_INET, &(<sockaddr_in *>&peer).sin_addr, address, <socklen_t>room)
     elif peer.ss_family == AF_INET6:
-        inet_ntop(AF_INET6, &(<sockaddr_in6 *>&peer).sin6_addr, address, <socklen_t>room)
+        v6 = &(<sockaddr_in6 *>&peer).sin6_addr
+        if IN6_IS_ADDR_V4MAPPED(v6):
+            inet_ntop(AF_INET, <uint8_t *>v6 + 12, address, <socklen_t>room)
+        else:
+            inet_ntop(AF_INET6, v6, address, <socklen_t>room)
     return fd
 
 cdef bint io_descriptor_free() noexcept nogil:
@@ -121,6 +126,10 @@ cdef int io_watch(int epfd, int fd, void *whose) noexcept nogil:
     event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
     event.data.ptr = whose
     return 0 if epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &event) == 0 else -errno
+
+cdef void io_unwatch(int epfd, int fd) noexcept nogil:
+    # For what others hold open too: closing our descriptor would leave it in the set.
+    epoll_ctl(epfd, EPOLL_CTL_DEL, fd, NULL)
 
 cdef void io_shut(int fd) noexcept nogil:
     # Sends our FIN; the peer may still send.

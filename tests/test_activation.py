@@ -395,9 +395,9 @@ def test_systemds_own_tool_hands_over() -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LLMPIPE_")}
     with Backend(answer_all) as backend:
         command += [sys.executable, "-m", "llmpipe", "serve", "--workers", "1", "--backend", backend.url]
-        # It passes on only the variables that it is told of.
-        passed = [word for name in environment for word in ("-E", name)]
-        command[1:1] = passed
+        # It passes on only the variables that it is told of. A sanitizer that is preloaded is for the proxy alone.
+        command[1:1] = [word for name, value in environment.items() for word in ("-E", f"{name}={value}")]
+        environment.pop("LD_PRELOAD", None)
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
             try:
                 sock = None

@@ -37,6 +37,10 @@ needs_libseccomp = pytest.mark.skipif(
 )
 
 
+# A sanitizer that is preloaded into every process does systemd's tools no good.
+PLAIN = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+
+
 def read_unit(name: str) -> dict[str, list[str]]:
     """The settings of a unit, whatever the section; an empty value clears what stood before, as in systemd."""
     settings: dict[str, list[str]] = {}
@@ -80,7 +84,7 @@ def test_systemd_has_nothing_to_say_against_the_units(units: list[str]) -> None:
 @needs_systemd
 def test_systemd_rates_the_sandbox(units: list[str]) -> None:
     command = ["systemd-analyze", "security", "--offline=yes", "--threshold=12", "--no-pager", units[0]]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    done = subprocess.run(command, env=PLAIN, capture_output=True, text=True, timeout=50, check=False)
     if "unrecognized option" in done.stderr:
         pytest.skip("this systemd-analyze cannot rate a unit that is not loaded; 250 or later can")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -136,7 +140,9 @@ def test_the_sockets_have_names_that_are_taken() -> None:
 @cache
 def calls_of(group: str) -> frozenset[str]:
     """The system calls of one of systemd's groups, those of groups inside of it too."""
-    done = subprocess.run(["systemd-analyze", "syscall-filter", group], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["systemd-analyze", "syscall-filter", group], env=PLAIN, capture_output=True, text=True, check=True
+    )
     words = [line.split("#")[0].strip() for line in done.stdout.splitlines()[1:]]
     names = [word for word in words if word]
     return frozenset().union(*(calls_of(name) if name.startswith("@") else {name} for name in names))
@@ -337,3 +343,20 @@ def test_the_image_starts_what_the_command_line_takes_and_finds_it_healthy(image
                 assert client.request(GET).status == 200
         gone = subprocess.run(words, capture_output=True, timeout=30, check=False)
         assert gone.returncode != 0
+
+
+@pytest.mark.skipif(not (ROOT / ".github").exists(), reason="not run from a checkout: there are no workflows")
+def test_workflows_have_no_more_rights_than_they_use() -> None:
+    """Nothing by default, reading for each job that checks out, and an identity where a release is published."""
+    workflows = sorted((ROOT / ".github/workflows").glob("*.yml"))
+    assert workflows
+    granted = []
+    for workflow in workflows:
+        text = workflow.read_text()
+        assert "\npermissions: {}\n" in text, workflow
+        assert text.count("uses: actions/checkout@") == text.count("persist-credentials: false"), workflow
+        assert "pull_request_target" not in text, workflow
+        granted += [(workflow.name, found) for found in re.findall(r"permissions: \{ (.+) \}", text)]
+        assert len(re.findall(r"permissions:", text)) == 1 + len(re.findall(r"permissions: \{ .+ \}", text)), workflow
+    assert {found for _, found in granted} == {"contents: read", "id-token: write"}
+    assert [name for name, found in granted if "write" in found] == ["wheels.yml"]

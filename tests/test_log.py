@@ -161,6 +161,7 @@ def test_values_of_keys_are_masked(name: str, place: str) -> None:
         ("HTTP://user:p@ss@host:80?a=1", "HTTP://***@host:80?a=1"),
         ("http://user:p?ss@host/v1", "http://***@host/v1"),
         ("user:pass@host:443", "***@host:443"),
+        ("http://user:" + "p" * 80, "http://***@"),
     ],
 )
 def test_users_are_masked(target: str, shown: str) -> None:

@@ -40,6 +40,8 @@ ASKED = {
     "a body": request(method="POST", body=BODY),
     "absolute form": request(f"http://a/v1{QUERY}"),
     "a user in absolute form": request(f"http://user:{SECRET}@a/v1{QUERY}"),
+    "a user that is cut": request(f"http://user:{SECRET * 20}@a/v1"),
+    "CONNECT with a user that is cut": request(f"user:{SECRET * 20}@a:443", "CONNECT"),
     "a user in Host": request().replace(b"Host: a", f"Host: user:{SECRET}@a".encode()),
     "CONNECT": request(f"user:{SECRET}@a:443", "CONNECT"),
     "a bare line feed": request(extra=f"X-A: {SECRET}\n"),

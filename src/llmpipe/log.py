@@ -17,7 +17,8 @@ from urllib.parse import unquote_plus
 
 QUEUE_LINES = 10_000
 
-_USER = re.compile(r"(?i)^([a-z][a-z0-9+.-]*://|(?!/))[^/]*@")
+# Where no path follows what should be a host, the record may have been cut before the @.
+_USER = re.compile(r"(?i)^([a-z][a-z0-9+.-]*://|(?!/))(?:[^/]*@|[^/?]{64,}$)")
 _PARAMETER = re.compile(r"(?:^|[;?])([^=;?]*)=")
 _SECRET = re.compile(
     r"(?i)(?:.*[^a-z0-9])?(?:(?:api|access|auth|secret|private)?key|(?:access|api|auth|bearer|id|refresh)?token|(?:client)?secret"

@@ -5,13 +5,14 @@ It may not stop the proxy: who cannot be told is a line in the log.
 
 import os
 import socket
+import struct
 import time
 from collections.abc import MutableMapping
 
 from llmpipe import log
 
-TIMEOUT = 1.0
-"""Seconds that a message may take: a manager that does not read must not hold the control plane."""
+TIMEOUT = 1
+"""Seconds that a message may take: a manager that does not read must not hold the control plane for longer."""
 
 
 class Notifier:
@@ -40,7 +41,8 @@ class Notifier:
         address = b"\0" + os.fsencode(self._path[1:]) if self._path.startswith("@") else os.fsencode(self._path)
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-                sock.settimeout(TIMEOUT)
+                # Not settimeout(): to poll(2) this kind of socket is writable though the manager's queue is full.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", TIMEOUT, 0))
                 sock.sendto(state.encode(), address)
         except OSError as error:
             log.warning("service manager not told", state=state.partition("=")[0], error=str(error.strerror or error))

@@ -512,15 +512,26 @@ class Proxy:
         options: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         nofile: int | None = None,
+        prefix: Sequence[str] = (),
+        pass_fds: Sequence[int] = (),
+        cwd: str | None = None,
     ) -> None:
+        """`prefix` are the words of a command that executes the one behind it, in the same process."""
         command = [sys.executable, "-m", "llmpipe", "serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]
         command += ["--workers", "1", "--log-format", "json"]
         command += [word for url in backends for word in ("--backend", url)] + list(options)
         if nofile is not None:
             command = ["sh", "-c", f'ulimit -n {nofile} && exec "$@"', "sh", *command]
+        command = [*prefix, *command]
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("LLMPIPE_")}
         self.process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**inherited, **(env or {})}
+            command,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**inherited, **(env or {})},
+            pass_fds=pass_fds,
+            cwd=cwd,
         )
         self.pid = self.process.pid
         self.log: list[dict[str, Any]] = []

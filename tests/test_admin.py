@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx
 import pytest
@@ -16,6 +17,7 @@ from harness import Backend, Client, Connection, Proxy, chunk, free_port, respon
 from prometheus_client.parser import text_string_to_metric_families
 
 import llmpipe
+import llmpipe.cli
 
 COUNTERS = {
     "llmpipe_streaming_bytes_forwarded": (),
@@ -180,6 +182,49 @@ def test_off() -> None:
             _, rest = process.communicate(timeout=30)
     assert process.returncode == 0
     assert "admin listening" not in rest
+
+
+OPEN = "admin is open to other machines"
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:0"])
+def test_one_line_warns_where_other_machines_can_reach_it(proxy_to, address: str) -> None:
+    proxy = proxy_to(f"http://127.0.0.1:{free_port()}", options=["--admin", address])
+    line = proxy.wait_log(OPEN)
+    assert line["level"] == "warning"
+    assert line["address"] == f"{address[:-2]}:{proxy.admin_port}"
+    proxy.signal(signal.SIGHUP)
+    proxy.wait_log("reloaded")
+    assert len([line for line in proxy.log if line["event"] == OPEN]) == 1
+
+
+@pytest.mark.parametrize("options", [[], ["--admin", "127.0.0.2:0"], ["--admin", "[::1]:0"], ["--listen", "0.0.0.0:0"]])
+def test_nothing_warns_where_none_can(proxy_to, options: list[str]) -> None:
+    proxy = proxy_to(f"http://127.0.0.1:{free_port()}", options=options)
+    proxy.signal(signal.SIGHUP)
+    proxy.wait_log("reloaded")
+    assert not [line for line in proxy.log if line["event"] == OPEN]
+
+
+def test_by_default_only_this_machine_can_reach_it() -> None:
+    """The default's port may be taken here, so the default is asked for its host only."""
+    command = next(command for name, command in llmpipe.cli.cli.commands.items() if name == "serve")
+    host, port = next(option.default for option in command.params if option.name == "admin").rsplit(":", 1)
+    with Proxy(f"http://127.0.0.1:{free_port()}", options=["--admin", f"{host}:0"]) as proxy:
+        assert port == "9090"
+        assert listening_addresses(proxy.pid)[proxy.admin_port] == "127.0.0.1"
+
+
+def listening_addresses(pid: int) -> dict[int, str]:
+    """The IPv4 address of each port that a process listens on."""
+    rows = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
+    own = listening_ports(pid)
+    found = {}
+    for words in rows:
+        host, port = words[1].split(":")
+        if words[3] == "0A" and int(port, 16) in own:
+            found[int(port, 16)] = socket.inet_ntoa(bytes.fromhex(host)[::-1])
+    return found
 
 
 def listening_ports(pid: int) -> set[int]:

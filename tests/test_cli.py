@@ -154,7 +154,7 @@ def test_completion_completes() -> None:
         (["--backend", "http://127.0.0.1:99999"], "Port out of range"),
         (["--backend", "http://127.0.0.1:abc"], "is not a URL"),
         (["--backend", "http://127.0.0.1:0"], "port 0"),
-        (["--backend", "http://u:secret@127.0.0.1:1"], "no valid host"),
+        (["--backend", "http://u:secret@127.0.0.1:1"], "'http://***@127.0.0.1:1' has a user name"),
         (["--backend", "http://127.0.0.1:1\nx"], "white space or a control character"),
         (["--backend", "http://127.0.0.1:1?on-abort=maybe"], "on-abort is close or finish"),
         (["--backend", "http://127.0.0.1:1?onabort=finish"], "'onabort' is unknown"),

@@ -126,7 +126,7 @@ def test_options_of_backends(base: str, query: str, finish: bool) -> None:
         ("http://:8000", "no valid host"),
         ("http://-vllm:8000", "no valid host"),
         ("http://v%41lm:8000", "no valid host"),
-        ("http://user@vllm:8000", "no valid host"),
+        ("http://user@vllm:8000", "has a user name"),
         ("http://vllm:8000/v1", "has a path"),
         ("http://vllm:8000#x", "has a path"),
         ("http://vllm:0", "port 0"),

@@ -117,15 +117,73 @@ def test_levels(stream: io.StringIO, level: str, written: list[str]) -> None:
     assert [json.loads(line)["level"] for line in stream.getvalue().splitlines()] == written
 
 
-@pytest.mark.parametrize("name", ["key", "api_key", "api-key", "token", "access_token", "API_KEY", "apikey"])
-@pytest.mark.parametrize("place", ["/v1?{}", "/v1?a=1&{}", "/v1?{}&b=2", "/v1?a=1&{}&b=2"])
+KEYS = [
+    *(
+        "key",
+        "api_key",
+        "api-key",
+        "token",
+        "access_token",
+        "API_KEY",
+        "apikey",
+        "apiKey",
+        "X-Api-Key",
+        "api%5Fkey",
+        "k%65y",
+    ),
+    *(
+        "x-goog-signature",
+        "X-Amz-Security-Token",
+        "X-Amz-Credential",
+        "sig",
+        "client_secret",
+        "clientSecret",
+        "password",
+        "pwd",
+    ),
+    *("authToken", "Authorization", "jwt", "session", "a.key", "key[]"),
+]
+
+
+@pytest.mark.parametrize("name", KEYS)
+@pytest.mark.parametrize(
+    "place", ["/v1?{}", "/v1?a=1&{}", "/v1?{}&b=2", "/v1?a=1&{}&b=2", "/v1?a=1;{}", "/v1?a=1?{}&b=2"]
+)
 def test_values_of_keys_are_masked(name: str, place: str) -> None:
-    masked = log.mask_secrets(place.format(f"{name}=sk-very/secret%20=x"))
+    masked = log.mask_secrets(place.format(f"{name}=sk-very/secret%20=x;y?z"))
     assert masked == place.format(f"{name}=***")
 
 
 @pytest.mark.parametrize(
-    "target", ["/v1/key=x", "/v1?keyboard=x", "/v1?monkey=x", "/v1?max_tokens=3", "/", "*", "/?", "/?key"]
+    ("target", "shown"),
+    [
+        ("http://user:pass@host/v1", "http://***@host/v1"),
+        ("HTTP://user:p@ss@host:80?a=1", "HTTP://***@host:80?a=1"),
+        ("http://user:p?ss@host/v1", "http://***@host/v1"),
+        ("user:pass@host:443", "***@host:443"),
+        ("http://user:" + "p" * 80, "http://***@"),
+    ],
+)
+def test_users_are_masked(target: str, shown: str) -> None:
+    assert log.mask_secrets(target) == shown
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        *(
+            "/v1/key=x",
+            "/v1?keyboard=x",
+            "/v1?monkey=x",
+            "/v1?max_tokens=3",
+            "/",
+            "*",
+            "/?",
+            "/?key",
+            "/?top_k=1&a=&=&b=c;d=e",
+        ),
+        *("/@me?to=a@b", "http://host/@me", "host:443", "/v1?author=x&bypass=1&tokens=3"),
+    ],
 )
 def test_nothing_else_is_masked(target: str) -> None:
     assert log.mask_secrets(target) == target

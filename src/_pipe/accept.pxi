@@ -157,6 +157,7 @@ cdef void listener_take(WorkerC *w) noexcept nogil:
         while w.listener.conn.readable and not w.listener.paused:
             step_listener(w)
         timer_disarm(w, &w.listener.conn)
+        io_unwatch(w.epfd, w.listener.conn.fd)      # a service manager, or the next process, may hold the socket too
         w.listener.conn.closed = True
         sys_store_release(&w.mail.closed, 1)
 

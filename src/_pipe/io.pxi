@@ -110,12 +110,18 @@ cdef int io_accept(int listener, sockaddr_storage *peer) noexcept nogil:
     return fd if fd >= 0 else -errno
 
 cdef void io_address_text(const sockaddr_storage *peer, char *text, size_t room) noexcept nogil:
-    # A peer's address without its port; empty for that of a Unix socket.
+    # A peer's address without its port; empty for that of a Unix socket. An IPv4 client of an IPv6 socket has an IPv4
+    # address: a service manager may open one for both.
+    cdef const in6_addr *v6
     text[0] = 0
     if peer.ss_family == AF_INET:
         inet_ntop(AF_INET, &(<const sockaddr_in *>peer).sin_addr, text, <socklen_t>room)
     elif peer.ss_family == AF_INET6:
-        inet_ntop(AF_INET6, &(<const sockaddr_in6 *>peer).sin6_addr, text, <socklen_t>room)
+        v6 = &(<const sockaddr_in6 *>peer).sin6_addr
+        if IN6_IS_ADDR_V4MAPPED(v6):
+            inet_ntop(AF_INET, <const uint8_t *>v6 + 12, text, <socklen_t>room)
+        else:
+            inet_ntop(AF_INET6, v6, text, <socklen_t>room)
 
 cdef bint io_descriptor_free() noexcept nogil:
     # Whether a descriptor can be had.
@@ -154,6 +160,10 @@ cdef int io_watch(int epfd, int fd, void *whose) noexcept nogil:
     event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
     event.data.ptr = whose
     return 0 if epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &event) == 0 else -errno
+
+cdef void io_unwatch(int epfd, int fd) noexcept nogil:
+    # For what others hold open too: closing our descriptor would leave it in the set.
+    epoll_ctl(epfd, EPOLL_CTL_DEL, fd, NULL)
 
 cdef void io_shut(int fd) noexcept nogil:
     # Sends our FIN; the peer may still send.

@@ -21,8 +21,7 @@ cdef struct QuotaTableC:
 
 cdef bint quota_key(const sockaddr_storage *peer, uint64_t *key) noexcept nogil:
     # The key of a peer's address; False where it has none, as on a Unix socket.
-    cdef const uint8_t *v6
-    cdef const char *mapped = b"\0\0\0\0\0\0\0\0\0\0\xff\xff"
+    cdef const in6_addr *v6
     key[0] = 0
     key[1] = 0
     if peer.ss_family == AF_INET:
@@ -30,9 +29,9 @@ cdef bint quota_key(const sockaddr_storage *peer, uint64_t *key) noexcept nogil:
         return True
     if peer.ss_family != AF_INET6:
         return False
-    v6 = <const uint8_t *>&(<const sockaddr_in6 *>peer).sin6_addr
-    if memcmp(v6, mapped, 12) == 0:
-        memcpy(&key[1], v6 + 12, 4)     # IPv4, taken by an IPv6 socket
+    v6 = &(<const sockaddr_in6 *>peer).sin6_addr
+    if IN6_IS_ADDR_V4MAPPED(v6):
+        memcpy(&key[1], <const uint8_t *>v6 + 12, 4)
     else:
         memcpy(&key[0], v6, 8)
         key[1] = 1 << 32                # apart from every IPv4 address

@@ -100,6 +100,7 @@ cdef extern from "<netinet/in.h>" nogil:
         uint16_t sin6_port
         in6_addr sin6_addr
     int IPPROTO_TCP
+    bint IN6_IS_ADDR_V4MAPPED(const in6_addr *address)
     uint16_t htons(uint16_t host)
 
 cdef extern from "<netinet/tcp.h>" nogil:
@@ -137,6 +138,7 @@ cdef extern from "<sys/epoll.h>" nogil:
     uint32_t EPOLLET
     int EPOLL_CLOEXEC
     int EPOLL_CTL_ADD
+    int EPOLL_CTL_DEL
     int epoll_create1(int flags)
     int epoll_ctl(int epfd, int operation, int fd, epoll_event *event)
     int epoll_wait(int epfd, epoll_event *events, int n, int timeout_ms)

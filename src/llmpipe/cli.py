@@ -192,6 +192,8 @@ def serve(**given: Any) -> None:
 
     SIGTERM or SIGINT drains: /readyz fails, listening stops, streams finish; a second one ends at once. SIGHUP resolves the
     backends' names anew. Exit code 0 after a clean drain, 1 if streams were cut, 2 if the options cannot work.
+
+    Sockets that a service manager hands over (LISTEN_FDS) are used instead of --listen and, if one is named admin, --admin.
     """
     if given["demo"] and given["backend"]:
         _refuse("--demo brings its own backend; leave out --backend, or leave out --demo")

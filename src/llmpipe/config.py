@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, urlsplit
 
 from llmpipe.errors import UsageError
+from llmpipe.log import mask_secrets
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)?")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -87,56 +88,70 @@ class Backend:
         return format_address(self.host, self.port) if self.host else "localhost"
 
 
+def _shown(text: str) -> str:
+    """A backend's text as an error line may repeat it. A user's password may hold any letter, so it goes up to the last @."""
+    before, at, behind = text.rpartition("@")
+    if at and not text.startswith("unix:"):
+        scheme, separator, _ = before.partition("://")
+        text = f"{scheme}://***@{behind}" if separator else f"***@{behind}"
+    return repr(mask_secrets(text))
+
+
 def parse_backend(text: str) -> Backend:
     """The backend of `http://host:port`, `http://[v6]:port` or `unix:/path`, with `?on-abort=finish` or without.
 
     Raises:
         UsageError: it is no such thing; the text says how to write it.
     """
+    shown = _shown(text)
     if not text.isprintable() or " " in text:
-        raise UsageError(f"backend {text!r} has white space or a control character in it")
+        raise UsageError(f"backend {shown} has white space or a control character in it")
+    if "@" in text and not text.startswith("unix:"):
+        raise UsageError(
+            f"backend {shown} has a user name; clients send credentials of their own, so write http://HOST:PORT"
+        )
     base, _, query = text.partition("?")
-    finish = _parse_backend_options(text, query)
+    finish = _parse_backend_options(shown, query)
     if base.startswith("unix:"):
         path = base[5:]
         if not path.startswith("/"):
-            raise UsageError(f"backend {text!r}: a Unix socket needs an absolute path, such as unix:/run/vllm.sock")
+            raise UsageError(f"backend {shown}: a Unix socket needs an absolute path, such as unix:/run/vllm.sock")
         return Backend(base, "", 0, path, finish)
-    _check_scheme(text, base)
+    _check_scheme(shown, base)
     try:
         parts = urlsplit(base)
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise UsageError(f"backend {text!r} is not a URL: {error}") from None
+        raise UsageError(f"backend {shown} is not a URL: {error}") from None
     if parts.path not in ("", "/") or parts.fragment:
-        raise UsageError(f"backend {text!r} has a path; requests keep the client's, so write only http://HOST:PORT")
-    if parts.username is not None or not host or (":" not in host and not _HOST.fullmatch(host)):
-        raise UsageError(f"backend {text!r} has no valid host; write http://HOST:PORT")
+        raise UsageError(f"backend {shown} has a path; requests keep the client's, so write only http://HOST:PORT")
+    if not host or (":" not in host and not _HOST.fullmatch(host)):
+        raise UsageError(f"backend {shown} has no valid host; write http://HOST:PORT")
     if port == 0:
-        raise UsageError(f"backend {text!r}: port 0 cannot be connected")
+        raise UsageError(f"backend {shown}: port 0 cannot be connected")
     port = 80 if port is None else port
     return Backend(f"http://{format_address(host, port)}", host, port, "", finish)
 
 
-def _check_scheme(text: str, base: str) -> None:
+def _check_scheme(shown: str, base: str) -> None:
     scheme, separator, _ = base.partition("://")
     if not separator:
-        raise UsageError(f"backend {text!r} has no scheme; write http://HOST:PORT or unix:/PATH")
+        raise UsageError(f"backend {shown} has no scheme; write http://HOST:PORT or unix:/PATH")
     if scheme.lower() == "https":
         raise UsageError(
-            f"backend {text!r}: TLS to backends is not supported; use http://, or put a TLS client such as stunnel before it"
+            f"backend {shown}: TLS to backends is not supported; use http://, or put a TLS client such as stunnel before it"
         )
     if scheme.lower() != "http":
-        raise UsageError(f"backend {text!r}: the scheme {scheme!r} is unknown; write http://HOST:PORT or unix:/PATH")
+        raise UsageError(f"backend {shown}: the scheme {scheme!r} is unknown; write http://HOST:PORT or unix:/PATH")
 
 
-def _parse_backend_options(text: str, query: str) -> bool:
+def _parse_backend_options(shown: str, query: str) -> bool:
     finish = False
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name != "on-abort":
-            raise UsageError(f"backend {text!r}: the option {name!r} is unknown; there is on-abort")
+            raise UsageError(f"backend {shown}: the option {name!r} is unknown; there is on-abort")
         if value not in ("close", "finish"):
-            raise UsageError(f"backend {text!r}: on-abort is close or finish, not {value!r}")
+            raise UsageError(f"backend {shown}: on-abort is close or finish, not {value!r}")
         finish = value == "finish"
     return finish
 

@@ -13,10 +13,17 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from logging.handlers import QueueHandler, QueueListener
 from typing import Any, TextIO
+from urllib.parse import unquote_plus
 
 QUEUE_LINES = 10_000
 
-_SECRET = re.compile(r"(?i)([?&](?:key|api[_-]?key|token|access[_-]?token|secret|password)=)[^&\s]*")
+# Where no path follows what should be a host, the record may have been cut before the @.
+_USER = re.compile(r"(?i)^([a-z][a-z0-9+.-]*://|(?!/))(?:[^/]*@|[^/?]{64,}$)")
+_PARAMETER = re.compile(r"(?:^|[;?])([^=;?]*)=")
+_SECRET = re.compile(
+    r"(?i)(?:.*[^a-z0-9])?(?:(?:api|access|auth|secret|private)?key|(?:access|api|auth|bearer|id|refresh)?token|(?:client)?secret"
+    r"|pass(?:word|wd|phrase)?|pwd|sig(?:nature)?|auth(?:orization)?|bearer|jwt|cookie|session(?:id)?|credentials?)(?:\[\])?"
+)
 _PLAIN = re.compile(r"[A-Za-z0-9_./:@%+\[\]()?&~!*$;-]+")
 
 _logger = logging.getLogger("llmpipe")
@@ -24,8 +31,19 @@ _libraries = [logging.getLogger(name) for name in ("asyncio", "uvicorn")]
 
 
 def mask_secrets(target: str) -> str:
-    """`target` with the values of query parameters that carry keys replaced by `***`."""
-    return _SECRET.sub(r"\1***", target)
+    """A request target or a URL without its credentials, which become `***`: a user before the host, and the values of query
+    parameters that carry keys, whatever the case or encoding of their names: `key`, `api_key`, `X-Api-Key`, `access_token`,
+    `client_secret`, `password`, `signature` and their like."""
+    path, mark, query = _USER.sub(r"\1***@", target).partition("?")
+    return path + mark + "&".join(map(_mask_parameter, query.split("&")))
+
+
+def _mask_parameter(text: str) -> str:
+    # A semicolon, or another question mark, may begin a parameter or belong to a value: what is behind a key goes with it.
+    for name in _PARAMETER.finditer(text):
+        if _SECRET.fullmatch(unquote_plus(name[1])):
+            return text[: name.end()] + "***"
+    return text
 
 
 def _time(record: logging.LogRecord) -> str:

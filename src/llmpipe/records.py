@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import time
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from llmpipe.config import Backend
 
 CLIENT_ABORT = OUTCOMES.index("client_abort")
+BAD_REQUEST = OUTCOMES.index("bad_request")
+
+_METHOD = re.compile(rb"[A-Z][A-Z_-]*")
 
 
 def _milliseconds(seconds: float) -> float | None:
@@ -65,6 +69,8 @@ class RecordLog:
             )
         if not log.enabled(logging.INFO):
             return
+        if outcome == BAD_REQUEST and not _METHOD.fullmatch(method):
+            method = target = b""  # not a request line: it may be anything, the middle of a body for one
         fields = {
             "client": client.decode("latin-1"),
             "method": method.decode("latin-1"),

@@ -1,11 +1,13 @@
 """The control plane's life: sockets, signals, drain.
 
-It opens the listening socket and says when accepting begins and ends. It never reads from a client or a backend, and
-nothing here runs while a client is accepted or an event is forwarded.
+It opens the listening sockets, or takes those that it was given, and says when accepting begins and ends. It never reads from
+a client or a backend, and nothing here runs while a client is accepted or an event is forwarded.
 """
 
 import asyncio
 import errno
+import ipaddress
+import os
 import resource
 import signal
 import socket
@@ -13,10 +15,11 @@ from contextlib import ExitStack
 
 import uvloop
 
-from llmpipe import __version__, admin, log, metrics, mock, resolve
+from llmpipe import __version__, activation, admin, log, metrics, mock, resolve
 from llmpipe.background import BackgroundServer
 from llmpipe.config import Backend, Serve, format_address, parse_backend
 from llmpipe.errors import UsageError
+from llmpipe.notify import Notifier
 from llmpipe.records import RecordLog
 from llmpipe.runner import Runner
 
@@ -45,6 +48,7 @@ def bind(address: tuple[str, int], option: str) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setblocking(False)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind(sockaddr)
@@ -56,14 +60,33 @@ def bind(address: tuple[str, int], option: str) -> socket.socket:
                 f"{option} {where}: the port is in use; stop what listens there, or choose another"
             ) from None
         raise UsageError(f"{option} {where}: cannot listen there ({error.strerror or error})") from None
-    listener.setblocking(False)
     return listener
+
+
+def bind_unless_given(given: socket.socket | None, address: tuple[str, int], option: str) -> socket.socket:
+    """A listening socket: the one that a service manager handed over, or else one that is bound here.
+
+    Raises:
+        UsageError: the address cannot be bound; the text names `option`.
+    """
+    if given is None:
+        return bind(address, option)
+    given.setblocking(False)
+    log.info("socket taken over", descriptor=given.fileno(), instead_of=option)
+    return given
 
 
 def bound_address(listener: socket.socket) -> str:
     """Where a socket really listens, as host:port."""
     host, port = listener.getsockname()[:2]
     return format_address(host, port)
+
+
+def local_only(listener: socket.socket) -> bool:
+    """Whether only this machine can reach a listening socket."""
+    host = ipaddress.ip_address(listener.getsockname()[0].partition("%")[0])
+    mapped = host.ipv4_mapped if isinstance(host, ipaddress.IPv6Address) else None
+    return (mapped or host).is_loopback
 
 
 def raise_descriptor_limit() -> int:
@@ -121,6 +144,7 @@ class Server:
     def __init__(self, config: Serve) -> None:
         self._config = config
         self._draining = False
+        self._notifier = Notifier(os.environ)
         self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
 
     def _why_not_ready(self, runner: Runner) -> str | None:
@@ -134,12 +158,17 @@ class Server:
         """Serves until a signal and the drain behind it; the process's exit code.
 
         Raises:
-            UsageError: an address, a backend or a name cannot work.
+            UsageError: an address, a socket that was handed over, a backend or a name cannot work.
         """
         config = self._config
+        given = activation.take(os.environ)
+        if given.admin is not None and config.admin is None:
+            raise UsageError("a socket named admin was handed over, but --admin is off; leave one of them out")
         with ExitStack() as stack:
-            listener = stack.enter_context(bind(config.listen, "--listen"))
-            admin_listener = stack.enter_context(bind(config.admin, "--admin")) if config.admin else None
+            listener = stack.enter_context(bind_unless_given(given.http, config.listen, "--listen"))
+            admin_listener = None
+            if config.admin is not None:
+                admin_listener = stack.enter_context(bind_unless_given(given.admin, config.admin, "--admin"))
             backends = config.backends
             if config.demo:
                 backends = (self._start_mock(stack),)
@@ -166,6 +195,7 @@ class Server:
             acceptor.start()
             self._watch_signals()
             self._announce(listener, admin_listener, backends)
+            self._notifier.ready()
             refresh = asyncio.create_task(self._refresh(resolver, runner))
             try:
                 return await self._serve(acceptor, runner, resolver)
@@ -202,6 +232,12 @@ class Server:
         )
         if admin_listener is not None:
             log.info("admin listening", address=bound_address(admin_listener))
+            if not local_only(admin_listener):
+                log.warning(
+                    "admin is open to other machines",
+                    address=bound_address(admin_listener),
+                    hint="it has no authentication: let only the monitoring reach it, or bind it to 127.0.0.1",
+                )
         if self._config.demo:
             print(
                 "\nllmpipe runs in front of a mock inference server. Paste this into another terminal:\n\n"
@@ -238,14 +274,17 @@ class Server:
                 return 1  # an engine failed; the runner has logged why
             if number != signal.SIGHUP:
                 break
+            self._notifier.reloading()
             await resolver.refresh()
             runner.configure(resolver)
             log.info("reloaded")
+            self._notifier.ready()
         return await self._drain(acceptor, runner, number)
 
     async def _drain(self, acceptor: Acceptor, runner: Runner, number: signal.Signals) -> int:
         """Rule G4: readiness fails, listening stops, streams finish, within a limit; a second signal ends at once."""
         self._draining = True
+        self._notifier.stopping()
         log.info("draining", signal=number.name, clients=runner.clients(), seconds=self._config.drain_timeout)
         await acceptor.close()
         runner.drain()

@@ -103,7 +103,8 @@ def parse_header(text: str) -> tuple[str, str]:
     """
     name, separator, value = text.partition(":")
     if not separator or not name.strip() or not text.isprintable() or not text.isascii():
-        raise UsageError(f"--header {name!r}: write 'Name: value'")
+        shown = repr(name) if separator else "(without a colon)"  # which may be a key
+        raise UsageError(f"--header {shown}: write 'Name: value'")
     return name.strip(), value.strip()
 
 

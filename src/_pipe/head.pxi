@@ -178,6 +178,30 @@ cdef bint value_lists(const uint8_t *value, size_t n, const char *lower) noexcep
             return True
     return False
 
+cdef bint host_is(const uint8_t *p, size_t n) noexcept nogil:
+    # Whether an authority is a host, and perhaps a port: uri-host [ ":" port ] (RFC 9110 section 7.2). Its characters are
+    # of TEXT_HOST. What stands behind a second colon, or outside the brackets, is what two readers take for two addresses.
+    cdef size_t i = 0
+    cdef bint literal = n > 0 and p[0] == c"["
+    if literal:
+        while i < n and p[i] != c"]":
+            i += 1
+            if i < n and p[i] == c"[":
+                return False
+        if i < 2 or i == n:
+            return False
+        i += 1
+    else:
+        while i < n and p[i] != c":":
+            if p[i] == c"[" or p[i] == c"]":
+                return False
+            if p[i] == c"%" and (n - i < 3 or not text_is(p + i + 1, 2, TEXT_HEX)):
+                return False
+            i += 1
+    if i == n:
+        return True             # no port; an empty Host too, of a client that has no authority
+    return i > 0 and p[i] == c":" and text_is(p + i + 1, n - i - 1, TEXT_DIGIT)
+
 # Reads the field lines from `p` to the end of the head into `head`.
 # RC_OK, RC_BAD, or RC_AGAIN for more than `max_fields`.
 cdef int head_read_fields(HeadC *head, const uint8_t *p, int max_fields) noexcept nogil:
@@ -240,7 +264,7 @@ cdef int head_read_fields(HeadC *head, const uint8_t *p, int max_fields) noexcep
             if not head.absolute:
                 head.authority = field.value
                 head.authority_length = field.value_length
-            if not text_is(field.value, field.value_length, TEXT_HOST):
+            if not text_is(field.value, field.value_length, TEXT_HOST) or not host_is(field.value, field.value_length):
                 return RC_BAD
         elif field.kind == FIELD_EXPECT:
             head.expects = True
@@ -296,7 +320,7 @@ cdef int head_read_absolute(HeadC *head) noexcept nogil:
         if not text_class[p[0]] & TEXT_HOST:
             return RC_BAD       # user information ("@") too: it is deprecated, and a way to disguise an address
         p += 1
-    if p == start:
+    if p == start or not host_is(start, p - start):
         return RC_BAD
     head.absolute = True
     head.authority = start

@@ -420,6 +420,10 @@ cdef int head_read_response(HeadC *head, const uint8_t *data, size_t length, int
         return RC_BAD
     if head_read_fields(head, line_end + 2, max_fields) != RC_OK:
         return RC_BAD
+    # 1xx and 204 have no framing (RFC 9110 section 8.6, RFC 9112 section 6.1): a client that obeyed one would take the next
+    # response for a body. A length of nothing is what some servers give a 204; everyone reads it alike.
+    if (head.status < 200 or head.status == 204) and (head.chunked or head.content_length > 0):
+        return RC_BAD
     if to_head or head.status < 200 or head.status == 204 or head.status == 304:
         head.framing = FRAMING_NONE
     elif head.chunked:

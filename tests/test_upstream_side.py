@@ -192,8 +192,9 @@ def test_b1_an_upgrade_is_forwarded_only_where_connection_asks_for_it(seen, clie
     assert (plain.values(b"connection"), plain.values(b"upgrade")) == ([], [])
 
 
-def test_b1_h2c_is_never_forwarded(seen, client):
-    lines = [b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABkAAQAAP__"]
+@pytest.mark.parametrize("value", [b"h2c", b"H2C/2.0", b"websocket, h2c"])
+def test_b1_h2c_is_never_forwarded(seen, client, value):
+    lines = [b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: " + value, b"HTTP2-Settings: AAMAAABkAAQAAP__"]
     request = sent_up(client, seen, b"Host: a", *lines)
     assert [request.values(name) for name in (b"connection", b"upgrade", b"http2-settings")] == [[], [], []]
 

@@ -169,12 +169,14 @@ cdef int head_read_connection(HeadC *head, FieldC *field) noexcept nogil:
             head.option_count += 1
     return RC_OK
 
-cdef bint value_lists(const uint8_t *value, size_t n, const char *lower) noexcept nogil:
-    # Whether a comma separated list has this member.
+cdef bint upgrade_lists(const uint8_t *value, size_t n, const char *lower) noexcept nogil:
+    # Whether an Upgrade field names this protocol, in whichever version: name [ "/" version ] (RFC 9110 section 7.8).
     cdef const uint8_t *member = NULL
+    cdef const uint8_t *slash
     cdef size_t length = 0
     while text_next_member(&value, &n, &member, &length):
-        if text_same(member, length, lower):
+        slash = <const uint8_t *>memchr(member, c"/", length)
+        if text_same(member, length if slash is NULL else slash - member, lower):
             return True
     return False
 
@@ -255,7 +257,7 @@ cdef int head_read_fields(HeadC *head, const uint8_t *p, int max_fields) noexcep
                 return RC_BAD
         elif field.kind == FIELD_UPGRADE:
             # h2c is not forwarded: the frames that follow it would pass by every rule here.
-            if not value_lists(field.value, field.value_length, b"h2c"):
+            if not upgrade_lists(field.value, field.value_length, b"h2c"):
                 head.has_upgrade = True
             else:
                 field.kind = FIELD_HOP

@@ -449,6 +449,8 @@ class Stale:
         self.requests.append(connection.read_request())
         if self.how == "half":
             connection.send(b"HTTP/1.1 2")
+        if self.how == "interim":
+            connection.send(b"HTTP/1.1 102 Processing\r\n\r\n")
         (connection.reset if self.how == "rst" else connection.close)()
 
 
@@ -494,10 +496,15 @@ def test_b3_it_is_sent_again_once_only():
         assert proxy.metric("llmpipe_stale_replays_total") == 1
 
 
-def test_b3_it_is_not_sent_again_after_a_byte_of_the_answer():
-    with Backend(Stale("half")) as backend, Proxy(backend.url) as proxy, Client(proxy) as client:
+@pytest.mark.parametrize("how", ["half", "interim"])
+def test_b3_it_is_not_sent_again_after_a_byte_of_the_answer(how):
+    with Backend(Stale(how)) as backend, Proxy(backend.url) as proxy, Client(proxy) as client:
         assert client.request(GET).status == 200
-        assert client.request(POST).status == 502
+        if how == "interim":
+            assert client.request(POST).status == 102
+            assert client.read_response().status == 502
+        else:
+            assert client.request(POST).status == 502
         assert len(backend.connections) == 1
         assert proxy.metric("llmpipe_stale_replays_total") == 0
 

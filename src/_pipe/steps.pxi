@@ -800,7 +800,9 @@ cdef int step_response(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n) noexce
         upstream.inbox.scanned = 0
         if head.status >= 200 or head.status == 101:
             break
-        # 100 and 103 on their own way; the final response is still to come.
+        # 100 and 103 on their own way; the final response is still to come. The connection is alive: should it close now,
+        # it was not a stale one, and the request, which the backend has begun to work on, is not sent twice.
+        upstream.reused = False
         if x.minor and x.client is not NULL:
             write_start(&w.out, w.out.data, w.out.size)
             head_write_response(&w.out, head, False, NULL, x.request_id, x.request_id_length)

@@ -186,10 +186,10 @@ def test_b1_a_field_named_like_another_with_more_behind_it_is_kept(seen, client)
 
 
 def test_b1_an_upgrade_is_forwarded_only_where_connection_asks_for_it(seen, client):
-    upgrade = sent_up(client, seen, b"Host: a", b"Connection: Upgrade", b"Upgrade: websocket")
-    assert (upgrade.values(b"connection"), upgrade.values(b"upgrade")) == ([b"Upgrade"], [b"websocket"])
     plain = sent_up(client, seen, b"Host: a", b"Connection: keep-alive", b"Upgrade: websocket")
     assert (plain.values(b"connection"), plain.values(b"upgrade")) == ([], [])
+    upgrade = sent_up(client, seen, b"Host: a", b"Connection: Upgrade", b"Upgrade: websocket")
+    assert (upgrade.values(b"connection"), upgrade.values(b"upgrade")) == ([b"Upgrade"], [b"websocket"])
 
 
 @pytest.mark.parametrize("value", [b"h2c", b"H2C/2.0", b"websocket, h2c"])

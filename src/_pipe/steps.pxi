@@ -374,7 +374,9 @@ cdef void exchange_note(WorkerC *w, ExchangeC *x, HeadC *head) noexcept nogil:
     memcpy(x.path, head.target, x.path_length)
     x.to_head = head_is(head.method, head.method_length, b"HEAD")
     x.minor = <uint8_t>head.minor
-    x.client_keeps = head.keep_alive
+    # Behind a request for an upgrade may stand bytes of the new protocol, of a client that did not wait (RFC 9110 section 7.8).
+    # Where the upgrade is refused nobody can tell them from a request, so none is read there (ADR 0014).
+    x.client_keeps = head.keep_alive and not head.has_upgrade
     x.client_closes = not head.keep_alive
     x.upgrade = head.has_upgrade
     x.framing_up = head.framing

@@ -13,7 +13,7 @@ import pytest
 import websockets.exceptions
 import websockets.sync.client
 import websockets.sync.server
-from harness import Backend, Client, Connection, Proxy, answer_all, leave, respond, wait_until
+from harness import Backend, Client, Connection, Proxy, leave, wait_until
 
 ASK = b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: x-echo\r\nX-Request-ID: id\r\n\r\n"
 SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x-echo\r\nConnection: Upgrade\r\nX-Own: 1\r\n\r\n"

@@ -407,6 +407,9 @@ cdef int up_follow(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t n, size
                     return 413
         if rc == RC_BAD:
             return 400
+        # A size that goes over the limit is refused before it is forwarded; some count in fewer than 64 bits.
+        if x.up_chunk.left > <uint64_t>(w.settings.max_body - x.up_body):
+            return 413
         x.up_done = rc == RC_DONE
     if x.up_done:
         x.waited = w.now        # from here the backend is waited for
@@ -829,7 +832,9 @@ cdef int step_response(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n) noexce
     x.down_left = head.content_length
     x.event_stream = head.event_stream
     x.dechunk = head.chunked and x.minor == 0
-    upstream.keep_alive = head.keep_alive
+    # An answer that did not wait for the whole request may be one to its head alone; what comes of the body would then be
+    # read as the next request. So nobody else is sent there.
+    upstream.keep_alive = head.keep_alive and x.up_done and not x.up.unsent
     if not x.up_done or w.draining or head.framing == FRAMING_CLOSE or x.dechunk:
         x.client_keeps = False
     if not x.client_keeps:

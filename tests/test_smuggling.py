@@ -680,6 +680,7 @@ def test_a_backend_whose_answer_began_before_the_body_ended_is_not_used_again(sc
     assert attacker.read_chunked() == b"ok"
     assert attacker.read_eof() == b""
     scene.innocent(other)
+    assert scene.strict.requests[-1].connection != used[0].index
     wait_until(lambda: used[0].index in scene.strict.ended, what="the upstream closed")
     attacker.close()
     other.close()

@@ -499,7 +499,7 @@ WITH_MORE = {
     "length 0": (GET, OK + b"Content-Length: 0\r\n\r\n"),
     "chunked": (GET, OK + CHUNKED + b"\r\n" + chunk(b"hello") + LAST_CHUNK),
     "204": (GET, b"HTTP/1.1 204 No Content\r\n\r\n"),
-    "204 with a body": (GET, b"HTTP/1.1 204 No Content\r\n" + LENGTH + b"\r\n"),
+    "204 with a length of nothing": (GET, b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n"),
     "304": (GET, b"HTTP/1.1 304 Not Modified\r\n\r\n"),
     "HEAD": (HEAD, OK + LENGTH + b"\r\n"),
 }

@@ -13,7 +13,7 @@ import pytest
 import websockets.exceptions
 import websockets.sync.client
 import websockets.sync.server
-from harness import Backend, Client, Connection, Proxy, answer_all, leave, respond, wait_until
+from harness import Backend, Client, Connection, Proxy, leave, wait_until
 
 ASK = b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: x-echo\r\nX-Request-ID: id\r\n\r\n"
 SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x-echo\r\nConnection: Upgrade\r\nX-Own: 1\r\n\r\n"
@@ -234,23 +234,29 @@ def test_c2_a_tunnel_is_counted_and_logged(proxy_to):
         assert proxy.metric("llmpipe_upstreams") == 0  # it is of no use to anybody else
 
 
-def test_c2_a_refused_upgrade_is_an_ordinary_answer(serve, backend, proxy):
-    serve(answer_all)
-    with Client(proxy) as client:
-        assert client.request(ASK).body == b"ok"
-        assert client.request(GET).body == b"ok"
-    assert len(backend.connections) == 1
+@pytest.mark.parametrize("status", [200, 426, 502])
+def test_c2_a_refused_upgrade_is_an_answer_that_ends_the_connection(serve, backend, proxy, status):
+    # What stands behind it may be bytes of a client that took the switch for granted: none of them becomes a request.
+    lines = []
 
-
-def test_c2_a_refused_upgrade_keeps_requests_behind_it_in_order(serve, proxy):
-    def path(connection: Connection) -> None:
+    def refuse(connection: Connection) -> None:
         while True:
-            respond(connection, connection.read_request().line.split()[1])
+            lines.append(connection.read_request().line)
+            if status == 502:
+                connection.close()
+                return
+            connection.send(b"HTTP/1.1 %d No\r\nContent-Length: 2\r\n\r\nno" % status)
 
-    serve(path)
+    serve(refuse)
     with Client(proxy) as client:
         client.send(ASK + GET)
-        assert [client.read_response().body for _ in range(2)] == [b"/ws", b"/"]
+        response = client.read_response()
+        assert (response.status, response.values(b"connection")) == (status, [b"close"])
+        assert client.read_eof() == b""
+    with Client(proxy) as client:
+        assert client.request(GET).status == status
+    assert lines == [b"GET /ws HTTP/1.1", b"GET / HTTP/1.1"]
+    assert len(backend.connections) == 1 + (status == 502)
 
 
 @pytest.mark.parametrize(

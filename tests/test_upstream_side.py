@@ -186,14 +186,15 @@ def test_b1_a_field_named_like_another_with_more_behind_it_is_kept(seen, client)
 
 
 def test_b1_an_upgrade_is_forwarded_only_where_connection_asks_for_it(seen, client):
-    upgrade = sent_up(client, seen, b"Host: a", b"Connection: Upgrade", b"Upgrade: websocket")
-    assert (upgrade.values(b"connection"), upgrade.values(b"upgrade")) == ([b"Upgrade"], [b"websocket"])
     plain = sent_up(client, seen, b"Host: a", b"Connection: keep-alive", b"Upgrade: websocket")
     assert (plain.values(b"connection"), plain.values(b"upgrade")) == ([], [])
+    upgrade = sent_up(client, seen, b"Host: a", b"Connection: Upgrade", b"Upgrade: websocket")
+    assert (upgrade.values(b"connection"), upgrade.values(b"upgrade")) == ([b"Upgrade"], [b"websocket"])
 
 
-def test_b1_h2c_is_never_forwarded(seen, client):
-    lines = [b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABkAAQAAP__"]
+@pytest.mark.parametrize("value", [b"h2c", b"H2C/2.0", b"websocket, h2c"])
+def test_b1_h2c_is_never_forwarded(seen, client, value):
+    lines = [b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: " + value, b"HTTP2-Settings: AAMAAABkAAQAAP__"]
     request = sent_up(client, seen, b"Host: a", *lines)
     assert [request.values(name) for name in (b"connection", b"upgrade", b"http2-settings")] == [[], [], []]
 
@@ -448,6 +449,8 @@ class Stale:
         self.requests.append(connection.read_request())
         if self.how == "half":
             connection.send(b"HTTP/1.1 2")
+        if self.how == "interim":
+            connection.send(b"HTTP/1.1 102 Processing\r\n\r\n")
         (connection.reset if self.how == "rst" else connection.close)()
 
 
@@ -493,10 +496,15 @@ def test_b3_it_is_sent_again_once_only():
         assert proxy.metric("llmpipe_stale_replays_total") == 1
 
 
-def test_b3_it_is_not_sent_again_after_a_byte_of_the_answer():
-    with Backend(Stale("half")) as backend, Proxy(backend.url) as proxy, Client(proxy) as client:
+@pytest.mark.parametrize("how", ["half", "interim"])
+def test_b3_it_is_not_sent_again_after_a_byte_of_the_answer(how):
+    with Backend(Stale(how)) as backend, Proxy(backend.url) as proxy, Client(proxy) as client:
         assert client.request(GET).status == 200
-        assert client.request(POST).status == 502
+        if how == "interim":
+            assert client.request(POST).status == 102
+            assert client.read_response().status == 502
+        else:
+            assert client.request(POST).status == 502
         assert len(backend.connections) == 1
         assert proxy.metric("llmpipe_stale_replays_total") == 0
 

@@ -169,14 +169,40 @@ cdef int head_read_connection(HeadC *head, FieldC *field) noexcept nogil:
             head.option_count += 1
     return RC_OK
 
-cdef bint value_lists(const uint8_t *value, size_t n, const char *lower) noexcept nogil:
-    # Whether a comma separated list has this member.
+cdef bint upgrade_lists(const uint8_t *value, size_t n, const char *lower) noexcept nogil:
+    # Whether an Upgrade field names this protocol, in whichever version: name [ "/" version ] (RFC 9110 section 7.8).
     cdef const uint8_t *member = NULL
+    cdef const uint8_t *slash
     cdef size_t length = 0
     while text_next_member(&value, &n, &member, &length):
-        if text_same(member, length, lower):
+        slash = <const uint8_t *>memchr(member, c"/", length)
+        if text_same(member, length if slash is NULL else slash - member, lower):
             return True
     return False
+
+cdef bint host_is(const uint8_t *p, size_t n) noexcept nogil:
+    # Whether an authority is a host, and perhaps a port: uri-host [ ":" port ] (RFC 9110 section 7.2). Its characters are
+    # of TEXT_HOST. What stands behind a second colon, or outside the brackets, is what two readers take for two addresses.
+    cdef size_t i = 0
+    cdef bint literal = n > 0 and p[0] == c"["
+    if literal:
+        while i < n and p[i] != c"]":
+            i += 1
+            if i < n and p[i] == c"[":
+                return False
+        if i < 2 or i == n:
+            return False
+        i += 1
+    else:
+        while i < n and p[i] != c":":
+            if p[i] == c"[" or p[i] == c"]":
+                return False
+            if p[i] == c"%" and (n - i < 3 or not text_is(p + i + 1, 2, TEXT_HEX)):
+                return False
+            i += 1
+    if i == n:
+        return True             # no port; an empty Host too, of a client that has no authority
+    return i > 0 and p[i] == c":" and text_is(p + i + 1, n - i - 1, TEXT_DIGIT)
 
 # Reads the field lines from `p` to the end of the head into `head`.
 # RC_OK, RC_BAD, or RC_AGAIN for more than `max_fields`.
@@ -231,7 +257,7 @@ cdef int head_read_fields(HeadC *head, const uint8_t *p, int max_fields) noexcep
                 return RC_BAD
         elif field.kind == FIELD_UPGRADE:
             # h2c is not forwarded: the frames that follow it would pass by every rule here.
-            if not value_lists(field.value, field.value_length, b"h2c"):
+            if not upgrade_lists(field.value, field.value_length, b"h2c"):
                 head.has_upgrade = True
             else:
                 field.kind = FIELD_HOP
@@ -240,7 +266,7 @@ cdef int head_read_fields(HeadC *head, const uint8_t *p, int max_fields) noexcep
             if not head.absolute:
                 head.authority = field.value
                 head.authority_length = field.value_length
-            if not text_is(field.value, field.value_length, TEXT_HOST):
+            if not text_is(field.value, field.value_length, TEXT_HOST) or not host_is(field.value, field.value_length):
                 return RC_BAD
         elif field.kind == FIELD_EXPECT:
             head.expects = True
@@ -296,7 +322,7 @@ cdef int head_read_absolute(HeadC *head) noexcept nogil:
         if not text_class[p[0]] & TEXT_HOST:
             return RC_BAD       # user information ("@") too: it is deprecated, and a way to disguise an address
         p += 1
-    if p == start:
+    if p == start or not host_is(start, p - start):
         return RC_BAD
     head.absolute = True
     head.authority = start
@@ -395,6 +421,10 @@ cdef int head_read_response(HeadC *head, const uint8_t *data, size_t length, int
     if head.reason_length and (head.reason[0] != c" " or not text_is(head.reason, head.reason_length, TEXT_VALUE)):
         return RC_BAD
     if head_read_fields(head, line_end + 2, max_fields) != RC_OK:
+        return RC_BAD
+    # 1xx and 204 have no framing (RFC 9110 section 8.6, RFC 9112 section 6.1): a client that obeyed one would take the next
+    # response for a body. A length of nothing is what some servers give a 204; everyone reads it alike.
+    if (head.status < 200 or head.status == 204) and (head.chunked or head.content_length > 0):
         return RC_BAD
     if to_head or head.status < 200 or head.status == 204 or head.status == 304:
         head.framing = FRAMING_NONE

@@ -385,7 +385,9 @@ cdef void exchange_note(WorkerC *w, ExchangeC *x, HeadC *head) noexcept nogil:
     memcpy(x.path, head.target, x.path_length)
     x.to_head = head_is(head.method, head.method_length, b"HEAD")
     x.minor = <uint8_t>head.minor
-    x.client_keeps = head.keep_alive
+    # Behind a request for an upgrade may stand bytes of the new protocol, of a client that did not wait (RFC 9110 section 7.8).
+    # Where the upgrade is refused nobody can tell them from a request, so none is read there (ADR 0014).
+    x.client_keeps = head.keep_alive and not head.has_upgrade
     x.client_closes = not head.keep_alive
     x.upgrade = head.has_upgrade
     x.framing_up = head.framing
@@ -416,6 +418,9 @@ cdef int up_follow(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t n, size
                     return 413
         if rc == RC_BAD:
             return 400
+        # A size that goes over the limit is refused before it is forwarded; some count in fewer than 64 bits.
+        if x.up_chunk.left > <uint64_t>(w.settings.max_body - x.up_body):
+            return 413
         x.up_done = rc == RC_DONE
     if x.up_done:
         x.waited = w.now        # from here the backend is waited for
@@ -824,7 +829,9 @@ cdef int step_response(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n) noexce
         upstream.inbox.scanned = 0
         if head.status >= 200 or head.status == 101:
             break
-        # 100 and 103 on their own way; the final response is still to come.
+        # 100 and 103 on their own way; the final response is still to come. The connection is alive: should it close now,
+        # it was not a stale one, and the request, which the backend has begun to work on, is not sent twice.
+        upstream.reused = False
         if x.minor and x.client is not NULL:
             write_start(&w.out, w.out.data, w.out.size)
             head_write_response(&w.out, head, False, NULL, x.request_id, x.request_id_length)
@@ -849,7 +856,9 @@ cdef int step_response(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n) noexce
     x.down_left = head.content_length
     x.event_stream = head.event_stream
     x.dechunk = head.chunked and x.minor == 0
-    upstream.keep_alive = head.keep_alive
+    # An answer that did not wait for the whole request may be one to its head alone; what comes of the body would then be
+    # read as the next request. So nobody else is sent there.
+    upstream.keep_alive = head.keep_alive and x.up_done and not x.up.unsent
     if not x.up_done or w.draining or head.framing == FRAMING_CLOSE or x.dechunk:
         x.client_keeps = False
     if not x.client_keeps:

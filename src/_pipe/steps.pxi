@@ -203,7 +203,8 @@ cdef void write_error(WriterC *out, int status, uint8_t outcome, const char *mes
     write_text(out, b'{"error": {"message": "')
     write_text(out, message)
     write_text(out, b'", "type": "')
-    write_text(out, b"rate_limit_error" if status == 429 else b"invalid_request_error" if status < 500 else b"server_error")
+    write_text(out, b"rate_limit_error" if status == 429
+               else b"invalid_request_error" if status < 500 or outcome == OUTCOME_BAD_REQUEST else b"server_error")
     write_text(out, b'", "param": null, "code": "')
     write_text(out, outcome_name(outcome))
     write_text(out, b'"}}')
@@ -350,7 +351,7 @@ cdef int response_truncate(WorkerC *w, ExchangeC *x, uint8_t outcome) noexcept n
             and (x.reset or (x.framing_down == FRAMING_CHUNKED and x.down_chunk.state == CHUNK_SIZE))):
         write_start(&data, text, sizeof(text))
         write_text(&data, b"data: ")
-        write_error(&data, 400 if outcome == OUTCOME_BAD_REQUEST else 502, outcome, outcome_message(outcome))
+        write_error(&data, 502, outcome, outcome_message(outcome))
         write_text(&data, b"\n\n")
         write_start(&event, room, sizeof(room))
         if not x.reset:

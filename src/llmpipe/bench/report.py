@@ -22,7 +22,10 @@ from llmpipe.config import format_address
 Report = dict[str, Any]
 
 COLUMNS = {
-    "paced": ("latency_p50", "latency_p99", "latency_p99.9", "jitter_p99", "cpu_per_event", "memory_per_stream"),
+    "paced": (
+        *("latency_p50", "latency_p99", "latency_p99.9", "jitter_p99", "cpu_per_event", "memory_per_stream"),
+        *("attackers_open", "attacks_per_second"),
+    ),
     "requests": ("ttft_p50", "ttft_p99", "duration_p50", "requests_per_second", "cpu_per_request"),
     "arrivals": ("ttft_p50", "ttft_p99", "duration_p50", "requests_per_second", "cpu_per_request"),
     "churn": ("ttft_p50", "ttft_p99", "duration_p50", "requests_per_second", "cpu_per_request"),
@@ -56,6 +59,8 @@ LABELS = {
     "tokens_per_second": "tokens/s",
     "bytes_per_second": "throughput",
     "closes_per_second": "closes/s",
+    "attackers_open": "attackers open",
+    "attacks_per_second": "attacks/s",
 }
 
 
@@ -91,7 +96,7 @@ def quantity(value: float, unit: str) -> str:
             if value / factor < 1000 or name == "GB":
                 shown = f"{value / factor:.0f}" if value / factor >= 100 or name == "B" else f"{value / factor:.3g}"
                 return f"{shown} {name}{unit[1:]}"
-    if unit == "1/s":
+    if unit in ("1/s", "connections"):
         return f"{value:,.0f}"
     return f"{value:.3g}"
 

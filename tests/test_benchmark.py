@@ -63,6 +63,8 @@ def test_it_runs_and_writes_what_it_found(tmp_path):
     for goal in made["goals"]:
         assert f"| {goal['text']} | {goal['measured']} |" in table
         assert goal["measured"] in done.stdout
+    assert "| attackers open |" in table
+    assert "| attacks/s |" in table
     assert "llmpipe" in (tmp_path / "out" / "bench.html").read_text()
 
 

@@ -22,10 +22,7 @@ from llmpipe.config import format_address
 Report = dict[str, Any]
 
 COLUMNS = {
-    "paced": (
-        *("latency_p50", "latency_p99", "latency_p99.9", "jitter_p99", "cpu_per_event", "memory_per_stream"),
-        *("attackers_open", "attacks_per_second"),
-    ),
+    "paced": ("latency_p50", "latency_p99", "latency_p99.9", "jitter_p99", "cpu_per_event", "memory_per_stream"),
     "requests": ("ttft_p50", "ttft_p99", "duration_p50", "requests_per_second", "cpu_per_request"),
     "arrivals": ("ttft_p50", "ttft_p99", "duration_p50", "requests_per_second", "cpu_per_request"),
     "churn": ("ttft_p50", "ttft_p99", "duration_p50", "requests_per_second", "cpu_per_request"),
@@ -42,6 +39,9 @@ COLUMNS = {
 
 SERVER_COLUMNS = ("itl_p50", "itl_p99", "tokens_per_second")
 """Of targets that are inference servers."""
+
+ATTACK_COLUMNS = ("attackers_open", "attacks_per_second")
+"""Of targets that were attacked meanwhile."""
 
 LABELS = {
     "latency": "event latency",
@@ -81,7 +81,7 @@ def unit(figure: str) -> str:
 def columns_of_round(work: Work, result: Round) -> list[str]:
     """The figures of its shape that a round has."""
     wanted = COLUMNS[work.shape] if result.fidelity or work.endless else (*COLUMNS[work.shape], *SERVER_COLUMNS)
-    return [name for name in wanted if name in result.figures]
+    return [name for name in (*wanted, *ATTACK_COLUMNS) if name in result.figures]
 
 
 def quantity(value: float, unit: str) -> str:
@@ -216,6 +216,7 @@ def columns(work: dict[str, Any]) -> list[str]:
     wanted = list(COLUMNS[work["shape"]])
     if any(target["kind"] == "url" for target in work["targets"]):
         wanted += SERVER_COLUMNS
+    wanted += ATTACK_COLUMNS
     return [name for name in wanted if any(name in target["figures"] for target in work["targets"])]
 
 

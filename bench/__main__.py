@@ -21,6 +21,7 @@ from typing import Any
 import click
 
 from bench import peers
+from bench.attacks import AttackError, Beside
 from bench.works import TASKS, Task
 from llmpipe.bench import command, display, generator, measure, report
 from llmpipe.bench.measure import Outcome, Round, Schedule, Target, Watcher
@@ -73,6 +74,8 @@ class Group:
         if task.direct:
             self.targets.append(Target("direct", "direct", ("127.0.0.1", SOURCE_PORT)))
         for number, peer in enumerate(chosen):
+            if task.only and peer.name not in task.only:
+                continue
             if task.work.streams > MOST_STREAMS.get(peer.name, task.work.streams):
                 continue
             port = FIRST_PORT + number
@@ -109,12 +112,14 @@ def usable(names: Sequence[str]) -> list[peers.Peer]:
 def judge(tasks: Sequence[Task], outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """Every goal of the works that ran, where what it compares did run."""
     found = []
-    for task, outcome in zip(tasks, outcomes, strict=False):
+    for task, outcome in zip(tasks, outcomes, strict=True):
 
         def rounds(target: str, figure: str, outcome: Outcome = outcome) -> list[float]:
             results = outcome.results.get(target, [])
             if figure == "errors":
                 return [float(sum(one.errors.values())) for one in results]
+            if figure == "broken_events":
+                return [float(one.fidelity["altered"] + one.fidelity["out_of_order"]) for one in results]
             return [one.figures[figure] for one in results if figure in one.figures]
 
         for goal in task.goals:
@@ -154,6 +159,7 @@ def run(tasks: Sequence[Task], names: Sequence[str], rounds: int) -> tuple[repor
     raise_descriptor_limit()
     chosen = usable(names)
     outcomes: list[Outcome] = []
+    ran: list[Task] = []
     complete = True
     os.sched_setaffinity(0, {load_cpu})
     with generator.running(("127.0.0.1", SOURCE_PORT)) as load, display.choose(False) as shown:
@@ -162,15 +168,22 @@ def run(tasks: Sequence[Task], names: Sequence[str], rounds: int) -> tuple[repor
                 with ExitStack() as stack:
                     group = Group(stack, task, chosen, proxy_cpu)
                     schedule = Schedule(rounds, task.settle, task.seconds)
+                    if not group.targets:
+                        continue
+                    watcher: Watcher = Alone(shown)
+                    if task.attack is not None:
+                        watcher = Beside(task.attack, watcher)
+                        stack.callback(watcher.end)
                     for number, outcome in enumerate(
-                        measure.run_work(load, task.work, group.targets, schedule, Alone(shown))
+                        measure.run_work(load, task.work, group.targets, schedule, watcher)
                     ):
                         if number == 0:
                             outcomes.append(outcome)
+                            ran.append(task)
         except KeyboardInterrupt:
             complete = False
     made = report.make(outcomes, complete, load_cpu)
-    made["goals"] = judge(tasks, outcomes)
+    made["goals"] = judge(ran, outcomes)
     return made, complete and all(goal["met"] for goal in made["goals"])
 
 
@@ -208,7 +221,7 @@ def main(every: bool, names: tuple[str, ...], works: tuple[str, ...], rounds: in
                 click.echo(f"{name} could not be installed: {error}", err=True)
     try:
         made, met = run(tasks, names, rounds)
-    except UsageError as error:
+    except (UsageError, AttackError) as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(2)
     output.mkdir(parents=True, exist_ok=True)

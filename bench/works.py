@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from bench.attacks import Attack
 from llmpipe.bench.report import quantity
 from llmpipe.bench.work import Work
 
@@ -48,6 +49,10 @@ class Task:
     settle: float = 0.5
     direct: bool = True
     """Whether the same load straight at the source tells something."""
+    attack: Attack | None = None
+    """What is done to each target while it is measured."""
+    only: Sequence[str] = ()
+    """The peers that it is worth the time of; all where this is empty."""
 
 
 def _median(values: Sequence[float]) -> float:
@@ -121,6 +126,33 @@ def without_errors() -> Goal:
     return Goal("no error", judge)
 
 
+def intact() -> Goal:
+    """No event of any round was altered, lost or out of order."""
+
+    def judge(rounds: Rounds) -> Measured | None:
+        found = rounds(US, "broken_events")
+        return Measured(f"{sum(found):.0f} broken events", not any(found)) if found else None
+
+    return Goal("every event intact", judge)
+
+
+def _beside(name: str, attack: Attack | None, settle: float = 0.4) -> Task:
+    """A modest load of well-behaved streams. An attack may break none, and delay them no more than it does HAProxy's.
+
+    Without an attack it is what the others are read against, and no goal: the p99 of so few events is mostly the machine's.
+    """
+    title = attack.title if attack else "nothing"
+    return Task(
+        Work("paced", f"beside-{name}", streams=100, rate=25, beside=title),
+        (without_errors(), intact(), *((at_most("latency_p99", 1, "haproxy"),) if attack else ())),
+        seconds=1.2,
+        settle=settle,
+        direct=False,
+        attack=attack,
+        only=("llmpipe", "haproxy", "nginx"),
+    )
+
+
 NAMES = {
     "cpu_per_event": "CPU per event",
     "cpu_per_request": "CPU per request",
@@ -191,4 +223,10 @@ TASKS = (
         (within("close_p99", 50e-3),),
         seconds=6.0,
     ),
+    _beside("nothing", None),
+    _beside("slow-heads", Attack("slow-heads", 500)),
+    _beside("slow-bodies", Attack("slow-bodies", 300)),
+    _beside("slow-readers", Attack("flood-readers", 50, "/flood"), settle=1.0),
+    _beside("idle", Attack("idle", 2000)),
+    _beside("aborts", Attack("aborts", 1000)),
 )

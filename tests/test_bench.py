@@ -507,6 +507,29 @@ def test_the_source_answers_health_checks_between_rounds():
 # The parts.
 
 
+def test_the_source_floods_who_asks_for_it_beside_paced_streams():
+    """For clients that are not the generator's own: those that read slowly need more than anybody holds for them."""
+    port = free_port()
+    with running(("127.0.0.1", port)) as load:
+        begin(load, make_plan(Work("paced", streams=1, rate=1), ("127.0.0.1", port), marked=True))
+        try:
+            got = {}
+            for path, most in (("/flood", 4_000_000), ("/v1/chat/completions", 4_000_000)):
+                with socket.create_connection(("127.0.0.1", port)) as sock:
+                    sock.settimeout(0.5)
+                    sock.sendall(f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n{{}}".encode())
+                    got[path] = 0
+                    with suppress(TimeoutError):
+                        while got[path] < most:
+                            got[path] += len(sock.recv(65536))
+            assert got["/flood"] >= 4_000_000
+            assert 0 < got["/v1/chat/completions"] < 100_000
+            wait_until(lambda: load.stats()["flowing"] == 1)
+            assert not any(load.stats()["errors"].values())
+        finally:
+            assert finish(load) == 0
+
+
 def test_histograms_are_exact_to_a_percent():
     port = free_port()
     with running(("127.0.0.1", port)) as load:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from bench import peers, works  # noqa: E402
+from bench.attacks import Attack, AttackError, Mounted  # noqa: E402
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -26,6 +28,7 @@ def test_it_runs_and_writes_what_it_found(tmp_path):
     done = subprocess.run(
         [
             *(sys.executable, "-m", "bench", "--rounds", "1", "--work", "requests-1", "--work", "disconnect-idle"),
+            *("--work", "beside-idle", "--work", "beside-aborts"),
             *("--peer", "llmpipe", "--peer", "floor", "--peer", "caddy", "--output", tmp_path / "out"),
         ],
         cwd=ROOT,
@@ -37,13 +40,21 @@ def test_it_runs_and_writes_what_it_found(tmp_path):
     assert done.returncode in (0, 1), done.stderr  # 1: a goal was missed, and this machine may be slow
     made = json.loads((tmp_path / "out" / "bench.json").read_text())
     assert made["complete"]
-    assert [work["name"] for work in made["works"]] == ["requests-1", "disconnect-idle"]
-    for work in made["works"]:
+    assert [work["name"] for work in made["works"]] == ["requests-1", "disconnect-idle", "beside-idle", "beside-aborts"]
+    for work in made["works"][:2]:
         assert [target["name"] for target in work["targets"]] == ["direct", "llmpipe", "floor"]
         for target in work["targets"]:
             assert not target["rounds"][0]["errors"]
             assert target["kind"] == "direct" or (target["version"] and target["about"])
+    for work, figure, least in zip(made["works"][2:], ("attackers_open", "attacks_per_second"), (2000, 1), strict=True):
+        (target,) = work["targets"]
+        assert target["name"] == "llmpipe"
+        assert not target["rounds"][0]["errors"]
+        assert target["figures"][figure]["median"] >= least  # the attackers were there
+        assert target["figures"]["latency_p99"]["median"] > 0
+        assert "cpu_per_event" not in target["figures"]
     said = {goal["text"] for goal in made["goals"]}
+    assert "every event intact" in said
     assert "TTFT p50: at most floor + 15 µs" in said
     assert "close to EOF p99: at most 5 ms" in said
     assert not any("haproxy" in text for text in said)  # it did not run
@@ -52,6 +63,8 @@ def test_it_runs_and_writes_what_it_found(tmp_path):
     for goal in made["goals"]:
         assert f"| {goal['text']} | {goal['measured']} |" in table
         assert goal["measured"] in done.stdout
+    assert "| attackers open |" in table
+    assert "| attacks/s |" in table
     assert "llmpipe" in (tmp_path / "out" / "bench.html").read_text()
 
 
@@ -89,6 +102,7 @@ FIGURES = {
     ("llmpipe", "latency_p50"): [11.0, 10.0, 12.0],
     ("floor", "latency_p50"): [10.0, 10.0, 10.0],
     ("llmpipe", "errors"): [0.0, 1.0],
+    ("llmpipe", "broken_events"): [0.0, 2.0],
 }
 
 
@@ -108,6 +122,7 @@ def rounds(target: str, figure: str) -> list[float]:
         (works.within("latency_p50", 11.0, ""), "11", True),
         (works.within("latency_p50", 10.0, ""), "11", False),
         (works.without_errors(), "1 errors", False),
+        (works.intact(), "2 broken events", False),
     ],
 )
 def test_goals_are_judged_by_medians_of_rounds(goal, measured, met):
@@ -117,3 +132,18 @@ def test_goals_are_judged_by_medians_of_rounds(goal, measured, met):
 
 def test_a_goal_without_its_peer_is_no_goal():
     assert works.at_most("latency_p50", 1.0, "nginx").judge(rounds) is None
+
+
+def test_an_attack_without_a_target_says_what_failed():
+    number = 50
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        with Mounted(Attack("idle", number), nobody.getsockname()) as mounted:
+            counts = mounted.counts()
+    assert counts["failed"] >= number
+    assert counts["open"] == counts["opened"] == 0
+
+
+def test_an_attack_that_cannot_begin_is_an_error():
+    with pytest.raises(AttackError, match="ended"):
+        Mounted(Attack("no such kind", 1), ("127.0.0.1", 1))

@@ -227,13 +227,14 @@ cdef void source_answer_other(LoadC *load, SourceC *source) noexcept nogil:
         source_close(load, source)
 
 cdef void source_read_mark(LoadC *load, SourceC *source, HeadC *head) noexcept nogil:
-    # X-Request-ID-Bench: client.serial.mode, in hexadecimal digits. A request without it is answered as the plan says.
+    # X-Request-ID-Bench: client.serial.mode, in hexadecimal digits. A request without it is answered as the plan says, or
+    # with a flood where its path is /flood: that is for clients that are not the generator's own.
     # Routers with a list of fields that may pass let those pass that begin with X-Request-ID.
     cdef FieldC *field
     cdef uint64_t client = 0
     cdef uint64_t serial = 0
     cdef int i
-    source.mode = <uint8_t>load.plan.mode
+    source.mode = MODE_FLOOD if head_is(head.target, head.target_length, b"/flood") else <uint8_t>load.plan.mode
     source.serial = 0
     for i in range(head.count):
         field = &head.fields[i]

@@ -2,7 +2,7 @@
 
 cdef enum:
     MAX_WORKERS = 256
-    ACCEPTS_A_TURN = 64
+    ACCEPTS_A_TURN = 16         # some 4 us each, for which the streams of the same turn wait
     SPIN_GAP = 12               # us; after waits that were shorter on average, the next one begins with looking
     SPIN_MOST = 15              # us that it looks for
     ACCEPT_PAUSE = 50000        # us between two looks whether accepting can go on

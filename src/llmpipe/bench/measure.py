@@ -36,6 +36,8 @@ UNITS = {
     "tokens_per_second": "1/s",
     "bytes_per_second": "B/s",
     "closes_per_second": "1/s",
+    "attacks_per_second": "1/s",
+    "attackers_open": "connections",
     "errors": "",
 }
 

@@ -41,6 +41,9 @@ COLUMNS = {
 SERVER_COLUMNS = ("itl_p50", "itl_p99", "tokens_per_second")
 """Of targets that are inference servers."""
 
+ATTACK_COLUMNS = ("attackers_open", "attacks_per_second")
+"""Of targets that were attacked meanwhile."""
+
 LABELS = {
     "latency": "event latency",
     "ttft": "TTFT",
@@ -57,6 +60,8 @@ LABELS = {
     "tokens_per_second": "tokens/s",
     "bytes_per_second": "throughput",
     "closes_per_second": "closes/s",
+    "attackers_open": "attackers open",
+    "attacks_per_second": "attacks/s",
 }
 
 
@@ -77,7 +82,7 @@ def unit(figure: str) -> str:
 def columns_of_round(work: Work, result: Round) -> list[str]:
     """The figures of its shape that a round has."""
     wanted = COLUMNS[work.shape] if result.fidelity or work.endless else (*COLUMNS[work.shape], *SERVER_COLUMNS)
-    return [name for name in wanted if name in result.figures]
+    return [name for name in (*wanted, *ATTACK_COLUMNS) if name in result.figures]
 
 
 def quantity(value: float, unit: str) -> str:
@@ -92,7 +97,7 @@ def quantity(value: float, unit: str) -> str:
             if value / factor < 1000 or name == "GB":
                 shown = f"{value / factor:.0f}" if value / factor >= 100 or name == "B" else f"{value / factor:.3g}"
                 return f"{shown} {name}{unit[1:]}"
-    if unit == "1/s":
+    if unit in ("1/s", "connections"):
         return f"{value:,.0f}"
     return f"{value:.3g}"
 
@@ -219,6 +224,7 @@ def columns(work: dict[str, Any]) -> list[str]:
     wanted = list(COLUMNS[work["shape"]])
     if any(target["kind"] == "url" for target in work["targets"]):
         wanted += SERVER_COLUMNS
+    wanted += ATTACK_COLUMNS
     return [name for name in wanted if any(name in target["figures"] for target in work["targets"])]
 
 

@@ -62,6 +62,8 @@ class Work:
     """For one request of a shape whose answers end."""
     sourced: bool = True
     """Whether the bundled source answers; pace and size of events are the server's own otherwise."""
+    beside: str = ""
+    """What else is done to the target meanwhile, for the title."""
     request: Request = field(default_factory=Request)
 
     def __post_init__(self) -> None:
@@ -98,7 +100,7 @@ class Work:
             "churn": f"a new connection for each request, {clients}, {answer}{pace}",
             "disconnect": f"clients that leave, beside {streams} x {self.rate:g} events/s",
         }
-        return titles[self.shape]
+        return titles[self.shape] + (f", beside {self.beside}" if self.beside else "")
 
     @property
     def described(self) -> dict[str, object]:

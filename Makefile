@@ -111,6 +111,11 @@ coverage: curl $(GCOV)/tested ## Run the tests and print how much of each part o
 	$(GCOV)/bin/python -m pytest -n 2 $(PYTEST_ARGS)
 	gcov --no-output $$(find build/gcov -name '_pipe.gcda') | grep -A 1 "^File 'src/_pipe"
 
+T ?= 3600
+.PHONY: soak
+soak: $(VENV)/tested ## Leave the proxy running under random clients and failing backends for T seconds (3600)
+	PYTHONPATH=tests $(VENV)/bin/python tests/soak.py --seconds $(T)
+
 # The peers of Debian are looked for and left out with a reason where they are not.
 .PHONY: bench
 bench: $(VENV)/benched ## Measure beside the floor, nginx and HAProxy, into build/bench (about 6 minutes, two CPUs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -13,6 +14,9 @@ from typing import Any
 
 import pytest
 from harness import Backend, Client, Proxy, Script, answer_all, wait_until
+
+# A shell's background jobs start with SIGINT ignored, and what they start inherits that; Python then knows no Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parents[1]
 PROBE = ROOT / os.environ.get("LLMPIPE_PROBE", "build/probe")

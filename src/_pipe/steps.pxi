@@ -319,6 +319,8 @@ cdef int answer_error(WorkerC *w, ExchangeC *x, int status, uint8_t outcome) noe
 cdef int response_end(WorkerC *w, ExchangeC *x) noexcept nogil:
     # The client will get no more than what it has not taken yet. RC_GONE, or RC_OK while it has not.
     if x.down.unsent:
+        if x.client.conn.hung_up:
+            return client_left(w, x, 0)     # its FIN came with the request that is answered; no event will tell of it again
         exchange_set_state(w, x, STATE_FLUSH)
         return RC_OK
     return exchange_finish(w, x)

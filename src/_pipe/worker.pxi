@@ -67,6 +67,7 @@ cdef struct ListenerC:
     int64_t most                # clients of all workers; then accepting pauses ...
     int64_t resume_at           # ... until there are no more than these
     bint paused
+    bint watched                # in the epoll set
     int count
     WorkerC *workers[MAX_WORKERS]
 

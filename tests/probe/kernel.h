@@ -101,6 +101,7 @@ static struct sim_kernel {
     uint64_t calls[SIM_CALLS];
     uint64_t injected;          /* faults that were met */
     uint64_t short_calls;
+    uint64_t sleeps;
     struct sim_fault faults[SIM_FAULTS];
     int fault_count;
     size_t most_recv;           /* bytes a call; 0 is no limit */
@@ -152,7 +153,7 @@ SIM_API int sim_enter(int call) {
             return sim.faults[i].error;
         }
     if (sim.interrupts && (nth & 1)
-            && (call == SIM_RECV || call == SIM_SEND || call == SIM_ACCEPT4 || call == SIM_EPOLL_WAIT)) {
+            && (call == SIM_RECV || call == SIM_SEND || call == SIM_ACCEPT4)) {
         sim.injected++;
         return EINTR;
     }
@@ -567,6 +568,11 @@ SIM_API int sim_epoll_wait(int epfd, struct epoll_event *events, int n, int time
         }
         if (count || timeout_ms == 0)
             return count;
+        if (sim.interrupts && (++sim.sleeps & 1)) {
+            sim.injected++;
+            errno = EINTR;
+            return -1;
+        }
         sim.work = 0;
         if (!sim.idle(until))
             return 0;

@@ -5,6 +5,8 @@
 # that it could, and carries out the next operation; after the last one the clients leave and the engine is stopped. The
 # engine's loop is the product's own and knows nothing of this.
 
+from collections import namedtuple
+
 cdef extern from "kernel.h" nogil:
     enum:
         SIM_ENDS
@@ -698,6 +700,10 @@ cdef void world_check_closed() noexcept nogil:
 
 # ------------------------------------------------------------------------------------------------------------- to Python
 
+Peer = namedtuple("Peer", "port sent left got ended")
+Peer.__doc__ = """A client or an upstream: what it sent and how it left, what it got and how it saw the end ("", fin, reset)."""
+
+
 class _Settings:
     """Short time-outs, and what the first byte of a script says."""
 
@@ -733,10 +739,12 @@ cdef bytes _bytes(const uint8_t *p, size_t n):
 
 
 cdef list _ends(int kind):
-    # What happened at the peers' ends: (port, what it sent, what it got, how it saw the end).
+    # What happened at the peers' ends.
     cdef int i
-    return [(sim.ends[i].port, _bytes(sim.ends[i].rx.data, sim.ends[i].rx.n),
-             _bytes(sim.ends[i].told.data, sim.ends[i].told.n), {0: "", c"F": "fin", c"R": "reset"}[sim.ends[i].ended])
+    return [Peer(sim.ends[i].port, _bytes(sim.ends[i].rx.data, sim.ends[i].rx.n),
+                 "reset" if sim.ends[i].dead else "fin" if sim.ends[i].fin else "",
+                 _bytes(sim.ends[i].told.data, sim.ends[i].told.n),
+                 {0: "", c"F": "fin", c"R": "reset"}[sim.ends[i].ended])
             for i in range(sim.count) if sim.ends[i].kind == kind]
 
 

@@ -20,6 +20,12 @@ FLAVOURS = {
         ["-fsanitize=address,undefined"],
     ),
     "gcov": (["-O0", "-g", "--coverage"], ["--coverage"]),
+    # By clang, for tests/fuzz; -lfuzzer is libFuzzer without a main.
+    "fuzz": (
+        ["-O1", "-g", "-fno-omit-frame-pointer", "-DLLMPIPE_FUZZ", "-shared-libasan"]
+        + ["-fsanitize=fuzzer-no-link,address,undefined", "-fno-sanitize-recover=undefined"],
+        ["-fsanitize=fuzzer-no-link,address,undefined", "-shared-libasan"],
+    ),
 }
 
 

@@ -10,7 +10,7 @@ ENGINE := .venv-engine
 
 SOURCES := $(shell find src setup.py pyproject.toml -type f -not -name '*.so')
 BENCH_ARGS ?=
-PROBE := tests/probe/llmpipe_probe.pyx tests/probe/setup.py
+PROBE := $(wildcard tests/probe/*.p* tests/probe/*.h)
 PIP_FLAGS := --quiet --disable-pip-version-check
 
 # A virtual environment whose pip could not be brought up to date is made again.
@@ -86,6 +86,15 @@ asan: curl $(ASAN)/tested ## Run the tests under AddressSanitizer and UndefinedB
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so.6)" PYTHONMALLOC=malloc \
 	ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 LLMPIPE_PROBE=build/probe-asan \
 	$(ASAN)/bin/python -m pytest -n 2 $(PYTEST_ARGS)
+
+# libFuzzer comes with clang; T is seconds in all. Ends with 1 and the input where a rule was broken.
+T ?= 600
+.PHONY: fuzz
+fuzz: $(VENV)/tested ## Fuzz the readers and whole conversations, T=600 seconds in all
+	@test -e "$$(clang --print-resource-dir 2>/dev/null)/lib/linux/libclang_rt.fuzzer_no_main-x86_64.a" \
+		|| { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq clang libclang-rt-14-dev; } \
+		|| { echo "make: there is no clang with libFuzzer, and it could not be installed (Debian: clang, libclang-rt-14-dev)" >&2; exit 1; }
+	$(VENV)/bin/python tests/fuzz $(T)
 
 # Line numbers of the parts, not of the generated C; only what the running proxies did is counted, so no probe.
 .PHONY: coverage

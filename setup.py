@@ -1,6 +1,6 @@
 """Builds the engine and the load generator. Everything else about the package is in pyproject.toml.
 
-LLMPIPE_BUILD chooses the flavour: release (default), debug, asan, or gcov. Install a flavour other than release into a
+LLMPIPE_BUILD chooses the flavour: release (default), debug, asan, gcov, or fuzz (by clang, for tests/fuzz only). Install a flavour other than release into a
 virtual environment of its own, never in place: a sanitized extension in the source tree breaks plain imports.
 """
 
@@ -20,10 +20,12 @@ FLAVOURS = {
         ["-fsanitize=address,undefined"],
     ),
     "gcov": (["-O0", "-g", "--coverage"], ["--coverage"]),
-    # By clang, for tests/fuzz; -lfuzzer is libFuzzer without a main.
+    # By clang, for tests/fuzz.
     "fuzz": (
-        ["-O1", "-g", "-fno-omit-frame-pointer", "-DLLMPIPE_FUZZ", "-shared-libasan"]
-        + ["-fsanitize=fuzzer-no-link,address,undefined", "-fno-sanitize-recover=undefined"],
+        [
+            *("-O1", "-g", "-fno-omit-frame-pointer", "-DLLMPIPE_FUZZ", "-shared-libasan"),
+            *("-fsanitize=fuzzer-no-link,address,undefined", "-fno-sanitize-recover=undefined"),
+        ],
         ["-fsanitize=fuzzer-no-link,address,undefined", "-shared-libasan"],
     ),
 }

@@ -1,8 +1,8 @@
 """Fuzzes the engine: `python tests/fuzz SECONDS [TARGET ...]`, from the project's root; `make fuzz` does.
 
 Builds tests/probe with clang (flavour `fuzz`: libFuzzer, AddressSanitizer, UndefinedBehaviorSanitizer) into build/fuzz, gives
-each target its share of the time, and prints what each did. Found inputs go to build/fuzz/TARGET; `--keep` adds the smallest
-set of them that covers the same to tests/fuzz/corpus. Ends with 1, and the path of the input, where a rule was broken.
+each target its share of the time, and prints what each did. Found inputs go to build/fuzz/TARGET; `--keep` puts those
+that cover the most into tests/fuzz/corpus. Ends with 1, and the path of the input, where a rule was broken.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 BUILT = ROOT / "build" / "fuzz"
 TARGETS = ("request_head", "response_head", "chunked", "conversation")
+CORPUS_MOST = 50  # inputs a target that `--keep` chooses
 SHARES = {"conversation": 3}  # of the time; the others have 1
 
 
@@ -30,7 +31,10 @@ def build() -> None:
     clang = {"LLMPIPE_BUILD": "fuzz", "CC": "clang", "LDSHARED": "clang -shared"}
     command = [sys.executable, "tests/probe/setup.py", "--quiet", "build_ext", "--force"]
     folders = ["--build-lib", str(BUILT / "lib"), "--build-temp", str(BUILT / "temp")]
-    result = subprocess.run([*command, *folders], cwd=ROOT, env={**os.environ, **clang}, capture_output=True, text=True)
+    environment = {**os.environ, **clang}
+    result = subprocess.run(
+        [*command, *folders], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     if result.returncode:
         sys.exit(result.stdout + result.stderr)
 
@@ -53,7 +57,34 @@ def fuzz(target: str, arguments: list[str]) -> subprocess.CompletedProcess[str]:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
+        check=False,
     )
+
+
+def keep(target: str, corpus: Path, found: Path) -> None:
+    """Leaves those inputs in the corpus that cover the most, one after the other; what has a name of its own stays."""
+    control, merged = BUILT / f"{target}.control", BUILT / f"{target}.merged"
+    control.unlink(missing_ok=True)
+    shutil.rmtree(merged, ignore_errors=True)
+    merged.mkdir()
+    fuzz(target, ["-merge=1", f"-merge_control_file={control}", str(merged), str(corpus), str(found)])
+    lines = control.read_text().splitlines()
+    paths = [Path(line) for line in lines[2 : 2 + int(lines[0])]]
+    features = {paths[int(line.split()[1])]: set(line.split()[2:]) for line in lines if line.startswith("FT ")}
+    covered: set[str] = set()
+    chosen: set[str] = set()
+    for _ in range(CORPUS_MOST):
+        best = max(features, key=lambda path: (len(features[path] - covered), -path.stat().st_size))
+        if not features[best] - covered:
+            break
+        covered |= features[best]
+        if best.parent != corpus:
+            shutil.copy(best, corpus / best.name)
+        features[best] = set()
+        chosen.add(best.name)
+    for path in corpus.iterdir():
+        if path.name not in chosen and re.fullmatch("[0-9a-f]{40}", path.name):
+            path.unlink()
 
 
 def report(target: str, output: str) -> str:
@@ -61,7 +92,9 @@ def report(target: str, output: str) -> str:
     runs = re.findall(r"stat::number_of_executed_units: +(\d+)", output)
     covered = re.findall(r"cov: (\d+) ft: (\d+) corp: (\d+)", output)
     cov, features, corpus = covered[-1] if covered else ("?", "?", "?")
-    return f"{target:14} {runs[-1] if runs else '?':>9} inputs  {cov:>5} edges  {features:>6} features  {corpus:>5} kept"
+    return (
+        f"{target:14} {runs[-1] if runs else '?':>9} inputs  {cov:>5} edges  {features:>6} features  {corpus:>5} kept"
+    )
 
 
 def main() -> int:
@@ -79,7 +112,10 @@ def main() -> int:
             folder.mkdir(parents=True, exist_ok=True)
         seconds = max(1, arguments.seconds * SHARES.get(target, 1) // parts)
         options = [f"-max_total_time={seconds}", "-print_final_stats=1", "-timeout=10", "-rss_limit_mb=4096"]
-        options += ["-max_len=2048" if target == "conversation" else "-max_len=600", f"-artifact_prefix={crashes}/{target}-"]
+        options += [
+            "-max_len=2048" if target == "conversation" else "-max_len=600",
+            f"-artifact_prefix={crashes}/{target}-",
+        ]
         if target != "conversation":
             options.append(f"-dict={HERE / 'http.dict'}")
         result = fuzz(target, [*options, str(found), str(corpus)])
@@ -90,14 +126,7 @@ def main() -> int:
             print(f"{target}: {paths[-1] if paths else 'no input was written'}")
             return 1
         if arguments.keep:
-            smallest = BUILT / f"{target}-smallest"
-            shutil.rmtree(smallest, ignore_errors=True)
-            smallest.mkdir()
-            fuzz(target, ["-merge=1", str(smallest), str(corpus), str(found)])
-            for path in corpus.iterdir():
-                path.unlink()
-            for path in smallest.iterdir():
-                shutil.copy(path, corpus / path.name)
+            keep(target, corpus, found)
     return 0
 
 

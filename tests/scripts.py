@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -48,6 +49,7 @@ class Script:
         return b"".join(self._ops)
 
 
+@lru_cache(maxsize=64)
 def requests_in(data: bytes) -> list[tuple[bytes, bytes, bytes]]:
     """(method, target, body) of the whole requests in some bytes, by h11; ends where they are no longer HTTP."""
     found = []

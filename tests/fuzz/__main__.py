@@ -42,7 +42,11 @@ def build() -> None:
 def fuzz(target: str, arguments: list[str]) -> subprocess.CompletedProcess[str]:
     """Runs libFuzzer in a process of its own."""
     runtime = Path(ask_clang("--print-resource-dir")) / "lib/linux/libclang_rt.asan-x86_64.so"
-    code = "import sys, llmpipe_world; sys.exit(llmpipe_world.fuzz(sys.argv[1], sys.argv[2:]))"
+    program = BUILT / f"fuzz-{target}"
+    program.write_text(
+        f"#!{sys.executable}\nimport sys, llmpipe_world\nsys.exit(llmpipe_world.fuzz('{target}', sys.argv))\n"
+    )
+    program.chmod(0o755)
     sanitizers = {
         "LD_PRELOAD": str(runtime),
         "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
@@ -50,7 +54,7 @@ def fuzz(target: str, arguments: list[str]) -> subprocess.CompletedProcess[str]:
         "PYTHONPATH": str(BUILT / "lib"),
     }
     return subprocess.run(
-        [sys.executable, "-c", code, target, *arguments],
+        [program, *arguments],
         env={**os.environ, **sanitizers},
         cwd=ROOT,
         stdout=subprocess.PIPE,

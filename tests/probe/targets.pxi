@@ -369,9 +369,11 @@ def check(str target not None, bytes data not None):
 
 
 def fuzz(str target not None, list arguments not None):
-    """Fuzzes with libFuzzer's options until it ends the process; the flavour `fuzz` only."""
+    """Fuzzes until libFuzzer ends the process; the flavour `fuzz` only. The first argument is the program that does this, which
+    libFuzzer runs again for each part of a merge; its options follow.
+    """
     global target_now, fuzz_mutator
-    cdef list kept = [argument.encode() for argument in ["fuzz", *arguments]]
+    cdef list kept = [argument.encode() for argument in arguments]
     cdef char **argv = <char **>malloc((len(kept) + 1) * sizeof(char *))
     cdef int argc = len(kept)
     cdef int i

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -48,6 +49,7 @@ class Script:
         return b"".join(self._ops)
 
 
+@lru_cache(maxsize=64)
 def requests_in(data: bytes) -> list[tuple[bytes, bytes, bytes]]:
     """(method, target, body) of the whole requests in some bytes, by h11; ends where they are no longer HTTP."""
     found = []
@@ -84,7 +86,9 @@ def read_answers(data: bytes, ended: str, methods: list[bytes], strict: bool = T
     answers: list[Answer] = []
     for method in methods:
         connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=1 << 20)
-        request = h11.Request(method=method, target="/", headers=[("host", "a"), ("connection", "upgrade"), ("upgrade", "websocket")])
+        request = h11.Request(
+            method=method, target="/", headers=[("host", "a"), ("connection", "upgrade"), ("upgrade", "websocket")]
+        )
         connection.send(request)
         connection.send(h11.EndOfMessage())
         connection.receive_data(data)
@@ -142,7 +146,11 @@ def is_honest(answer: Answer, given: list[Answer]) -> bool:
 
 def check_honest(run: Run, leaves: bool = False) -> None:
     """Whether a run served its clients and backends honestly. `leaves`: clients may stay without any answer or end."""
-    given = [answer for peer in run["upstreams"] for answer in read_answers(peer.sent, peer.left, methods_of(peer.got), False)]
+    given = [
+        answer
+        for peer in run["upstreams"]
+        for answer in read_answers(peer.sent, peer.left, methods_of(peer.got), False)
+    ]
     # A backend that sends what nobody asked for may be taken for one that answers; nobody can tell.
     answers_only = all(
         len(read_answers(peer.sent, peer.left, methods_of(peer.got) * 9, False)) <= len(requests_in(peer.got))
@@ -158,7 +166,9 @@ def check_honest(run: Run, leaves: bool = False) -> None:
                 continue
             # Who leaves first may get a FIN in the middle.
             cut = (*answer[:2], False) if peer.left and answer is answers[-1] else answer
-            assert is_honest(answer, given) or is_honest(cut, given), f"not honest: {str(answer)[:200]} {str(given)[:200]}"
+            assert is_honest(answer, given) or is_honest(cut, given), (
+                f"not honest: {str(answer)[:200]} {str(given)[:200]}"
+            )
         assert all(whole for _, _, whole in answers[:-1])
         # What a client got belongs to its own requests, in their order.
         if not answers_only:

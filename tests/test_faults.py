@@ -54,7 +54,9 @@ def failover(world: ModuleType) -> Script:
 def tunnel(world: ModuleType) -> Script:
     script = Script(world).connect(0, 8).client_say(0, 5).upstream_say(0, 8).client_send(0, b"ping")
     script.upstream_send(0, b"pong").upstream_fill(0, 40).upstream_room(0, 10).client_fill(0, 40)
-    return script.time(0, 5).client_room(0, 255).upstream_room(0, 255).upstream_send(0, b"end").time(0, 5).upstream_fin(0)
+    return (
+        script.time(0, 5).client_room(0, 255).upstream_room(0, 255).upstream_send(0, b"end").time(0, 5).upstream_fin(0)
+    )
 
 
 def abort_that_finishes(world: ModuleType) -> Script:
@@ -150,15 +152,15 @@ def test_two_faults_at_once(world, conversation):
         call = dice.choice(calls)
         return call, dice.randint(1, clean["calls"][call] + 2), dice.choice(world.ERRORS[call])
 
-    injected = sum(
-        play_with(world, conversation, [any_fault(), any_fault()])["injected"] for _ in range(1500)
-    )
+    injected = sum(play_with(world, conversation, [any_fault(), any_fault()])["injected"] for _ in range(1500))
     print(f"{injected} faults")
     assert injected > 1000
 
 
 @pytest.mark.parametrize("conversation", CONVERSATIONS, ids=lambda conversation: conversation.__name__)
-@pytest.mark.parametrize("how", [{"interrupts": True}, {"most_recv": 1}, {"most_send": 1}, {"most_recv": 7, "most_send": 3}])
+@pytest.mark.parametrize(
+    "how", [{"interrupts": True}, {"most_recv": 1}, {"most_send": 1}, {"most_recv": 7, "most_send": 3}]
+)
 def test_interrupts_and_short_calls_change_no_byte(world, conversation, how):
     clean = clean_run(world, conversation)
     run = play(world, conversation, **how)

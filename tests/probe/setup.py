@@ -7,6 +7,7 @@ world.pxi), made from the product's own source, in which one include is replaced
 """
 
 import runpy
+import subprocess
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -17,6 +18,14 @@ HERE = Path("tests/probe")
 build = runpy.run_path(str(ROOT / "setup.py"), run_name="llmpipe_setup")
 
 
+def libfuzzer() -> list[str]:
+    """What links libFuzzer, without its main, into an extension. The sanitizer's runtime has functions of the same names that
+    do nothing, and comes first: hence symbolic."""
+    ask = ["clang", "--print-resource-dir"]
+    folder = Path(subprocess.run(ask, check=True, capture_output=True, text=True).stdout.strip())
+    return [*map(str, folder.glob("lib/linux/libclang_rt.fuzzer_no_main-x86_64.a")), "-lstdc++", "-Wl,-Bsymbolic"]
+
+
 def write_world(folder: Path) -> str:
     """The engine's source with the simulated kernel in the place of the real one, and the world behind it."""
     source = (ROOT / "src" / "_pipe.pyx").read_text()
@@ -25,7 +34,7 @@ def write_world(folder: Path) -> str:
         raise SystemExit(f"src/_pipe.pyx does not say {real} once")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "llmpipe_world.pyx"
-    path.write_text(source.replace(real, 'include "fake_sys.pxi"') + '\n\ninclude "world.pxi"\n')
+    path.write_text(source.replace(real, 'include "fake_sys.pxi"') + '\n\ninclude "world.pxi"\ninclude "targets.pxi"\n')
     return str(path)
 
 
@@ -39,4 +48,7 @@ extensions = [
 ]
 for extension in extensions:
     extension.include_dirs.append(str(HERE))
+if flavour == "fuzz":
+    extensions = extensions[1:]
+    extensions[0].extra_link_args += libfuzzer()
 setup(name="llmpipe-probe", ext_modules=cythonize(extensions, **options))

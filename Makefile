@@ -11,7 +11,7 @@ ENGINE := .venv-engine
 
 SOURCES := $(shell find src setup.py pyproject.toml -type f -not -name '*.so')
 BENCH_ARGS ?=
-PROBE := tests/probe/llmpipe_probe.pyx tests/probe/setup.py
+PROBE := $(wildcard tests/probe/*.p* tests/probe/*.h)
 PIP_FLAGS := --quiet --disable-pip-version-check
 
 # A virtual environment whose pip could not be brought up to date is made again.
@@ -103,6 +103,14 @@ tsan: $(TSAN)/tested ## Run the tests of what threads share under ThreadSanitize
 	LD_PRELOAD="$$(gcc -print-file-name=libtsan.so)" \
 	TSAN_OPTIONS=ignore_noninstrumented_modules=1:halt_on_error=1:second_deadlock_stack=1 \
 	setarch -R $(TSAN)/bin/python -m pytest -n 2 $(TSAN_TESTS) -k "not descriptors" $(PYTEST_ARGS)
+
+# libFuzzer comes with clang; T is seconds in all. Ends with 1 and the input where a rule was broken.
+.PHONY: fuzz
+fuzz: $(VENV)/tested ## Fuzz the readers and whole conversations, T=600 seconds in all
+	@test -e "$$(clang --print-resource-dir 2>/dev/null)/lib/linux/libclang_rt.fuzzer_no_main-x86_64.a" \
+		|| { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq clang libclang-rt-14-dev; } \
+		|| { echo "make: there is no clang with libFuzzer, and it could not be installed (Debian: clang, libclang-rt-14-dev)" >&2; exit 1; }
+	$(VENV)/bin/python tests/fuzz $(or $(T),600)
 
 # Line numbers of the parts, not of the generated C; only what the running proxies did is counted, so no probe.
 .PHONY: coverage

@@ -1,7 +1,8 @@
 """Builds the engine and the load generator. Everything else about the package is in pyproject.toml.
 
-LLMPIPE_BUILD chooses the flavour: release (default), debug, asan, tsan, or gcov. Install a flavour other than release into a
-virtual environment of its own, never in place: a sanitized extension in the source tree breaks plain imports.
+LLMPIPE_BUILD chooses the flavour: release (default), debug, asan, tsan, gcov, or fuzz (by clang, for tests/fuzz only). Install a
+flavour other than release into a virtual environment of its own, never in place: a sanitized extension in the source tree
+breaks plain imports.
 """
 
 import os
@@ -21,6 +22,14 @@ FLAVOURS = {
     ),
     "tsan": (["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=thread"], ["-fsanitize=thread"]),
     "gcov": (["-O0", "-g", "--coverage"], ["--coverage"]),
+    # By clang, for tests/fuzz.
+    "fuzz": (
+        [
+            *("-O1", "-g", "-fno-omit-frame-pointer", "-DLLMPIPE_FUZZ", "-shared-libasan"),
+            *("-fsanitize=fuzzer-no-link,address,undefined", "-fno-sanitize-recover=undefined"),
+        ],
+        ["-fsanitize=fuzzer-no-link,address,undefined", "-shared-libasan"],
+    ),
 }
 
 

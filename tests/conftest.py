@@ -23,16 +23,26 @@ PROBE = ROOT / os.environ.get("LLMPIPE_PROBE", "build/probe")
 sys.path.insert(0, str(PROBE))
 
 
-@pytest.fixture(scope="session")
-def probe() -> ModuleType:
-    """The engine's readers, opened to tests."""
+def import_probe(name: str) -> ModuleType:
     try:
-        return importlib.import_module("llmpipe_probe")
+        return importlib.import_module(name)
     except ImportError as error:
         pytest.fail(
             f"{error}; build the probe first: {sys.executable} tests/probe/setup.py build_ext --build-lib {PROBE}",
             pytrace=False,
         )
+
+
+@pytest.fixture(scope="session")
+def probe() -> ModuleType:
+    """The engine's readers, opened to tests."""
+    return import_probe("llmpipe_probe")
+
+
+@pytest.fixture(scope="session")
+def world() -> ModuleType:
+    """The engine on a simulated kernel."""
+    return import_probe("llmpipe_world")
 
 
 @pytest.fixture

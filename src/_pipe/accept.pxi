@@ -132,11 +132,20 @@ cdef void step_listener(WorkerC *w) noexcept nogil:
             mail_put(&best.mail, &adopt)
     conn_queue(w, &listener.conn)
 
+cdef int listener_watch(WorkerC *w) noexcept nogil:
+    # Puts it into the epoll set, once. 0 or -errno.
+    cdef int rc = 0
+    if not w.listener.watched:
+        rc = io_watch(w.epfd, w.listener.conn.fd, &w.listener.conn)
+        w.listener.watched = rc == 0
+    return rc
+
 cdef void listener_resume(WorkerC *w) noexcept nogil:
     # The pause may be over: what was lacking must be there before anybody is told that it is.
     cdef WorkerC *best = NULL
     cdef int64_t clients = listener_clients(w.listener, &best)
-    if clients > w.listener.resume_at or best is NULL or not io_descriptor_free():
+    if (clients > w.listener.resume_at or best is NULL or not io_descriptor_free()
+            or listener_watch(w) < 0):
         timer_arm(w, &w.listener.conn, w.now + ACCEPT_PAUSE)
         return
     w.listener.paused = False
@@ -146,12 +155,16 @@ cdef void listener_resume(WorkerC *w) noexcept nogil:
 cdef void listener_take(WorkerC *w) noexcept nogil:
     # Begins to accept, or ends it: then what waits in the backlog is taken first, as far as there is room.
     cdef ListenerC *listener = <ListenerC *>sys_exchange_pointer(&w.new_listener, NULL)
+    cdef int rc
     if listener is not NULL:
         w.listener = listener
         listener.conn.side = SIDE_LISTENER
         listener.conn.readable = True
-        if io_watch(w.epfd, listener.conn.fd, &listener.conn) == 0:
+        rc = listener_watch(w)
+        if rc == 0:
             step_listener(w)
+        else:
+            listener_pause(w, 0, -rc)   # epoll_ctl may find no memory, now
     if w.listener is not NULL and not w.listener.conn.closed and sys_load_acquire(&w.mail.closing):
         w.listener.conn.readable = True
         while w.listener.conn.readable and not w.listener.paused:

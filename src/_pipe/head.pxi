@@ -293,6 +293,8 @@ cdef void head_clear(HeadC *head, const uint8_t *data, size_t length) noexcept n
     # Everything but the field array, which is as long as `count` says.
     head.data = data
     head.length = length
+    # Of what a broken head does not hold, nothing is copied; but from somewhere.
+    head.method = head.target = head.authority = head.reason = head.request_id = data
     head.method_length = head.target_length = head.authority_length = head.reason_length = 0
     head.absolute = head.bare = False
     head.status = 0

@@ -23,24 +23,25 @@ cdef int io_address(AddressC *to, const char *host, int port) noexcept nogil:
         return RC_BAD
     return RC_OK
 
-cdef ssize_t io_recv(int fd, void *data, size_t n) noexcept nogil:
+cdef ssize_t io_take(int fd, void *data, size_t n, int flags) noexcept nogil:
     cdef ssize_t got
     while True:
-        got = recv(fd, data, n, MSG_DONTWAIT)
+        got = recv(fd, data, n, flags | MSG_DONTWAIT)
         if got >= 0:
             return got
         if errno != EINTR:
             return -errno
 
+cdef ssize_t io_recv(int fd, void *data, size_t n) noexcept nogil:
+    return io_take(fd, data, n, 0)
+
 cdef ssize_t io_look(int fd, void *data, size_t n) noexcept nogil:
-    # As io_recv, but the bytes stay where they are.
-    cdef ssize_t got = recv(fd, data, n, MSG_PEEK | MSG_DONTWAIT)
-    return got if got >= 0 else -errno
+    # As io_recv, but the bytes stay where they are. An error does not: the kernel tells of it once.
+    return io_take(fd, data, n, MSG_PEEK)
 
 cdef ssize_t io_skip(int fd, void *scratch, size_t n) noexcept nogil:
     # Takes bytes that io_look has shown. TCP does not copy them again; a Unix socket does, into `scratch`.
-    cdef ssize_t got = recv(fd, scratch, n, MSG_TRUNC | MSG_DONTWAIT)
-    return got if got >= 0 else -errno
+    return io_take(fd, scratch, n, MSG_TRUNC)
 
 cdef ssize_t io_peek(int fd) noexcept nogil:
     # Whether anything waits: 1 byte, 0 for a FIN, -EAGAIN for nothing.

@@ -109,7 +109,10 @@ cdef void loop_cut(WorkerC *w, ClientC *client) noexcept nogil:
     # Ends a client connection now, and its exchange as honestly as one send allows.
     cdef ExchangeC *x = client.conn.exchange
     cdef int rc = RC_OK
+    cdef bint reset = False
     if x is not NULL:
+        # What it has not taken is lost; where only the end of the connection ends the answer, a FIN would hide that.
+        reset = x.forwarded and x.state != STATE_TUNNEL and (x.framing_down == FRAMING_CLOSE or x.dechunk)
         if x.state == STATE_HEAD or x.state == STATE_FLUSH or x.state == STATE_TUNNEL:
             rc = RC_OK
         elif x.forwarded:
@@ -119,7 +122,7 @@ cdef void loop_cut(WorkerC *w, ClientC *client) noexcept nogil:
         if rc != RC_GONE:
             exchange_end(w, x, <uint8_t>exchange_phase(x), OUTCOME_SHUTDOWN)
     if not client.conn.closed:
-        client_close(w, client, False)
+        client_close(w, client, reset)
 
 cdef void loop_cut_all(WorkerC *w) noexcept nogil:
     # Every connection is closed when this returns.

@@ -331,6 +331,8 @@ cdef int answer_error(WorkerC *w, ExchangeC *x, int status, uint8_t outcome) noe
 cdef int response_end(WorkerC *w, ExchangeC *x) noexcept nogil:
     # The client will get no more than what it has not taken yet. RC_GONE, or RC_OK while it has not.
     if x.down.unsent:
+        if x.client.conn.hung_up:
+            return client_left(w, x, 0)     # its FIN came with the request that is answered; no event will tell of it again
         exchange_set_state(w, x, STATE_FLUSH)
         return RC_OK
     return exchange_finish(w, x)
@@ -648,6 +650,13 @@ cdef void request_rewind(ExchangeC *x) noexcept nogil:
     x.up_broken = False
     chain_rewind(&x.up)
 
+cdef int step_up_broken(WorkerC *w, ExchangeC *x, int error) noexcept nogil:
+    # The upstream takes no more. It may have answered before it closed; the recv will tell. RC_OK or RC_GONE.
+    x.up_broken = True
+    x.error = error
+    x.upstream.conn.readable = True
+    return step_down(w, x)
+
 cdef int step_up(WorkerC *w, ExchangeC *x) noexcept nogil:
     # Moves the request towards the backend. RC_OK or RC_GONE.
     cdef ClientC *client = x.client
@@ -656,6 +665,7 @@ cdef int step_up(WorkerC *w, ExchangeC *x) noexcept nogil:
     cdef ssize_t got
     cdef size_t used = 0
     cdef int status
+    cdef int error = 0
     cdef int i
     for i in range(TURN_READS):
         if x.up_broken:
@@ -663,11 +673,7 @@ cdef int step_up(WorkerC *w, ExchangeC *x) noexcept nogil:
         if x.up.unsent:
             took = io_send_chain(upstream.conn.fd, &x.up, &w.bufs)
             if took < 0:
-                # It may have answered before it closed; the recv will tell.
-                x.up_broken = True
-                x.error = <int>-took
-                upstream.conn.readable = True
-                return step_down(w, x)
+                return step_up_broken(w, x, <int>-took)
             if took:
                 x.waited = w.now
             exchange_rearm(w, x)    # what is waited for has changed
@@ -692,7 +698,8 @@ cdef int step_up(WorkerC *w, ExchangeC *x) noexcept nogil:
         if not x.up.kept:
             took = io_send(upstream.conn.fd, w.hot.data, used) if used else 0
             if took < 0:
-                took = 0        # the next turn of this loop meets the error again, or waits
+                error = <int>-took if took != -EAGAIN else 0
+                took = 0
         if used < <size_t>got:
             # A pipelined request stands behind the body; it stays for later, and the body is copied.
             if (chain_copy(&x.up, &w.bufs, w.hot.data + took, used - took) != RC_OK
@@ -700,6 +707,8 @@ cdef int step_up(WorkerC *w, ExchangeC *x) noexcept nogil:
                 return request_lost(w, x)
         elif <size_t>took < used and up_hold(w, x, w.hot.data + took, used - took) != RC_OK:
             return request_lost(w, x)
+        if error:
+            return step_up_broken(w, x, error)
     conn_queue(w, &client.conn)
     return RC_OK
 
@@ -899,6 +908,8 @@ cdef int step_bulk(WorkerC *w, ExchangeC *x) noexcept nogil:
     cdef size_t out = 0
     cdef ssize_t took = -EAGAIN
     cdef ssize_t got = io_look(fd, w.bulk, BULK_SIZE)
+    if got < 0 and got != -EAGAIN:
+        return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, <int>-got)     # the kernel tells of it once
     if got <= BUF_SIZE:
         return RC_AGAIN
     if body_measure(x, w.bulk, got, &used, &out, &content) == RC_OK and out == <size_t>got:
@@ -943,6 +954,8 @@ cdef int step_down(WorkerC *w, ExchangeC *x) noexcept nogil:
             upstream.conn.readable = False
             return RC_OK
         if got <= 0:
+            if got == 0 and x.up_broken and x.error != EPIPE:
+                got = -x.error      # the kernel tells of an RST once, and told the send: what looks like a FIN is none
             if got == 0 and x.framing_down == FRAMING_CLOSE and x.status:
                 return response_done(w, x, False)
             return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, <int>-got)

@@ -73,6 +73,7 @@ cdef struct ListenerC:
     int64_t max_per_address     # the same, of one address
     QuotaTableC *quotas         # NULL without max_per_address
     bint paused
+    bint watched                # in the epoll set
     int count
     WorkerC *workers[MAX_WORKERS]
 

@@ -1,0 +1,700 @@
+/* kernel: a simulated one, for the engine's tests. Deterministic, of one thread, and every call can be told to fail.
+ *
+ * fake_sys.pxi includes this file before the engine's own declarations. It takes in the real headers, defines what the
+ * engine calls, and at its end puts these functions in the place of the real ones by macros of the same names. The product
+ * knows nothing of it.
+ *
+ * It is what Linux 6.18 does over loopback, as far as the engine can see: edges of epoll (a wake-up puts a descriptor into
+ * the ready list, and epoll_wait then asks for its whole state), FIN, RST, errors that are reported once. Descriptors are
+ * never used twice, so a call with a stale one is seen. The clock moves by 1 us with each call, and by as much as the
+ * script says where the engine waits: epoll_wait asks sim_idle, the script's runner, what happens next.
+ */
+#ifndef LLMPIPE_KERNEL_H
+#define LLMPIPE_KERNEL_H
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+#define SIM_API static __attribute__((unused))
+
+enum {
+    SIM_ENDS = 512,             /* descriptors a run; one more is EMFILE */
+    SIM_FIRST = 1000,           /* their first number: none that the process has */
+    SIM_FAULTS = 16,
+    SIM_MOST_WORK = 2000000,    /* calls between two waits; more is a loop without an end */
+    SIM_UNLIMITED = 1 << 30,
+};
+
+/* The calls that are counted and can fail; SIM_CALL_NAMES has their names. */
+enum {
+    SIM_ACCEPT4, SIM_RECV, SIM_SEND, SIM_SOCKET, SIM_CONNECT, SIM_CLOSE, SIM_SHUTDOWN, SIM_GETSOCKOPT, SIM_SETSOCKOPT,
+    SIM_EPOLL_CREATE1, SIM_EPOLL_CTL, SIM_EPOLL_WAIT, SIM_EVENTFD, SIM_READ, SIM_WRITE, SIM_GETRANDOM, SIM_MALLOC,
+    SIM_CALLOC, SIM_REALLOC, SIM_MMAP, SIM_MADVISE, SIM_CALLS,
+};
+static const char *const SIM_CALL_NAMES[] __attribute__((unused)) = {
+    "accept4", "recv", "send", "socket", "connect", "close", "shutdown", "getsockopt", "setsockopt", "epoll_create1",
+    "epoll_ctl", "epoll_wait", "eventfd", "read", "write", "getrandom", "malloc", "calloc", "realloc", "mmap", "madvise",
+};
+
+/* What a descriptor is. */
+enum { END_NONE, END_LISTENER, END_CLIENT, END_UPSTREAM, END_EPOLL, END_EVENT };
+
+struct sim_bytes {
+    uint8_t *data;
+    size_t n;
+    size_t size;
+};
+
+/* A descriptor of the engine, with what its peer has seen. */
+struct sim_end {
+    uint8_t kind;
+    uint8_t closed;
+    uint8_t accepted;           /* a client that accept4 has given out */
+    uint8_t connecting;
+    uint8_t connected;
+    uint8_t fin;                /* the peer's FIN stands behind rx */
+    uint8_t dead;               /* reset, refused: both directions are over */
+    uint8_t shut;               /* the engine sent its FIN */
+    uint8_t lingers;            /* SO_LINGER 0: close sends an RST */
+    uint8_t starved;            /* the last send found too little room; room is an edge */
+    uint8_t watched;
+    uint8_t woken;              /* in the ready list */
+    uint8_t ended;              /* what the peer saw last: 0, 'F' a FIN, 'R' an RST */
+    uint16_t port;              /* an upstream's peer, or a client's */
+    int error;                  /* reported once */
+    struct epoll_event event;
+    struct sim_bytes rx;        /* from the peer; `taken` of it were received */
+    size_t taken;
+    struct sim_bytes told;      /* all that the peer got */
+    size_t room;                /* bytes that send may still take */
+    uint64_t count;             /* of an eventfd */
+};
+
+struct sim_fault {
+    int call;
+    uint64_t nth;               /* from 1 */
+    int error;                  /* an errno; negative: no more than so many bytes */
+};
+
+static struct sim_kernel {
+    struct sim_end ends[SIM_ENDS];
+    int count;
+    int ready[SIM_ENDS];        /* a ring */
+    int ready_first;
+    int ready_count;
+    int64_t now;                /* us */
+    uint64_t work;              /* calls since the engine last waited */
+    uint64_t calls[SIM_CALLS];
+    uint64_t injected;          /* faults that were met */
+    uint64_t short_calls;
+    uint64_t sleeps;
+    struct sim_fault faults[SIM_FAULTS];
+    int fault_count;
+    size_t most_recv;           /* bytes a call; 0 is no limit */
+    size_t most_send;
+    int interrupts;             /* every other call that can be interrupted is */
+    int64_t allocations;        /* live ones */
+    uint16_t next_port;
+    int aborts;                 /* a failure ends the process, as a fuzzer wants it */
+    char failure[256];          /* the first */
+    int (*idle)(int64_t until);  /* us, -1 for ever; 0: the time has come, 1: something may have happened */
+} sim;
+
+SIM_API void sim_fail(const char *what, const char *name, int64_t number) {
+    if (!sim.failure[0])
+        snprintf(sim.failure, sizeof(sim.failure), "%s: %s %lld", what, name, (long long)number);
+    if (sim.aborts) {
+        fprintf(stderr, "kernel: %s\n", sim.failure);
+        abort();
+    }
+}
+
+SIM_API void sim_reset(void) {
+    int i, aborts = sim.aborts;
+    int (*idle)(int64_t) = sim.idle;
+    for (i = 0; i < sim.count; i++) {
+        free(sim.ends[i].rx.data);
+        free(sim.ends[i].told.data);
+    }
+    memset(sim.ends, 0, sizeof(sim.ends[0]) * (size_t)sim.count);
+    memset((char *)&sim + sizeof(sim.ends), 0, sizeof(sim) - sizeof(sim.ends));
+    sim.now = 1000000000;
+    sim.next_port = 40000;
+    sim.aborts = aborts;
+    sim.idle = idle;
+}
+
+/* Counts a call. 0, or the errno that it must fail with; negative: it may take only so many bytes. */
+SIM_API int sim_enter(int call) {
+    int i;
+    uint64_t nth = ++sim.calls[call];
+    sim.now++;
+    if (++sim.work > SIM_MOST_WORK) {
+        fprintf(stderr, "kernel: the engine turns without end; the last call was %s\n", SIM_CALL_NAMES[call]);
+        abort();
+    }
+    for (i = 0; i < sim.fault_count; i++)
+        if (sim.faults[i].call == call && sim.faults[i].nth == nth) {
+            sim.injected++;
+            return sim.faults[i].error;
+        }
+    if (sim.interrupts && (nth & 1)
+            && (call == SIM_RECV || call == SIM_SEND || call == SIM_ACCEPT4)) {
+        sim.injected++;
+        return EINTR;
+    }
+    return 0;
+}
+
+SIM_API struct sim_end *sim_find(int fd, int call) {
+    struct sim_end *end = &sim.ends[fd - SIM_FIRST];
+    if (fd < SIM_FIRST || fd >= SIM_FIRST + sim.count || end->closed) {
+        sim_fail(fd < SIM_FIRST || fd >= SIM_FIRST + sim.count ? "a descriptor that never was" : "a closed descriptor",
+                 SIM_CALL_NAMES[call], fd);
+        errno = EBADF;
+        return NULL;
+    }
+    return end;
+}
+
+SIM_API int sim_open(int kind) {
+    if (sim.count == SIM_ENDS) {
+        errno = EMFILE;
+        return -1;
+    }
+    sim.ends[sim.count].kind = (uint8_t)kind;
+    sim.ends[sim.count].room = SIM_UNLIMITED;
+    return SIM_FIRST + sim.count++;
+}
+
+SIM_API void sim_append(struct sim_bytes *to, const void *data, size_t n) {
+    if (to->n + n > to->size) {
+        to->size = (to->n + n) * 2;
+        to->data = realloc(to->data, to->size);
+        if (!to->data)
+            abort();
+    }
+    if (n)
+        memcpy(to->data + to->n, data, n);
+    to->n += n;
+}
+
+SIM_API size_t sim_unread(const struct sim_end *end) { return end->rx.n - end->taken; }
+
+/* ------------------------------------------------------------------------------------------------------- the ready list */
+
+SIM_API uint32_t sim_state(const struct sim_end *end) {
+    uint32_t state = 0;
+    if (end->kind == END_EVENT)
+        return (end->count ? EPOLLIN : 0) | EPOLLOUT;
+    if (end->kind == END_LISTENER)
+        return end->count ? EPOLLIN : 0;
+    if (end->connecting)
+        return 0;
+    if (end->dead)
+        return EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLHUP | (end->error ? EPOLLERR : 0);
+    if (!end->connected)
+        return EPOLLOUT | EPOLLHUP;
+    if (sim_unread(end) || end->fin)
+        state |= EPOLLIN;
+    if (end->fin)
+        state |= EPOLLRDHUP;
+    if (end->fin && end->shut)
+        state |= EPOLLHUP;
+    if (end->shut || end->room)
+        state |= EPOLLOUT;
+    return state;
+}
+
+SIM_API void sim_wake(struct sim_end *end) {
+    if (!end->watched || end->woken || end->closed)
+        return;
+    end->woken = 1;
+    sim.ready[(sim.ready_first + sim.ready_count++) % SIM_ENDS] = (int)(end - sim.ends);
+}
+
+/* ------------------------------------------------------------------------------------------ what the script does to it */
+
+SIM_API struct sim_end *sim_listener(void) {
+    int i;
+    for (i = 0; i < sim.count; i++)
+        if (sim.ends[i].kind == END_LISTENER)
+            return &sim.ends[i];
+    return NULL;
+}
+
+SIM_API struct sim_end *sim_arrive(size_t room) {
+    /* A client connects. NULL where too many did. */
+    struct sim_end *listener = sim_listener();
+    int fd = sim_open(END_CLIENT);
+    struct sim_end *end = &sim.ends[fd - SIM_FIRST];
+    if (fd < 0)
+        return NULL;
+    end->connected = 1;
+    end->room = room;
+    end->port = sim.next_port++;
+    if (listener && !listener->closed) {
+        listener->count++;
+        sim_wake(listener);
+    }
+    return end;
+}
+
+SIM_API void sim_feed(struct sim_end *end, const void *data, size_t n) {
+    if (end->dead || end->fin || !end->connected || !n)
+        return;
+    sim_append(&end->rx, data, n);
+    sim_wake(end);
+}
+
+SIM_API void sim_feed_fin(struct sim_end *end) {
+    if (end->dead || end->fin || !end->connected)
+        return;
+    end->fin = 1;
+    sim_wake(end);
+}
+
+SIM_API void sim_feed_reset(struct sim_end *end) {
+    if (end->dead || !end->connected)
+        return;
+    end->dead = 1;
+    end->error = end->fin ? EPIPE : ECONNRESET;
+    end->room = 0;
+    sim_wake(end);
+}
+
+SIM_API void sim_feed_room(struct sim_end *end, size_t room) {
+    if (end->dead)
+        return;
+    end->room = room;
+    if (room && end->starved) {
+        end->starved = 0;
+        sim_wake(end);
+    }
+}
+
+SIM_API void sim_settle(struct sim_end *end, int error) {
+    /* A connect that was on its way ends. */
+    if (!end->connecting)
+        return;
+    end->connecting = 0;
+    if (error) {
+        end->dead = 1;
+        end->error = error;
+    } else
+        end->connected = 1;
+    sim_wake(end);
+}
+
+/* ------------------------------------------------------------------------------------------------ what the engine calls */
+
+#define SIM_ENTER(call, failed)         \
+    int fault = sim_enter(call);        \
+    if (fault > 0) {                    \
+        errno = fault;                  \
+        return failed;                  \
+    }
+
+/* How connects to a backend end, by its port: set by the script. */
+enum { CONNECT_SOON, CONNECT_NOW, CONNECT_HANGS, CONNECT_REFUSED_SOON, CONNECT_REFUSED_NOW, CONNECT_MODES };
+static uint8_t sim_connects[4];
+
+SIM_API int sim_accept4(int fd, struct sockaddr *address, socklen_t *n, int flags) {
+    struct sim_end *end = sim_find(fd, SIM_ACCEPT4);
+    struct sockaddr_in *peer = (struct sockaddr_in *)(void *)address;
+    int i;
+    SIM_ENTER(SIM_ACCEPT4, -1)
+    if (!end)
+        return -1;
+    if ((flags & (SOCK_NONBLOCK | SOCK_CLOEXEC)) != (SOCK_NONBLOCK | SOCK_CLOEXEC))
+        sim_fail("flags", "accept4", flags);
+    for (i = 0; i < sim.count; i++)
+        if (sim.ends[i].kind == END_CLIENT && !sim.ends[i].accepted) {
+            sim.ends[i].accepted = 1;
+            end->count--;
+            memset(peer, 0, sizeof(*peer));
+            peer->sin_family = AF_INET;
+            peer->sin_port = htons(sim.ends[i].port);
+            peer->sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+            *n = sizeof(*peer);
+            return SIM_FIRST + i;
+        }
+    errno = EAGAIN;
+    return -1;
+}
+
+SIM_API ssize_t sim_recv(int fd, void *data, size_t n, int flags) {
+    struct sim_end *end = sim_find(fd, SIM_RECV);
+    size_t there;
+    SIM_ENTER(SIM_RECV, -1)
+    if (!end)
+        return -1;
+    if (!(flags & MSG_DONTWAIT))
+        sim_fail("a call that may wait", "recv", fd);
+    if (n == 0)
+        sim_fail("no room", "recv", fd);
+    there = sim_unread(end);
+    if (!there) {
+        if (end->error) {
+            errno = end->error;
+            end->error = 0;
+            return -1;
+        }
+        if (end->dead || end->fin)
+            return 0;
+        errno = end->connected ? EAGAIN : ENOTCONN;
+        return -1;
+    }
+    if (n > there)
+        n = there;
+    if (!(flags & (MSG_PEEK | MSG_TRUNC))) {
+        size_t most = fault < 0 ? (size_t)-fault : sim.most_recv;
+        if (most && n > most) {
+            n = most;
+            sim.short_calls++;
+            sim_wake(end);      /* as if the rest came a moment later */
+        }
+    }
+    if (!(flags & MSG_TRUNC))       /* TCP throws away what it is told to */
+        memcpy(data, end->rx.data + end->taken, n);
+    if (!(flags & MSG_PEEK))
+        end->taken += n;
+    return (ssize_t)n;
+}
+
+SIM_API ssize_t sim_send(int fd, const void *data, size_t n, int flags) {
+    struct sim_end *end = sim_find(fd, SIM_SEND);
+    size_t most;
+    SIM_ENTER(SIM_SEND, -1)
+    if (!end)
+        return -1;
+    if ((flags & (MSG_DONTWAIT | MSG_NOSIGNAL)) != (MSG_DONTWAIT | MSG_NOSIGNAL))
+        sim_fail("a call that may wait, or raise SIGPIPE", "send", fd);
+    if (end->dead || end->shut) {
+        errno = end->error ? end->error : EPIPE;
+        end->error = 0;
+        return -1;
+    }
+    if (!end->connected) {
+        errno = end->connecting ? EAGAIN : ENOTCONN;
+        return -1;
+    }
+    most = fault < 0 ? (size_t)-fault : sim.most_send;
+    if (!end->room) {
+        end->starved = 1;
+        errno = EAGAIN;
+        return -1;
+    }
+    if (n > end->room) {
+        n = end->room;
+        end->starved = 1;
+    }
+    if (most && n > most) {
+        n = most;
+        sim.short_calls++;
+        sim_wake(end);          /* as if the peer took the rest a moment later */
+    }
+    if (end->room != SIM_UNLIMITED)
+        end->room -= n;
+    sim_append(&end->told, data, n);
+    return (ssize_t)n;
+}
+
+SIM_API int sim_socket(int family, int kind, int protocol) {
+    (void)family, (void)kind, (void)protocol;
+    SIM_ENTER(SIM_SOCKET, -1)
+    return sim_open(END_UPSTREAM);
+}
+
+SIM_API int sim_connect(int fd, const struct sockaddr *address, socklen_t n) {
+    struct sim_end *end = sim_find(fd, SIM_CONNECT);
+    int mode;
+    (void)n;
+    SIM_ENTER(SIM_CONNECT, -1)
+    if (!end)
+        return -1;
+    end->port = ntohs(((const struct sockaddr_in *)(const void *)address)->sin_port);
+    mode = sim_connects[end->port & 3];
+    if (mode == CONNECT_NOW) {
+        end->connected = 1;
+        return 0;
+    }
+    if (mode == CONNECT_REFUSED_NOW) {
+        errno = ECONNREFUSED;
+        return -1;
+    }
+    end->connecting = 1;
+    if (mode == CONNECT_SOON)
+        sim_settle(end, 0);
+    else if (mode == CONNECT_REFUSED_SOON)
+        sim_settle(end, ECONNREFUSED);
+    errno = EINPROGRESS;
+    return -1;
+}
+
+SIM_API int sim_close(int fd) {
+    /* Linux closes, whatever close returns. */
+    struct sim_end *end = sim_find(fd, SIM_CLOSE);
+    int fault = sim_enter(SIM_CLOSE);
+    if (!end)
+        return -1;
+    end->closed = 1;
+    if (end->connected && !end->dead) {
+        if (end->lingers || sim_unread(end))
+            end->ended = 'R';
+        else if (!end->shut)
+            end->ended = 'F';
+    }
+    if (fault > 0) {
+        errno = fault;
+        return -1;
+    }
+    return 0;
+}
+
+SIM_API int sim_shutdown(int fd, int how) {
+    struct sim_end *end = sim_find(fd, SIM_SHUTDOWN);
+    SIM_ENTER(SIM_SHUTDOWN, -1)
+    if (!end)
+        return -1;
+    if (how != SHUT_WR)
+        sim_fail("how", "shutdown", how);
+    if (!end->connected || end->dead) {
+        errno = ENOTCONN;
+        return -1;
+    }
+    if (!end->shut)
+        end->ended = 'F';
+    end->shut = 1;
+    return 0;
+}
+
+SIM_API int sim_getsockopt(int fd, int level, int name, void *value, socklen_t *n) {
+    struct sim_end *end = sim_find(fd, SIM_GETSOCKOPT);
+    SIM_ENTER(SIM_GETSOCKOPT, -1)
+    if (!end)
+        return -1;
+    if (level != SOL_SOCKET || name != SO_ERROR || *n != sizeof(int))
+        sim_fail("an option that the kernel does not know", "getsockopt", name);
+    memcpy(value, &end->error, sizeof(int));
+    end->error = 0;
+    return 0;
+}
+
+SIM_API int sim_setsockopt(int fd, int level, int name, const void *value, socklen_t n) {
+    struct sim_end *end = sim_find(fd, SIM_SETSOCKOPT);
+    struct linger linger;
+    SIM_ENTER(SIM_SETSOCKOPT, -1)
+    if (!end)
+        return -1;
+    if (level == SOL_SOCKET && name == SO_LINGER) {
+        if (n != sizeof(linger)) {
+            errno = EINVAL;
+            return -1;
+        }
+        memcpy(&linger, value, sizeof(linger));
+        end->lingers = linger.l_onoff && linger.l_linger == 0;
+    }
+    return 0;
+}
+
+SIM_API int sim_epoll_create1(int flags) {
+    (void)flags;
+    SIM_ENTER(SIM_EPOLL_CREATE1, -1)
+    return sim_open(END_EPOLL);
+}
+
+SIM_API int sim_eventfd(unsigned int initial, int flags) {
+    int fd;
+    (void)flags;
+    SIM_ENTER(SIM_EVENTFD, -1)
+    fd = sim_open(END_EVENT);
+    if (fd >= 0)
+        sim.ends[fd - SIM_FIRST].count = initial;
+    return fd;
+}
+
+SIM_API int sim_epoll_ctl(int epfd, int operation, int fd, struct epoll_event *event) {
+    struct sim_end *set = sim_find(epfd, SIM_EPOLL_CTL);
+    struct sim_end *end = sim_find(fd, SIM_EPOLL_CTL);
+    SIM_ENTER(SIM_EPOLL_CTL, -1)
+    if (!set || !end)
+        return -1;
+    if (operation == EPOLL_CTL_DEL && end->watched) {
+        end->watched = 0;
+        return 0;
+    }
+    if (operation != EPOLL_CTL_ADD || end->watched) {
+        sim_fail("a second time, or not to add", "epoll_ctl", fd);
+        errno = EEXIST;
+        return -1;
+    }
+    end->watched = 1;
+    end->event = *event;
+    if (sim_state(end) & event->events)
+        sim_wake(end);
+    return 0;
+}
+
+SIM_API int sim_epoll_wait(int epfd, struct epoll_event *events, int n, int timeout_ms) {
+    struct sim_end *end;
+    uint32_t state;
+    int count = 0;
+    int64_t until = timeout_ms < 0 ? -1 : sim.now + (int64_t)timeout_ms * 1000;
+    SIM_ENTER(SIM_EPOLL_WAIT, -1)
+    if (!sim_find(epfd, SIM_EPOLL_WAIT))
+        return -1;
+    for (;;) {
+        while (sim.ready_count && count < n) {
+            end = &sim.ends[sim.ready[sim.ready_first]];
+            sim.ready_first = (sim.ready_first + 1) % SIM_ENDS;
+            sim.ready_count--;
+            end->woken = 0;
+            state = sim_state(end) & (end->event.events | EPOLLERR | EPOLLHUP);
+            if (end->closed || !end->watched || !state)
+                continue;
+            events[count].events = state;
+            events[count].data = end->event.data;
+            count++;
+        }
+        if (count || timeout_ms == 0)
+            return count;
+        if (sim.interrupts && (++sim.sleeps & 1)) {
+            sim.injected++;
+            errno = EINTR;
+            return -1;
+        }
+        sim.work = 0;
+        if (!sim.idle(until))
+            return 0;
+    }
+}
+
+SIM_API ssize_t sim_read(int fd, void *data, size_t n) {
+    struct sim_end *end = sim_find(fd, SIM_READ);
+    SIM_ENTER(SIM_READ, -1)
+    if (!end)
+        return -1;
+    if (end->kind != END_EVENT || n != sizeof(end->count))
+        sim_fail("of no eventfd", "read", fd);
+    if (!end->count) {
+        errno = EAGAIN;
+        return -1;
+    }
+    memcpy(data, &end->count, sizeof(end->count));
+    end->count = 0;
+    return sizeof(end->count);
+}
+
+SIM_API ssize_t sim_write(int fd, const void *data, size_t n) {
+    struct sim_end *end = sim_find(fd, SIM_WRITE);
+    uint64_t more;
+    SIM_ENTER(SIM_WRITE, -1)
+    if (!end)
+        return -1;
+    if (end->kind != END_EVENT || n != sizeof(more))
+        sim_fail("to no eventfd", "write", fd);
+    memcpy(&more, data, sizeof(more));
+    end->count += more;
+    sim_wake(end);
+    return sizeof(more);
+}
+
+SIM_API int sim_clock_gettime(clockid_t clock, struct timespec *now) {
+    int64_t us = ++sim.now + (clock == CLOCK_REALTIME ? 1767225600000000LL : 0);    /* 2026-01-01 */
+    now->tv_sec = us / 1000000;
+    now->tv_nsec = us % 1000000 * 1000;
+    return 0;
+}
+
+SIM_API ssize_t sim_getrandom(void *data, size_t n, unsigned int flags) {
+    size_t i;
+    (void)flags;
+    SIM_ENTER(SIM_GETRANDOM, -1)
+    for (i = 0; i < n; i++)
+        ((uint8_t *)data)[i] = (uint8_t)(i * 151 + 7);
+    return (ssize_t)n;
+}
+
+/* Memory is the real one, so that sanitizers see it. */
+SIM_API void *sim_malloc(size_t n) {
+    SIM_ENTER(SIM_MALLOC, NULL)
+    sim.allocations++;
+    return malloc(n);
+}
+
+SIM_API void *sim_calloc(size_t count, size_t n) {
+    SIM_ENTER(SIM_CALLOC, NULL)
+    sim.allocations++;
+    return calloc(count, n);
+}
+
+SIM_API void *sim_realloc(void *at, size_t n) {
+    SIM_ENTER(SIM_REALLOC, NULL)
+    sim.allocations += at == NULL;
+    return realloc(at, n);
+}
+
+SIM_API void sim_free(void *at) {
+    sim.allocations -= at != NULL;
+    free(at);
+}
+
+SIM_API void *sim_mmap(void *at, size_t n, int protection, int flags, int fd, long offset) {
+    void *pages;
+    SIM_ENTER(SIM_MMAP, MAP_FAILED)
+    pages = mmap(at, n, protection, flags, fd, offset);
+    sim.allocations += pages != MAP_FAILED;
+    return pages;
+}
+
+SIM_API int sim_munmap(void *at, size_t n) {
+    sim.allocations--;
+    return munmap(at, n);
+}
+
+SIM_API int sim_madvise(void *at, size_t n, int advice) {
+    SIM_ENTER(SIM_MADVISE, -1)
+    return madvise(at, n, advice);
+}
+
+#define accept4(fd, address, n, flags) sim_accept4(fd, address, n, flags)
+#define recv(fd, data, n, flags) sim_recv(fd, data, n, flags)
+#define send(fd, data, n, flags) sim_send(fd, data, n, flags)
+#define socket(family, kind, protocol) sim_socket(family, kind, protocol)
+#define connect(fd, address, n) sim_connect(fd, address, n)
+#define close(fd) sim_close(fd)
+#define shutdown(fd, how) sim_shutdown(fd, how)
+#define getsockopt(fd, level, name, value, n) sim_getsockopt(fd, level, name, value, n)
+#define setsockopt(fd, level, name, value, n) sim_setsockopt(fd, level, name, value, n)
+#define epoll_create1(flags) sim_epoll_create1(flags)
+#define epoll_ctl(epfd, operation, fd, event) sim_epoll_ctl(epfd, operation, fd, event)
+#define epoll_wait(epfd, events, n, timeout) sim_epoll_wait(epfd, events, n, timeout)
+#define eventfd(initial, flags) sim_eventfd(initial, flags)
+#define read(fd, data, n) sim_read(fd, data, n)
+#define write(fd, data, n) sim_write(fd, data, n)
+#define clock_gettime(clock, now) sim_clock_gettime(clock, now)
+#define getrandom(data, n, flags) sim_getrandom(data, n, flags)
+#define malloc(n) sim_malloc(n)
+#define calloc(count, n) sim_calloc(count, n)
+#define realloc(at, n) sim_realloc(at, n)
+#define free(at) sim_free(at)
+#define mmap(at, n, protection, flags, fd, offset) sim_mmap(at, n, protection, flags, fd, offset)
+#define munmap(at, n) sim_munmap(at, n)
+#define madvise(at, n, advice) sim_madvise(at, n, advice)
+
+#endif

@@ -1,0 +1,387 @@
+# targets: what fuzzers run. An input breaks a rule: sim_fail() says which. The readers' rules: the result does not depend on
+# how the bytes were cut, nothing behind the last byte is read (each input ends where its allocation does), and what is
+# written for the next hop reads as the same message, with nothing left that was for this hop only.
+
+cdef extern from *:
+    """
+    #ifdef LLMPIPE_FUZZ
+    int LLVMFuzzerRunDriver(int *argc, char ***argv, int (*run)(const uint8_t *data, size_t n));
+    size_t LLVMFuzzerMutate(uint8_t *data, size_t n, size_t most);
+    static size_t (*fuzz_mutator)(uint8_t *, size_t, size_t, unsigned int);
+    size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t n, size_t most, unsigned int seed) {
+        return fuzz_mutator(data, n, most, seed);
+    }
+    #else
+    /* Only the flavour "fuzz" has a fuzzer in it. */
+    static int LLVMFuzzerRunDriver(int *argc, char ***argv, int (*run)(const uint8_t *data, size_t n)) { return -1; }
+    static size_t LLVMFuzzerMutate(uint8_t *data, size_t n, size_t most) { return n; }
+    static size_t (*fuzz_mutator)(uint8_t *, size_t, size_t, unsigned int);
+    #endif
+    """
+    int LLVMFuzzerRunDriver(int *argc, char ***argv, int (*run)(const uint8_t *data, size_t n) noexcept)
+    size_t LLVMFuzzerMutate(uint8_t *data, size_t n, size_t most) nogil
+    size_t (*fuzz_mutator)(uint8_t *data, size_t n, size_t most, unsigned int seed) noexcept nogil
+
+cdef enum:
+    TARGET_REQUEST_HEAD = 0
+    TARGET_RESPONSE_HEAD = 1
+    TARGET_CHUNKED = 2
+    TARGET_CONVERSATION = 3
+    MOST_INPUT = 4096
+    MOST_OPS = 256
+
+TARGETS = ("request_head", "response_head", "chunked", "conversation")
+
+cdef HeadC target_head
+cdef HeadC target_again
+cdef int target_now
+
+cdef void target_same(const char *what, bint holds, int64_t number) noexcept nogil:
+    if not holds:
+        sim_fail("a reader breaks a rule", what, number)
+
+cdef int target_scan(const uint8_t *data, size_t n, size_t step, size_t *length) noexcept nogil:
+    # head_scan on bytes that come `step` at a time.
+    cdef uint32_t scanned = 0
+    cdef size_t there = 0
+    cdef int rc = RC_AGAIN
+    while rc == RC_AGAIN and there < n:
+        there = there + step if there + step < n else n
+        rc = head_scan(data, there, &scanned, length)
+    return rc
+
+cdef void target_fields(HeadC *head, bint upgrade) noexcept nogil:
+    # What has been written for the next hop: whole fields, and none that was for the hop before.
+    cdef FieldC *field
+    cdef int i
+    for i in range(head.count):
+        field = &head.fields[i]
+        target_same("a field's name", field.name_length and text_is(field.line, field.name_length, TEXT_TOKEN), i)
+        target_same("a field's value", text_is(field.value, field.value_length, TEXT_VALUE), i)
+        target_same("a field of the hop", field.kind != FIELD_HOP, i)
+        target_same("Upgrade", upgrade or field.kind != FIELD_UPGRADE, i)
+        target_same("a field that Connection names", not field.dropped, i)
+
+cdef void target_request(const uint8_t *data, size_t n) noexcept nogil:
+    cdef uint8_t room[MOST_INPUT * 3]
+    cdef WriterC out
+    cdef HeadC *head = &target_head
+    cdef HeadC *again = &target_again
+    cdef size_t length = 0
+    cdef size_t in_bytes = 0
+    cdef int status = 0
+    cdef int rc = target_scan(data, n, n, &length)
+    cdef int bytewise = target_scan(data, n, 1, &in_bytes)
+    if rc == RC_DONE:
+        target_same("length", length <= n, <int64_t>length)
+        status = head_read_request(head, data, length, 1000, 64)
+    if bytewise == RC_DONE:
+        target_same("end", rc == RC_DONE and length == in_bytes, <int64_t>in_bytes)
+    elif bytewise == RC_BAD:
+        target_same("refused byte by byte only", rc != RC_DONE or status != RC_OK, status)
+    else:
+        target_same("verdict", rc == bytewise, rc)
+    if rc != RC_DONE or status != RC_OK:
+        return
+    target_same("method", head.method_length and text_is(head.method, head.method_length, TEXT_TOKEN), 0)
+    target_same("target", text_is(head.target, head.target_length, TEXT_TARGET), 0)
+    target_same("framings", not (head.chunked and head.content_length >= 0), 0)
+    target_same("Host", head.host_count == 1 or (head.minor == 0 and head.host_count == 0), head.host_count)
+    write_start(&out, room, sizeof(room))
+    head_write_request(&out, head, b"127.0.0.1", b"backend:1", b"id", 2)
+    if out.full:
+        return
+    target_same("written scan", target_scan(room, out.used, out.used, &in_bytes) == RC_DONE and in_bytes == out.used, 0)
+    status = head_read_request(again, room, out.used, MOST_INPUT, HEAD_MAX_FIELDS)
+    target_same("written read", status == RC_OK, status)
+    if status != RC_OK:
+        return
+    target_same("written method", text_same_exactly(again.method, again.method_length, head.method, head.method_length), 0)
+    target_same("written target", again.target_length == head.target_length + head.bare and memcmp(
+        again.target + head.bare, head.target, head.target_length) == 0, 0)
+    target_same("written framing", again.framing == head.framing and (
+        head.framing != FRAMING_LENGTH or again.content_length == head.content_length), again.framing)
+    target_same("written Host", again.host_count == 1, again.host_count)
+    target_fields(again, head.has_upgrade)
+
+cdef bint text_same_exactly(const uint8_t *p, size_t n, const uint8_t *q, size_t m) noexcept nogil:
+    return n == m and memcmp(p, q, n) == 0
+
+cdef void target_response(const uint8_t *data, size_t n) noexcept nogil:
+    # The first byte says whether the method is HEAD and whether the framing is kept.
+    cdef uint8_t room[MOST_INPUT * 3]
+    cdef WriterC out
+    cdef HeadC *head = &target_head
+    cdef HeadC *again = &target_again
+    cdef size_t length = 0
+    cdef size_t in_bytes = 0
+    cdef bint to_head
+    cdef bint keeps
+    cdef int status = RC_BAD
+    cdef int rc
+    cdef int bytewise
+    if n == 0:
+        return
+    to_head = data[0] & 1
+    keeps = (data[0] & 2) != 0
+    data += 1
+    n -= 1
+    rc = target_scan(data, n, n, &length)
+    bytewise = target_scan(data, n, 1, &in_bytes)
+    if rc == RC_DONE:
+        target_same("length", length <= n, <int64_t>length)
+        status = head_read_response(head, data, length, 64, to_head)
+    if bytewise == RC_DONE:
+        target_same("end", rc == RC_DONE and length == in_bytes, <int64_t>in_bytes)
+    elif bytewise == RC_BAD:
+        target_same("refused byte by byte only", status != RC_OK, status)
+    else:
+        target_same("verdict", rc == bytewise, rc)
+    if status != RC_OK:
+        return
+    target_same("status", 100 <= head.status <= 999, head.status)
+    target_same("framings", not (head.chunked and head.content_length >= 0), 0)
+    write_start(&out, room, sizeof(room))
+    head_write_response(&out, head, keeps, b"close", b"id", 2)
+    if out.full:
+        return
+    target_same("written scan", target_scan(room, out.used, out.used, &in_bytes) == RC_DONE and in_bytes == out.used, 0)
+    status = head_read_response(again, room, out.used, HEAD_MAX_FIELDS, to_head)
+    target_same("written read", status == RC_OK, status)
+    if status != RC_OK:
+        return
+    target_same("written status", again.status == head.status, again.status)
+    if keeps or not head.chunked:
+        target_same("written framing", again.framing == head.framing and again.content_length == head.content_length,
+                    again.framing)
+    target_same("written close", again.close, 0)
+    target_fields(again, head.status == 101)
+
+cdef int target_chunks(const uint8_t *data, size_t n, size_t step, size_t *used, uint8_t *body, size_t *length,
+                       bint *content, bint *at_start) noexcept nogil:
+    # The body that comes `step` bytes at a time, and what the event scanner makes of it.
+    cdef ChunkC chunk
+    cdef uint8_t sse = SSE_EVENT_START
+    cdef const uint8_t *piece = NULL
+    cdef size_t piece_length = 0
+    cdef size_t consumed
+    cdef size_t there = 0
+    cdef size_t part
+    cdef int rc = RC_AGAIN
+    memset(&chunk, 0, sizeof(chunk))
+    length[0] = 0
+    content[0] = False
+    used[0] = 0
+    while rc == RC_AGAIN and there < n:
+        part = step if step < n - there else n - there
+        consumed = 0
+        while True:
+            rc = chunk_next(&chunk, data + there, part, &consumed, &piece, &piece_length)
+            if rc != RC_OK:
+                break
+            memcpy(body + length[0], piece, piece_length)
+            length[0] += piece_length
+            content[0] |= sse_follow(&sse, piece, piece_length)
+        target_same("consumed", consumed <= part and (rc != RC_AGAIN or consumed == part), <int64_t>consumed)
+        used[0] += consumed
+        there += part
+    at_start[0] = sse == SSE_EVENT_START
+    return rc
+
+cdef void target_chunked(const uint8_t *data, size_t n) noexcept nogil:
+    cdef uint8_t bodies[2][MOST_INPUT]
+    cdef size_t used[2]
+    cdef size_t length[2]
+    cdef bint content[2]
+    cdef bint at_start[2]
+    cdef int rc[2]
+    cdef size_t steps[2]
+    cdef int i
+    if n == 0:
+        return
+    steps[0] = 1
+    steps[1] = 1 + data[0]
+    data += 1
+    n -= 1
+    rc[0] = target_chunks(data, n, n if n else 1, &used[0], bodies[0], &length[0], &content[0], &at_start[0])
+    for i in range(2):
+        rc[1] = target_chunks(data, n, steps[i], &used[1], bodies[1], &length[1], &content[1], &at_start[1])
+        target_same("chunks: verdict", rc[0] == rc[1], rc[1])
+        target_same("chunks: end", used[0] == used[1], <int64_t>used[1])
+        target_same("chunks: body", text_same_exactly(bodies[0], length[0], bodies[1], length[1]), <int64_t>length[1])
+        target_same("events: content", content[0] == content[1], content[1])
+        target_same("events: between two", at_start[0] == at_start[1], at_start[1])
+
+cdef void target_reader(const uint8_t *data, size_t n) noexcept nogil:
+    # An input for one of the readers, in an allocation of its own.
+    cdef uint8_t *copy
+    if n > MOST_INPUT:
+        n = MOST_INPUT
+    sim_reset()
+    copy = <uint8_t *>malloc(n)
+    if copy is NULL:
+        return
+    if n:
+        memcpy(copy, data, n)
+    if target_now == TARGET_REQUEST_HEAD:
+        target_request(copy, n)
+    elif target_now == TARGET_RESPONSE_HEAD:
+        target_response(copy, n)
+    else:
+        target_chunked(copy, n)
+    free(copy)
+
+# ------------------------------------------------------------------------------------------------ mutations of a script
+
+cdef uint32_t mutate_seed
+
+cdef uint32_t mutate_roll(uint32_t n) noexcept nogil:
+    # A number below n (xorshift32, Marsaglia, 2003).
+    mutate_next()
+    return mutate_seed % n if n else 0
+
+cdef void mutate_next() noexcept nogil:
+    global mutate_seed
+    mutate_seed ^= mutate_seed << 13
+    mutate_seed ^= mutate_seed >> 17
+    mutate_seed ^= mutate_seed << 5
+
+cdef void mutate_op(uint8_t *op) noexcept nogil:
+    # Another operation, mostly one that moves a conversation on.
+    cdef uint8_t *usual = [OP_CONNECT, OP_CLIENT_SAY, OP_CLIENT_SAY, OP_UPSTREAM_SAY, OP_UPSTREAM_SAY, OP_BACKEND_ANSWER,
+                           OP_TIME, OP_CLIENT_ROOM]
+    cdef uint8_t *sizes = [0, 0, 16, 32, 112]
+    op[0] = usual[mutate_roll(8)] if mutate_roll(2) else <uint8_t>mutate_roll(OP_COUNT)
+    op[1] = <uint8_t>mutate_roll(4)
+    op[2] = <uint8_t>mutate_roll(32 if mutate_roll(2) else 256)
+    if op[0] == OP_CLIENT_SAY or op[0] == OP_UPSTREAM_SAY:
+        op[1] |= sizes[mutate_roll(5)]
+    elif op[0] == OP_FAULT:
+        op[1] = <uint8_t>mutate_roll(SIM_CALLS)
+    elif op[0] == OP_CLIENT_SEND or op[0] == OP_UPSTREAM_SEND:
+        op[2] = 0
+    elif op[0] == OP_CONNECT and mutate_roll(2):
+        op[2] = 0
+
+cdef size_t mutate_script(uint8_t *data, size_t n, size_t most, unsigned int seed) noexcept nogil:
+    # A script with an operation taken out, doubled, moved, put in, cut in two or changed; sometimes only its bytes are.
+    global mutate_seed
+    cdef uint8_t out[MOST_INPUT * 2]
+    cdef size_t starts[MOST_OPS + 1]
+    cdef size_t count = 0
+    cdef size_t at = 2
+    cdef size_t size
+    cdef size_t one
+    cdef size_t other
+    cdef uint8_t op[3]
+    cdef uint32_t how
+    mutate_seed = seed | 1
+    if target_now != TARGET_CONVERSATION or n > MOST_INPUT or mutate_roll(16) == 0:
+        return LLVMFuzzerMutate(data, n, most)
+    if n < 2:
+        data[0] = data[1] = 0
+        n = 2
+    while at + 3 <= n and count < MOST_OPS:
+        starts[count] = at
+        count += 1
+        at += 3
+        if data[starts[count - 1]] % OP_COUNT in (OP_CLIENT_SEND, OP_UPSTREAM_SEND):
+            at += data[starts[count - 1] + 2]
+    if at > n:
+        at = n
+    starts[count] = at
+    how = mutate_roll(10)
+    if count == 0 or how < 3:
+        one = starts[mutate_roll(<uint32_t>count + 1)]
+        mutate_op(op)
+        if n + 3 > most:
+            return n
+        memmove(data + one + 3, data + one, n - one)
+        memcpy(data + one, op, 3)
+        return n + 3
+    one = mutate_roll(<uint32_t>count)
+    other = mutate_roll(<uint32_t>count + 1)
+    size = starts[one + 1] - starts[one]
+    if how == 3:            # out
+        memmove(data + starts[one], data + starts[one + 1], n - starts[one + 1])
+        return n - size
+    if how == 4 or how == 5:        # doubled, elsewhere
+        if n + size > most or n + size > sizeof(out):
+            return n
+        memcpy(out, data + starts[one], size)
+        memmove(data + starts[other] + size, data + starts[other], n - starts[other])
+        memcpy(data + starts[other], out, size)
+        return n + size
+    if how == 6:            # who
+        data[starts[one] + 1] = <uint8_t>mutate_roll(4) | (data[starts[one] + 1] & 0xF0)
+        return n
+    if how == 7:            # how much; of bytes: cut in two
+        if data[starts[one]] % OP_COUNT not in (OP_CLIENT_SEND, OP_UPSTREAM_SEND):
+            data[starts[one] + 2] = <uint8_t>mutate_roll(256)
+        elif size > 4 and n + 3 <= most:
+            other = 1 + mutate_roll(<uint32_t>size - 4)
+            at = starts[one] + 3 + other
+            memmove(data + at + 3, data + at, n - at)
+            data[at] = data[starts[one]]
+            data[at + 1] = data[starts[one] + 1]
+            data[at + 2] = <uint8_t>(size - 3 - other)
+            data[starts[one] + 2] = <uint8_t>other
+            return n + 3
+        return n
+    if how == 8:            # settings and table
+        data[mutate_roll(2)] ^= <uint8_t>(1 << mutate_roll(7))
+        return n
+    # Other bytes.
+    if data[starts[one]] % OP_COUNT not in (OP_CLIENT_SEND, OP_UPSTREAM_SEND) or n + 64 > most:
+        return LLVMFuzzerMutate(data, n, most)
+    memcpy(out, data + starts[one] + 3, size - 3)
+    other = LLVMFuzzerMutate(out, size - 3, size + 61 if size + 61 < 255 else 255)
+    memmove(data + starts[one] + 3 + other, data + starts[one + 1], n - starts[one + 1])
+    memcpy(data + starts[one] + 3, out, other)
+    data[starts[one] + 2] = <uint8_t>other
+    return n - size + 3 + other
+
+# ------------------------------------------------------------------------------------------------------------ to Python
+
+cdef int fuzz_one(const uint8_t *data, size_t n) noexcept:
+    sim.aborts = True
+    if target_now == TARGET_CONVERSATION:
+        try:
+            run((<const char *>data)[:n] if n else b"", aborts=True)
+        except AssertionError as error:
+            raise SystemExit(str(error)) from error
+    else:
+        target_reader(data, n)
+    return 0
+
+
+def check(str target not None, bytes data not None):
+    """Runs one input of a target; an AssertionError says which rule it breaks."""
+    global target_now
+    target_now = TARGETS.index(target)
+    if target_now == TARGET_CONVERSATION:
+        run(data)
+        return
+    sim.aborts = False
+    target_reader(data, len(data))
+    if sim.failure[0]:
+        raise AssertionError(sim.failure.decode())
+
+
+def fuzz(str target not None, list arguments not None):
+    """Fuzzes until libFuzzer ends the process; the flavour `fuzz` only. The first argument is the program that does this, which
+    libFuzzer runs again for each part of a merge; its options follow.
+    """
+    global target_now, fuzz_mutator
+    cdef list kept = [argument.encode() for argument in arguments]
+    cdef char **argv = <char **>malloc((len(kept) + 1) * sizeof(char *))
+    cdef int argc = len(kept)
+    cdef int i
+    if argv is NULL:
+        raise MemoryError
+    for i in range(argc):
+        argv[i] = <char *>kept[i]
+    argv[argc] = NULL
+    target_now = TARGETS.index(target)
+    fuzz_mutator = mutate_script
+    return LLVMFuzzerRunDriver(&argc, &argv, fuzz_one)

@@ -1,0 +1,809 @@
+# world: one engine on the simulated kernel, and the script that plays its clients, its backends and its control plane.
+#
+# A script is bytes: how the engine is set up, the routing table, then operations of three bytes, (what, who, n), some with
+# n bytes behind them. Any bytes are a script. Each time the engine would sleep, world_idle() looks whether it has done all
+# that it could, and carries out the next operation; after the last one the clients leave and the engine is stopped. The
+# engine's loop is the product's own and knows nothing of this.
+
+from collections import namedtuple
+
+cdef extern from "kernel.h" nogil:
+    enum:
+        SIM_ENDS
+        SIM_FIRST
+        SIM_FAULTS
+        SIM_CALLS
+        SIM_CONNECT
+        SIM_UNLIMITED
+        END_LISTENER
+        END_CLIENT
+        END_UPSTREAM
+        CONNECT_MODES
+    const char **SIM_CALL_NAMES
+    cdef struct sim_bytes:
+        uint8_t *data
+        size_t n
+        size_t size
+    cdef struct sim_end:
+        uint8_t kind
+        uint8_t closed
+        uint8_t accepted
+        uint8_t connecting
+        uint8_t connected
+        uint8_t fin
+        uint8_t dead
+        uint8_t ended
+        uint8_t woken
+        uint16_t port
+        sim_bytes rx
+        size_t taken
+        sim_bytes told
+        size_t room
+    cdef struct sim_fault:
+        int call
+        uint64_t nth
+        int error
+    cdef struct sim_kernel:
+        sim_end *ends
+        int count
+        int64_t now
+        uint64_t *calls
+        uint64_t injected
+        uint64_t short_calls
+        sim_fault *faults
+        int fault_count
+        size_t most_recv
+        size_t most_send
+        int interrupts
+        int64_t allocations
+        int aborts
+        char *failure
+        int (*idle)(int64_t until) noexcept nogil
+    sim_kernel sim
+    uint8_t *sim_connects
+    void sim_reset()
+    void sim_fail(const char *what, const char *name, int64_t number)
+    int sim_open(int kind)
+    void sim_append(sim_bytes *to, const void *data, size_t n)
+    size_t sim_unread(const sim_end *end)
+    sim_end *sim_arrive(size_t room)
+    void sim_feed(sim_end *end, const void *data, size_t n)
+    void sim_feed_fin(sim_end *end)
+    void sim_feed_reset(sim_end *end)
+    void sim_feed_room(sim_end *end, size_t room)
+    void sim_settle(sim_end *end, int error)
+
+# The operations; OPERATIONS has their names. Those marked * have n bytes behind them.
+cdef enum:
+    OP_CONNECT = 0              # a client; it takes n * 64 bytes until told otherwise, 0 is any number
+    OP_CLIENT_SEND = 1          # * client `who` sends them
+    OP_CLIENT_SAY = 2           # client `who & 15` sends request n of REQUESTS, in pieces of `who >> 4` bytes, 0 at once
+    OP_CLIENT_FILL = 3          # n * 256 bytes
+    OP_CLIENT_FIN = 4
+    OP_CLIENT_RESET = 5
+    OP_CLIENT_ROOM = 6          # it takes n * 64 bytes more, 255 any number
+    OP_UPSTREAM_SEND = 7        # * the same for the `who`th open upstream
+    OP_UPSTREAM_SAY = 8         # answer n of RESPONSES
+    OP_UPSTREAM_FILL = 9
+    OP_UPSTREAM_CHUNK = 10      # a chunk of n * 64 bytes
+    OP_UPSTREAM_FIN = 11
+    OP_UPSTREAM_RESET = 12
+    OP_UPSTREAM_ROOM = 13
+    OP_UPSTREAM_SETTLE = 14     # the `who`th connect that hangs ends: 0 well, else with an error
+    OP_BACKEND_CONNECT = 15     # how connects to address `who` end from now on, CONNECT_*
+    OP_BACKEND_ANSWER = 16      # it answers each whole request by response (n & 63) - 1 from now on, in pieces by n >> 6
+    OP_TIME = 17                # n ms pass; from 100 on 2.5 s each
+    OP_CONFIGURE = 18           # see world_table()
+    OP_DRAIN = 19
+    OP_STOP = 20
+    OP_END_LISTENING = 21
+    OP_SHORT = 22               # recv (who & 1), send (who & 2) give and take no more than n bytes a call; 0 ends it
+    OP_FAULT = 23               # call `who`, (n & 15) calls later, fails with one of its errors
+    OP_COUNT = 24
+
+OPERATIONS = (
+    "connect", "client_send", "client_say", "client_fill", "client_fin", "client_reset", "client_room", "upstream_send",
+    "upstream_say", "upstream_fill", "upstream_chunk", "upstream_fin", "upstream_reset", "upstream_room",
+    "upstream_settle", "backend_connect", "backend_answer", "time", "configure", "drain", "stop", "end_listening",
+    "short", "fault",
+)
+
+CONNECTS = ("soon", "now", "hangs", "refused_soon", "refused_now")
+
+# What each call can fail with in a correct program, by its man page of section 2 (tcp(7) and socket(7) for connections).
+# EAGAIN of recv, send and accept4, and EINTR, are told of by the script: see OP_SHORT and run(interrupts=True).
+ERRORS = {
+    # "Linux accept() passes already-pending network errors on the new socket as an error code": as EAGAIN, by retrying
+    "accept4": (103, 71, 92, 112, 64, 113, 95, 101, 24, 23, 105, 12, 1, 4),
+    "recv": (104, 110, 113, 12, 4),                 # ECONNRESET ETIMEDOUT EHOSTUNREACH ENOMEM EINTR
+    "send": (32, 104, 110, 113, 105, 12, 4),        # EPIPE ECONNRESET ETIMEDOUT EHOSTUNREACH ENOBUFS ENOMEM EINTR
+    "socket": (24, 23, 105, 12, 13),                # EMFILE ENFILE ENOBUFS ENOMEM EACCES
+    # ECONNREFUSED ENETUNREACH EHOSTUNREACH ETIMEDOUT EADDRNOTAVAIL EACCES EPERM EAGAIN EINTR ENOBUFS
+    "connect": (111, 101, 113, 110, 99, 13, 1, 11, 4, 105),
+    "close": (4, 5),                                # EINTR EIO; the descriptor is closed all the same
+    "shutdown": (107, 105),                         # ENOTCONN ENOBUFS
+    "getsockopt": (105, 12),                        # ENOBUFS ENOMEM: by socket(7), of the protocol
+    "setsockopt": (12, 105, 95),                    # ENOMEM ENOBUFS EOPNOTSUPP (a Unix socket's TCP_NODELAY)
+    "epoll_create1": (24, 23, 12),                  # EMFILE ENFILE ENOMEM
+    "epoll_ctl": (12, 28),                          # ENOMEM ENOSPC
+    "epoll_wait": (4,),                             # EINTR
+    "eventfd": (24, 23, 12, 19),                    # EMFILE ENFILE ENOMEM ENODEV
+    "read": (11,),                                  # EAGAIN
+    "write": (),                                    # EAGAIN only where an eventfd's counter would overflow: never
+    "getrandom": (4, 38),                           # EINTR ENOSYS
+    "malloc": (12,),
+    "calloc": (12,),
+    "realloc": (12,),
+    "mmap": (12, 11),                               # ENOMEM EAGAIN
+    "madvise": (11, 12),                            # EAGAIN ENOMEM
+}
+
+# "q-@@@@-" becomes a number of its own in each request, and in an answer that of the request last received.
+REQUESTS = (
+    b"GET /q-@@@@- HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"POST /q-@@@@- HTTP/1.1\r\nHost: a\r\nContent-Length: 11\r\n\r\nhello world",
+    b"POST /q-@@@@- HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n6;x=y\r\n world\r\n0\r\n\r\n",
+    b"POST /q-@@@@- HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n",
+    b"hello",
+    b"GET /q-@@@@- HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+    b"GET /q-@@@@- HTTP/1.0\r\n\r\n",
+    b"GET /q-@@@@- HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+    b"HEAD /q-@@@@- HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET /q-@@@@- HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+    b"GET /q-@@@@- HTTP/1.1\r\nHost: a\r\n\r\nGET /q-@@@@- HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"POST /q-@@@@- HTTP/1.1\r\nHost: a\r\nContent-Length: 65280\r\n\r\n",
+    b"POST /q-@@@@- HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+    b"10\r\n0123456789abcdef\r\n",
+    b"0\r\n\r\n",
+    b"GET /q-@@@@- HTTP/1.1\r\nHost: a\r\nX-Long: " + b"v" * 9000 + b"\r\n\r\n",
+    b"POST /q-@@@@- HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhelloGET /q-@@@@- HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET /q-@@@@- HTTP/1.1\r\nHo",
+    b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+    b"0\r\nX-Trailer: t\r\n\r\n",
+)
+RESPONSES = (
+    b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nq-@@@@-",
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b"11\r\ndata: q-@@@@-\n\n\n\n\r\n9\r\n: ping\n\n\n\r\ne\r\ndata: [DONE]\n\n\r\n0\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n",
+    b"11\r\ndata: q-@@@@-\n\n\n\n\r\n",
+    b"0\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\n\r\nq-@@@@-",
+    b"HTTP/1.1 100 Continue\r\n\r\n",
+    b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nq-@@@@-",
+    b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nq-@@@@-",
+    b"HTTP/1.1 204 No Content\r\n\r\n",
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 7\r\n\r\nq-@@@@-",
+    b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 7\r\n\r\nq-@@@@-",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 65280\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 16391\r\n\r\nq-@@@@-" + b"z" * 16384,
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4007\r\nq-@@@@-" + b"z" * 16384 + b"\r\n0\r\n\r\n",
+    b"HTTP/1.1 304 Not Modified\r\nContent-Length: 7\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nq-@@@@-q-@@@@-",
+)
+
+cdef enum:
+    MOST_CLIENTS = 16           # a script
+    MOST_MESSAGES = 32
+    MOST_ERRORS = 16
+
+cdef struct MessageC:
+    const uint8_t *data
+    size_t n
+    bint closes                 # an automatic answer ends by a FIN
+
+# Bytes of a peer that go out in pieces, one each time the engine has done what it could.
+cdef struct PendingC:
+    sim_bytes bytes
+    size_t at
+    size_t piece
+    bint fin
+
+cdef struct WorldC:
+    WorkerC *worker
+    const uint8_t *script
+    size_t n
+    size_t at
+    int64_t until               # the operation "time" goes on until then
+    int stage                   # after the last operation
+    uint32_t serial             # of the last request said
+    int clients[MOST_CLIENTS]   # places in sim.ends
+    int client_count
+    uint8_t answers[4]          # by address
+    size_t answered[512]        # bytes of an upstream's `told` that were answered; SIM_ENDS of them
+    PendingC pending[512]
+    bint checks
+
+cdef MessageC requests[MOST_MESSAGES]
+cdef MessageC responses[MOST_MESSAGES]
+cdef int errors[32][MOST_ERRORS]
+cdef int error_counts[32]
+cdef WorldC world
+cdef HeadC answer_head          # what automatic answers read requests into
+
+CALLS = tuple(SIM_CALL_NAMES[i].decode() for i in range(SIM_CALLS))
+
+
+cdef void _load_tables():
+    cdef int i
+    for i, message in enumerate(REQUESTS):
+        requests[i].data = message
+        requests[i].n = len(message)
+    for i, message in enumerate(RESPONSES):
+        responses[i].data = message
+        responses[i].n = len(message)
+        responses[i].closes = message.startswith(b"HTTP/1.1 200 OK\r\n\r\n") or b"Connection: close" in message
+    for i, name in enumerate(CALLS):
+        error_counts[i] = len(ERRORS[name])
+        for j, error in enumerate(ERRORS[name]):
+            errors[i][j] = error
+
+_load_tables()
+cdef int REQUEST_COUNT = len(REQUESTS)
+cdef int RESPONSE_COUNT = len(RESPONSES)
+
+# --------------------------------------------------------------------------------------------- what the script does
+
+cdef sim_end *world_client(int who) noexcept nogil:
+    return &sim.ends[world.clients[who % world.client_count]] if world.client_count else NULL
+
+cdef bint world_is(sim_end *end, bint connecting) noexcept nogil:
+    # Whether it is an open upstream, or one whose connect hangs.
+    if end.kind != END_UPSTREAM or end.closed:
+        return False
+    return end.connecting if connecting else end.connected
+
+cdef sim_end *world_upstream(int who, bint connecting) noexcept nogil:
+    # The `who`th of those.
+    cdef int count = 0
+    cdef int i
+    for i in range(sim.count):
+        count += world_is(&sim.ends[i], connecting)
+    if not count:
+        return NULL
+    who %= count
+    for i in range(sim.count):
+        if world_is(&sim.ends[i], connecting):
+            if who == 0:
+                return &sim.ends[i]
+            who -= 1
+    return NULL
+
+cdef void world_say(sim_end *end, const void *data, size_t n, size_t piece, bint fin) noexcept nogil:
+    # Has the peer send, at once or in pieces; in order behind what it has not sent yet.
+    cdef PendingC *pending
+    if end is NULL:
+        return
+    pending = &world.pending[end - sim.ends]
+    if piece == 0 and pending.at == pending.bytes.n and not pending.fin:
+        sim_feed(end, data, n)
+        if fin:
+            sim_feed_fin(end)
+        return
+    sim_append(&pending.bytes, data, n)
+    pending.piece = piece if piece else 1000
+    pending.fin |= fin
+
+cdef void world_say_message(sim_end *end, MessageC *message, const uint8_t *token, size_t piece, bint fin) noexcept nogil:
+    # With a token in the place of each "@@@@": the one given, or a new one.
+    cdef sim_bytes copy
+    cdef uint8_t *found
+    if end is NULL:
+        return
+    memset(&copy, 0, sizeof(copy))
+    sim_append(&copy, message.data, message.n)
+    while True:
+        found = <uint8_t *>memmem(copy.data, copy.n, b"@@@@", 4)
+        if found is NULL:
+            break
+        if token is not NULL:
+            memcpy(found, token, 4)
+        else:
+            world.serial += 1
+            text_digits(found, world.serial, 4)
+    world_say(end, copy.data, copy.n, piece, fin)
+    world_free(&copy)
+
+cdef extern from *:
+    """
+    /* The kernel's own memory is not counted. */
+    static inline void world_free_bytes(struct sim_bytes *bytes) { (free)(bytes->data); memset(bytes, 0, sizeof(*bytes)); }
+    """
+    void world_free "world_free_bytes"(sim_bytes *bytes) noexcept nogil
+
+cdef const uint8_t *world_token(sim_end *end) noexcept nogil:
+    # The number of the request that an upstream received last.
+    cdef size_t i = end.told.n
+    while i >= 7:
+        if end.told.data[i - 1] == c"-" and memcmp(end.told.data + i - 7, b"q-", 2) == 0:
+            return end.told.data + i - 5
+        i -= 1
+    return b"none"
+
+cdef bint world_request_whole(const uint8_t *data, size_t n, size_t *used) noexcept nogil:
+    # Whether a whole request stands at the start of what an upstream got.
+    cdef uint32_t scanned = 0
+    cdef size_t length = 0
+    cdef size_t body_length = 0
+    cdef const uint8_t *body = NULL
+    cdef ChunkC chunk
+    cdef int rc = RC_OK
+    if n == 0 or head_scan(data, n, &scanned, &length) != RC_DONE:
+        return False
+    if head_read_request(&answer_head, data, length, 1 << 20, HEAD_MAX_FIELDS) != RC_OK:
+        return False
+    used[0] = length
+    if answer_head.framing == FRAMING_LENGTH:
+        used[0] += <size_t>answer_head.content_length
+        return used[0] <= n
+    if answer_head.framing == FRAMING_CHUNKED:
+        memset(&chunk, 0, sizeof(chunk))
+        while rc == RC_OK:
+            rc = chunk_next(&chunk, data, n, used, &body, &body_length)
+        return rc == RC_DONE
+    return True
+
+cdef void world_answer() noexcept nogil:
+    # Automatic answers to requests that are whole.
+    cdef sim_end *end
+    cdef MessageC *message
+    cdef size_t used = 0
+    cdef int i
+    cdef int n
+    for i in range(sim.count):
+        end = &sim.ends[i]
+        n = world.answers[end.port & 3]
+        if end.kind != END_UPSTREAM or end.closed or not end.connected or n & 63 == 0:
+            continue
+        while world_request_whole(end.told.data + world.answered[i], end.told.n - world.answered[i], &used):
+            world.answered[i] += used
+            message = &responses[((n & 63) - 1) % RESPONSE_COUNT]
+            world_say_message(end, message, world_token(end), 0 if n >> 6 == 0 else 1 if n >> 6 == 1 else
+                              7 if n >> 6 == 2 else 1500, message.closes)
+
+cdef bint world_feed() noexcept nogil:
+    # One piece of all that goes out in pieces. Whether there is more.
+    cdef PendingC *pending
+    cdef size_t n
+    cdef bint more = False
+    cdef int i
+    for i in range(sim.count):
+        pending = &world.pending[i]
+        if pending.at == pending.bytes.n and not pending.fin:
+            continue
+        n = pending.bytes.n - pending.at
+        if n > pending.piece:
+            n = pending.piece
+        sim_feed(&sim.ends[i], pending.bytes.data + pending.at, n)
+        pending.at += n
+        if pending.at == pending.bytes.n and pending.fin:
+            sim_feed_fin(&sim.ends[i])
+            pending.fin = False
+        if sim.ends[i].closed:
+            pending.at = pending.bytes.n
+            pending.fin = False
+        more = True
+    return more
+
+cdef void world_fill(sim_end *end, uint8_t byte, size_t n, bint chunk) noexcept nogil:
+    cdef uint8_t block[65536]
+    cdef char size[16]
+    memset(block, byte, n)
+    if chunk:
+        snprintf(size, sizeof(size), "%x\r\n", <unsigned int>n)
+        world_say(end, size, strlen(size), 0, False)
+    world_say(end, block, n, 0, False)
+    if chunk:
+        world_say(end, b"\r\n", 2, 0, False)
+
+cdef void world_table(int n) noexcept nogil:
+    # A new routing table: bit 0 a second backend, bit 1 finish on abort, bit 2 none at all, bit 3 two addresses for each.
+    # Address a of backend b has a port whose last two bits are b + 2 * a.
+    cdef WorkerC *w = world.worker
+    cdef TableC *table = <TableC *>calloc(1, sizeof(TableC))
+    cdef sockaddr_in *address
+    cdef RouteC *route
+    cdef int slot
+    cdef int i
+    if table is NULL:
+        return
+    for slot in range(0 if n & 4 else 1 + (n & 1)):
+        route = &table.routes[slot]
+        route.used = True
+        route.finish_on_abort = (n & 2) != 0
+        route.address_count = 2 if n & 8 else 1
+        memcpy(route.authority, b"backend", 7)
+        for i in range(route.address_count):
+            address = <sockaddr_in *>&route.addresses[i].address
+            address.sin_family = AF_INET
+            address.sin_port = htons(<uint16_t>(8000 + slot + 2 * i))
+            route.addresses[i].length = sizeof(sockaddr_in)
+        table.count = slot + 1
+    free(sys_exchange_pointer(&w.new_table, table))
+    io_ring(w.mail.in_fd, &w.mail.in_rung)
+
+cdef void world_do(int what, int who, int n, const uint8_t *data) noexcept nogil:
+    # One operation.
+    cdef WorkerC *w = world.worker
+    cdef sim_end *end
+    if what == OP_CONNECT:
+        if world.client_count < MOST_CLIENTS:
+            end = sim_arrive(<size_t>n * 64 if n else SIM_UNLIMITED)
+            if end is not NULL:
+                world.clients[world.client_count] = <int>(end - sim.ends)
+                world.client_count += 1
+    elif what <= OP_CLIENT_ROOM:
+        end = world_client(who & 15)
+        if end is NULL:
+            return
+        if what == OP_CLIENT_SEND:
+            world_say(end, data, n, 0, False)
+        elif what == OP_CLIENT_SAY:
+            world_say_message(end, &requests[n % REQUEST_COUNT], NULL, who >> 4, False)
+        elif what == OP_CLIENT_FILL:
+            world_fill(end, c"x", <size_t>n * 256, False)
+        elif what == OP_CLIENT_FIN:
+            world_say(end, NULL, 0, 0, True)
+        elif what == OP_CLIENT_RESET:
+            sim_feed_reset(end)
+        else:
+            sim_feed_room(end, SIM_UNLIMITED if n == 255 else <size_t>n * 64)
+    elif what == OP_UPSTREAM_SETTLE:
+        end = world_upstream(who, True)
+        if end is not NULL:
+            sim_settle(end, errors[SIM_CONNECT][(n - 1) % 5] if n else 0)
+    elif what <= OP_UPSTREAM_ROOM:
+        end = world_upstream(who & 15, False)
+        if end is NULL:
+            return
+        if what == OP_UPSTREAM_SEND:
+            world_say(end, data, n, 0, False)
+        elif what == OP_UPSTREAM_SAY:
+            world_say_message(end, &responses[n % RESPONSE_COUNT], world_token(end), who >> 4, False)
+        elif what == OP_UPSTREAM_FILL:
+            world_fill(end, c"y", <size_t>n * 256, False)
+        elif what == OP_UPSTREAM_CHUNK:
+            world_fill(end, c"y", <size_t>n * 64, True)
+        elif what == OP_UPSTREAM_FIN:
+            world_say(end, NULL, 0, 0, True)
+        elif what == OP_UPSTREAM_RESET:
+            sim_feed_reset(end)
+        else:
+            sim_feed_room(end, SIM_UNLIMITED if n == 255 else <size_t>n * 64)
+    elif what == OP_BACKEND_CONNECT:
+        sim_connects[who & 3] = <uint8_t>(n % CONNECT_MODES)
+    elif what == OP_BACKEND_ANSWER:
+        world.answers[who & 3] = <uint8_t>n
+    elif what == OP_TIME:
+        world.until = sim.now + (n * 1000 if n < 100 else (n - 99) * 2500000)
+    elif what == OP_CONFIGURE:
+        world_table(n)
+    elif what == OP_SHORT:
+        if who & 1:
+            sim.most_recv = n
+        if who & 2:
+            sim.most_send = n
+    elif what == OP_FAULT:
+        who %= SIM_CALLS
+        if error_counts[who]:
+            world_fault(who, sim.calls[who] + 1 + (n & 15), errors[who][(n >> 4) % error_counts[who]])
+    else:
+        if what == OP_DRAIN:
+            sys_store_release(&w.mail.draining, 1)
+        elif what == OP_STOP:
+            sys_store_release(&w.mail.stopping, 1)
+        else:
+            sys_store_release(&w.mail.closing, 1)
+        io_ring(w.mail.in_fd, &w.mail.in_rung)
+
+cdef void world_fault(int call, uint64_t nth, int error) noexcept nogil:
+    if sim.fault_count < SIM_FAULTS:
+        sim.faults[sim.fault_count].call = call
+        sim.faults[sim.fault_count].nth = nth
+        sim.faults[sim.fault_count].error = error
+        sim.fault_count += 1
+
+cdef bint world_next() noexcept nogil:
+    # Carries out the next operation. False after the last.
+    cdef const uint8_t *op = world.script + world.at
+    cdef int what
+    cdef int n
+    if world.at + 3 > world.n:
+        return False
+    what = op[0] % OP_COUNT
+    n = op[2]
+    world.at += 3
+    if what == OP_CLIENT_SEND or what == OP_UPSTREAM_SEND:
+        if world.at + n > world.n:
+            n = <int>(world.n - world.at)
+        world.at += n
+    world_do(what, op[1], n, op + 3)
+    return True
+
+cdef int world_idle(int64_t until) noexcept nogil:
+    # The engine would sleep until then (-1: until something happens). 0: that time has come; 1: something may have happened.
+    cdef int i
+    if world.checks:
+        world_check_idle()
+    if world.stage > 2:
+        sim_fail("the engine sleeps though it was told to stop", "", sim.now)
+        world.worker.stopping = True
+        return 0
+    world_answer()
+    if world_feed() and world.until <= sim.now:
+        # Other operations go on while bytes come in pieces; only "time" waits for the last one.
+        if world.at + 3 > world.n or world.script[world.at] % OP_COUNT == OP_TIME:
+            return 1
+    elif sim.now < world.until:
+        if 0 <= until < world.until:
+            if until > sim.now:
+                sim.now = until
+            return 0
+        sim.now = world.until
+        return 1
+    if world_next():
+        return 1
+    if world.stage == 0:
+        for i in range(world.client_count):
+            world_say(&sim.ends[world.clients[i]], NULL, 0, 0, True)
+    elif world.stage == 1:
+        world.until = sim.now + 3000000
+    else:
+        world_do(OP_STOP, 0, 0, NULL)
+    world.stage += 1
+    return 1
+
+# ------------------------------------------------------------------------------------------------------- what must be true
+
+cdef void world_check_conn(WorkerC *w, ConnC *conn) noexcept nogil:
+    # A connection of an engine that sleeps: nothing may be left that it could do.
+    cdef sim_end *end = &sim.ends[conn.fd - SIM_FIRST]
+    cdef ExchangeC *x = conn.exchange
+    cdef const char *name = b"client" if conn.side == SIDE_CLIENT else b"upstream"
+    cdef bint waits = sim_unread(end) > 0 or end.fin or end.dead
+    cdef uint8_t outcome = 0
+    cdef int64_t deadline
+    if end.closed:
+        sim_fail("an open connection has a closed descriptor", name, conn.fd)
+    if end.woken or end.connecting:
+        return
+    if waits and not conn.readable:
+        sim_fail("forgotten: there is something to read", name, conn.fd)
+    if x is NULL:
+        if waits:
+            sim_fail("not read, and no exchange", name, conn.fd)
+        return
+    if conn.side == SIDE_CLIENT:
+        if waits and (x.state == STATE_HEAD or (not x.up.unsent and (x.state == STATE_TUNNEL or (
+                not x.up_done and not x.up_broken and (x.state == STATE_WAIT or x.state == STATE_STREAM))))):
+            sim_fail("not read, and nothing is in its way", name, conn.fd)
+        if (end.fin or end.dead) and not (x.state == STATE_TUNNEL and x.up.unsent):
+            sim_fail("it left, and nobody noticed", name, conn.fd)
+        if x.down.unsent and end.room:
+            sim_fail("not sent, though there is room", name, conn.fd)
+        deadline = exchange_deadline(w, x, &outcome)
+        if deadline and (not conn.due or conn.due > deadline):
+            sim_fail("no timer for its deadline", name, conn.fd)
+    else:
+        if waits and not x.down.unsent and x.state != STATE_CONNECT:
+            sim_fail("not read, and nothing is in its way", name, conn.fd)
+        if x.up.unsent and end.room and not x.up_broken and x.state != STATE_FINISH:
+            sim_fail("not sent, though there is room", name, conn.fd)
+
+cdef void world_check_idle() noexcept nogil:
+    # An engine that sleeps has done all that it can, and its counters say what is.
+    cdef WorkerC *w = world.worker
+    cdef ConnC *conn = w.all
+    cdef ExchangeC *x
+    cdef int64_t clients = 0
+    cdef int64_t exchanges = 0
+    cdef uint64_t streams = 0
+    cdef uint64_t upstreams = 0
+    cdef int in_flight[2]
+    cdef int i
+    in_flight[0] = in_flight[1] = 0
+    while conn is not NULL:
+        world_check_conn(w, conn)
+        x = conn.exchange
+        clients += conn.side == SIDE_CLIENT
+        upstreams += conn.side == SIDE_UPSTREAM
+        if x is not NULL and (conn.side == SIDE_CLIENT or x.client is NULL):
+            exchanges += 1
+            streams += state_streams(x.state)
+            if x.counted:
+                in_flight[x.backend & 1] += 1
+        conn = conn.all_next
+    world_same("clients", clients, w.client_count)
+    world_same("exchanges", exchanges, w.exchange_count)
+    world_same("streams", streams, w.stats.streaming_active)
+    world_same("upstreams", upstreams, w.stats.upstreams)
+    for i in range(2):
+        world_same("exchanges in flight", in_flight[i], w.backends[i].in_flight)
+        world_same("exchanges in flight, the counter", in_flight[i], w.stats.backends[i].in_flight)
+
+cdef void world_same(const char *what, int64_t is_, int64_t counted) noexcept nogil:
+    if is_ != counted:
+        sim_fail("counted wrongly", what, counted - is_)
+
+cdef int64_t world_slab_missing(WorkerC *w, SlabC *slab, uint8_t side) noexcept nogil:
+    # Structs of a slab that were neither given back nor closed in the last turn.
+    cdef void *block = slab.blocks
+    cdef void *item = slab.available
+    cdef ConnC *conn = w.parked if side else NULL
+    cdef int64_t count = 0
+    while conn is not NULL:
+        count -= conn.side == side
+        conn = conn.all_next
+    while block is not NULL:
+        block = (<void **>block)[0]
+        count += ITEMS_A_BLOCK
+    while item is not NULL:
+        item = (<void **>item)[0]
+        count -= 1
+    return count
+
+cdef void world_check_end() noexcept nogil:
+    # An engine whose loop has ended holds nothing, and has counted everything once.
+    cdef WorkerC *w = world.worker
+    cdef uint64_t outcomes = 0
+    cdef uint64_t records = 0
+    cdef int64_t wides = 0
+    cdef void *area
+    cdef ConnC *conn
+    cdef uint32_t i
+    world_same("clients", 0, w.client_count)
+    world_same("exchanges", 0, w.exchange_count)
+    world_same("buffers", 1, w.bufs.held)
+    world_same("streams", 0, w.stats.streaming_active)
+    world_same("upstreams", 0, w.stats.upstreams)
+    world_same("accepted and closed", w.stats.accepted, w.stats.closed)
+    for i in range(MAX_BACKENDS):
+        world_same("exchanges in flight", 0, w.backends[i].in_flight)
+        world_same("exchanges in flight, the counter", 0, w.stats.backends[i].in_flight)
+        world_same("idle upstreams", 0, w.stats.backends[i].idle)
+    loop_reap(w)        # the last turn has none
+    world_same("client structs", 0, world_slab_missing(w, &w.clients, SIDE_CLIENT))
+    world_same("upstream structs", 0, world_slab_missing(w, &w.upstreams, SIDE_UPSTREAM))
+    world_same("exchange structs", 0, world_slab_missing(w, &w.exchanges, 0))
+    area = w.wide_blocks
+    while area is not NULL:
+        wides += 1
+        area = (<void **>area)[0]
+    area = w.wides
+    while area is not NULL:
+        wides -= 1
+        area = (<void **>area)[0]
+    world_same("areas for long heads", 0, wides)
+    for i in range(OUTCOME_COUNT):
+        outcomes += w.stats.outcomes[i]
+    for i in range(w.mail.out_tail):
+        records += w.mail.records[i & (MAIL_OUT - 1)].kind == KIND_EXCHANGE
+    world_same("records of exchanges", outcomes, records + w.stats.records_dropped)
+    for i in range(WHEEL_SLOTS):
+        conn = w.wheel[i]
+        while conn is not NULL:
+            if conn.side != SIDE_LISTENER:
+                sim_fail("a timer is armed", "", conn.fd)
+            conn = conn.timer_next
+
+cdef void world_check_closed() noexcept nogil:
+    # Everything was closed and freed, but the listening socket and what was not accepted.
+    cdef sim_end *end
+    cdef int i
+    for i in range(sim.count):
+        end = &sim.ends[i]
+        if not end.closed and end.kind != END_LISTENER and not (end.kind == END_CLIENT and not end.accepted):
+            sim_fail("a descriptor was left open", b"kind", end.kind)
+    if sim.allocations:
+        sim_fail("memory was not freed", b"allocations", sim.allocations)
+
+# ------------------------------------------------------------------------------------------------------------- to Python
+
+Peer = namedtuple("Peer", "port sent left got ended")
+Peer.__doc__ = """A client or an upstream: what it sent and how it left, what it got and how it saw the end ("", fin, reset)."""
+
+
+class _Settings:
+    """Short time-outs, and what the first byte of a script says."""
+
+    max_request_line = 8192
+    max_head = 32768
+    max_fields = 128
+    head_timeout = 2.0
+    keepalive_timeout = 4.0
+    connect_timeout = 1.0
+    ttft_timeout = 5.0
+    idle_timeout = 3.0
+    send_timeout = 2.0
+    upstream_idle_timeout = 3.0
+    dead_peer_timeout = 45.0
+    access_records = True
+
+    def __init__(self, bits):
+        self.midstream_error_event = bool(bits & 1)
+        self.failover_body = 64 if bits & 2 else 1 << 20
+        self.total_timeout = 6.0 if bits & 4 else 0.0
+        self.max_body = 1000 if bits & 8 else 1 << 26
+        self.retry_statuses = frozenset((429, 502, 503)) if bits & 16 else frozenset()
+        if bits & 32:
+            self.max_head, self.max_request_line, self.max_fields = 256, 64, 8
+        if bits & 64:
+            self.keepalive_timeout = 0.0
+
+
+cdef object _SETTINGS = [_Settings(bits) for bits in range(128)]
+
+
+cdef bytes _bytes(const uint8_t *p, size_t n):
+    return (<const char *>p)[:n] if n else b""
+
+
+cdef list _ends(int kind):
+    # What happened at the peers' ends.
+    cdef int i
+    return [Peer(sim.ends[i].port, _bytes(sim.ends[i].rx.data, sim.ends[i].rx.n),
+                 "reset" if sim.ends[i].dead else "fin" if sim.ends[i].fin else "",
+                 _bytes(sim.ends[i].told.data, sim.ends[i].told.n),
+                 {0: "", c"F": "fin", c"R": "reset"}[sim.ends[i].ended])
+            for i in range(sim.count) if sim.ends[i].kind == kind]
+
+
+cdef void _world_clear(bytes script):
+    cdef int i
+    for i in range(SIM_ENDS):
+        if world.pending[i].bytes.data is not NULL:
+            world_free(&world.pending[i].bytes)
+    memset(&world, 0, sizeof(world))
+    memset(sim_connects, 0, 4)
+    sim_reset()
+    sim.idle = world_idle
+    world.script = script
+    world.n = len(script)
+    world.checks = True
+
+
+def run(bytes script not None, faults=(), size_t most_recv=0, size_t most_send=0, bint interrupts=False,
+        bint aborts=False):
+    """Runs a script. `faults` are (call, nth call of this kind from 1, errno), or a negative number for no more than so
+    many bytes. What the peers saw, the records of exchanges, the outcomes, the calls by kind; or an AssertionError that says
+    which rule was broken (with `aborts` the process ends).
+    """
+    cdef Engine engine = Engine.__new__(Engine)
+    cdef int listener
+    cdef int i
+    cdef list records = []
+    _world_clear(script)
+    sim.aborts = aborts
+    sim.most_recv = most_recv
+    sim.most_send = most_send
+    sim.interrupts = interrupts
+    for call, nth, error in faults:
+        world_fault(CALLS.index(call), nth, error)
+    result = {"failed": None, "outcomes": {}, "stats": {}, "records": records}
+    listener = sim_open(END_LISTENER)
+    try:
+        engine.__init__(_SETTINGS[world.script[0] & 127 if world.n else 0])
+        world.worker = engine.w
+        engine.listen(listener, [engine], 1000, 900, *((3, 2) if world.n and world.script[0] & 128 else (0, 0)))
+        world_table(world.script[1] if world.n > 1 else 0)
+        world.at = 2
+        engine.run()
+    except (MemoryError, OSError) as error:
+        result["failed"] = error
+    if engine.w is not NULL:
+        if engine.started:
+            world_check_end()
+        result["stats"] = engine.stats()
+        result["outcomes"] = {OUTCOMES[i]: n for i, n in enumerate(result["stats"]["outcomes"]) if n}
+        records += engine.drain_events()
+        engine.close()
+    world_check_closed()
+    result["clients"] = _ends(END_CLIENT)
+    result["upstreams"] = _ends(END_UPSTREAM)
+    result["calls"] = {name: sim.calls[i] for i, name in enumerate(CALLS)}
+    result["injected"] = sim.injected
+    result["short"] = sim.short_calls
+    if sim.failure[0]:
+        raise AssertionError(sim.failure.decode())
+    return result

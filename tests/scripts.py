@@ -1,0 +1,230 @@
+"""Scripts of the simulated world (tests/probe/world.pxi): how one is written, and what must be true of every run."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from functools import lru_cache
+from types import ModuleType
+from typing import Any
+
+import h11
+
+TOKEN = re.compile(rb"q-([0-9a-f]{4})-")
+SETTINGS = {"event": 1, "small_failover": 2, "total": 4, "small_body": 8, "retry": 16, "small_head": 32, "no_idle": 64}
+TABLE = {"two": 1, "finish": 2, "none": 4, "addresses": 8}
+
+
+Run = dict[str, Any]
+Answer = tuple[int, bytes, bool]
+"""Status, body, and whether it is whole."""
+
+
+class Script:
+    """Writes a script: Script(world, table=("two",)).connect().client_say(0, 1)...; `bytes(script)` is what runs.
+
+    A method for each name in OPERATIONS, with `who` and `n`, or with `who` and bytes.
+    """
+
+    def __init__(self, world: ModuleType, settings: tuple[str, ...] = (), table: tuple[str, ...] = ()) -> None:
+        self._world = world
+        self._ops = [bytes([sum(SETTINGS[name] for name in settings), sum(TABLE[name] for name in table)])]
+
+    def __getattr__(self, name: str) -> Any:
+        what = self._world.OPERATIONS.index(name)
+
+        def add(who: int = 0, n: int | bytes = 0) -> Script:
+            data = n if isinstance(n, bytes) else b""
+            if not isinstance(n, bytes):
+                self._ops.append(bytes([what, who, n]))
+            for at in range(0, len(data), 255):
+                piece = data[at : at + 255]
+                self._ops.append(bytes([what, who, len(piece)]) + piece)
+            return self
+
+        return add
+
+    def __bytes__(self) -> bytes:
+        return b"".join(self._ops)
+
+
+@lru_cache(maxsize=64)
+def requests_in(data: bytes) -> list[tuple[bytes, bytes, bytes]]:
+    """(method, target, body) of the whole requests in some bytes, by h11; ends where they are no longer HTTP."""
+    found = []
+    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 20)
+    # h11 never reads a second request behind one of HTTP/1.0; the engine does, where it says keep-alive.
+    connection.receive_data(data.replace(b" HTTP/1.0\r\n", b" HTTP/1.1\r\nHost: a\r\n"))
+    request, body = None, b""
+    try:
+        while True:
+            event = connection.next_event()
+            if isinstance(event, h11.Request):
+                request, body = event, b""
+            elif isinstance(event, h11.Data):
+                body += bytes(event.data)
+            elif isinstance(event, h11.EndOfMessage):
+                found.append((bytes(request.method), bytes(request.target), body))
+                # Answered, so that the next one is read.
+                if connection.our_state is h11.SEND_RESPONSE:
+                    connection.send(h11.Response(status_code=200, headers=[("content-length", "0")]))
+                    connection.send(h11.EndOfMessage())
+                connection.start_next_cycle()
+            else:
+                return found
+    except (h11.LocalProtocolError, h11.RemoteProtocolError):
+        return found
+
+
+def read_answers(data: bytes, ended: str, methods: list[bytes], strict: bool = True) -> list[Answer]:
+    """The answers to a client's requests, by h11; the last may have been cut.
+
+    Bytes that are no answer raise h11.RemoteProtocolError, or with `strict` off end the list: a script's backend may send
+    anything.
+    """
+    answers: list[Answer] = []
+    for method in methods:
+        connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=1 << 20)
+        request = h11.Request(
+            method=method, target="/", headers=[("host", "a"), ("connection", "upgrade"), ("upgrade", "websocket")]
+        )
+        connection.send(request)
+        connection.send(h11.EndOfMessage())
+        connection.receive_data(data)
+        if ended == "fin":
+            connection.receive_data(b"")
+        status, body, whole = 0, b"", False
+        while True:
+            try:
+                event = connection.next_event()
+            except h11.RemoteProtocolError as error:
+                # "closed in the middle" is an honest cut; all else is no HTTP.
+                if strict and "closed" not in str(error).lower():
+                    raise
+                break
+            if isinstance(event, h11.InformationalResponse):
+                if event.status_code == 101:
+                    answers.append((101, bytes(connection.trailing_data[0]), False))
+                    return answers
+            elif isinstance(event, h11.Response):
+                status = event.status_code
+            elif isinstance(event, h11.Data):
+                body += bytes(event.data)
+            elif isinstance(event, h11.EndOfMessage):
+                whole = True
+                break
+            else:
+                break
+        if not status:
+            break
+        answers.append((status, body, whole))
+        data = connection.trailing_data[0] if whole else b""
+    else:
+        if data:
+            answers.append((0, bytes(data), False))
+    return answers
+
+
+def methods_of(data: bytes) -> list[bytes]:
+    return [method for method, _, _ in requests_in(data)] + [b"GET"]
+
+
+def is_honest(answer: Answer, given: list[Answer]) -> bool:
+    """Whether a client may get this: what a backend gave, an error of ours, or less of either and plainly so."""
+    status, body, whole = answer
+    if whole:
+        return answer in given or (
+            status >= 400 and (not body or set(json.loads(body)["error"]) == {"message", "type", "param", "code"})
+        )
+    # Without the event that tells of a failure, which may be cut too.
+    told = b'data: {"error": '
+    body = body.split(told)[0]
+    body = next((body[:-n] for n in range(len(told) - 1, 6, -1) if body.endswith(told[:n])), body)
+    return status >= 400 or any(status == other and data.startswith(body) for other, data, _ in given)
+
+
+def check_honest(run: Run, leaves: bool = False) -> None:
+    """Whether a run served its clients and backends honestly. `leaves`: clients may stay without any answer or end."""
+    given = [
+        answer
+        for peer in run["upstreams"]
+        for answer in read_answers(peer.sent, peer.left, methods_of(peer.got), False)
+    ]
+    # A backend that sends what nobody asked for may be taken for one that answers; nobody can tell.
+    answers_only = all(
+        len(read_answers(peer.sent, peer.left, methods_of(peer.got) * 9, False)) <= len(requests_in(peer.got))
+        for peer in run["upstreams"]
+    )
+    asked = {request for peer in run["clients"] for request in requests_in(peer.sent)}
+    for peer in run["clients"]:
+        assert peer.got or peer.ended or peer.left == "reset" or leaves, "neither an answer nor an end"
+        methods = methods_of(peer.sent)
+        answers = read_answers(peer.got, peer.ended, methods)
+        for answer, method in zip(answers, methods, strict=False):
+            if method == b"HEAD" and not answer[1]:
+                continue
+            # Who leaves first may get a FIN in the middle.
+            cut = (*answer[:2], False) if peer.left and answer is answers[-1] else answer
+            assert is_honest(answer, given) or is_honest(cut, given), (
+                f"not honest: {str(answer)[:200]} {str(given)[:200]}"
+            )
+        assert all(whole for _, _, whole in answers[:-1])
+        # What a client got belongs to its own requests, in their order.
+        if not answers_only:
+            continue
+        mine = TOKEN.findall(peer.sent)
+        places = [mine.index(token) for token in TOKEN.findall(peer.got) if token != b"none"]
+        assert places == sorted(places), "another's answer"
+    for peer in run["upstreams"]:
+        for request in requests_in(peer.got):
+            assert request in asked, "a request that nobody sent"
+
+
+def random_script(world: ModuleType, dice: random.Random, faults: bool) -> bytes:
+    """A conversation of up to three clients with backends that mostly answer, and whatever else comes to mind."""
+    settings = dice.randrange(256) if dice.random() < 0.5 else 0
+    table = dice.randrange(16) if dice.random() < 0.6 else dice.choice([0, 1])
+    script = Script(world)
+    if dice.random() < 0.7:
+        for address in range(4):
+            script.backend_answer(address, dice.randrange(len(world.RESPONSES) + 1) | dice.choice([0, 0, 64, 128, 192]))
+    if dice.random() < 0.3:
+        script.backend_connect(dice.randrange(4), dice.randrange(5))
+    for _ in range(dice.randrange(1, 4)):
+        script.connect(0, 0 if dice.random() < 0.6 else dice.randrange(20))
+    for _ in range(dice.randrange(1, 25)):
+        which = dice.random()
+        who = dice.randrange(4)
+        piece = dice.choice([0, 0, 0, 16, 32, 112])
+        if which < 0.3:
+            script.client_say(who | piece, dice.randrange(len(world.REQUESTS)))
+        elif which < 0.55:
+            script.upstream_say(who | piece, dice.randrange(len(world.RESPONSES)))
+        elif which < 0.6 and faults:
+            script.fault(dice.randrange(len(world.CALLS)), dice.randrange(256))
+        elif which < 0.65:
+            script.time(0, dice.choice([0, 1, 5, 50, 99, 100, 101, 102, 110, 250]))
+        else:
+            name = dice.choice([name for name in world.OPERATIONS if faults or name != "fault"])
+            if name.endswith("_send"):
+                getattr(script, name)(who, dice.randbytes(dice.randrange(8)))
+            else:
+                getattr(script, name)(who, dice.choice([0, 1, 2, 3, 255, dice.randrange(256)]))
+    return bytes([settings, table]) + bytes(script)[2:]
+
+
+def ends_accepting(world: ModuleType, script: bytes) -> bool:
+    """Whether a script has an operation after which clients may stay without an answer."""
+    return bool({"drain", "stop", "end_listening"} & {name for name, _ in operations_of(world, script)})
+
+
+def operations_of(world: ModuleType, script: bytes) -> list[tuple[str, bytes]]:
+    """A script's operations by name, each with its bytes."""
+    at, found = 2, []
+    while at + 3 <= len(script):
+        name = world.OPERATIONS[script[at] % len(world.OPERATIONS)]
+        end = at + 3 + (script[at + 2] if name.endswith("_send") else 0)
+        found.append((name, script[at:end]))
+        at = end
+    return found

@@ -1,0 +1,176 @@
+"""The engine on a simulated kernel that fails: every system call of a conversation, in every way that its man page names.
+
+Each conversation is played once without a fault, and its calls are counted. Then it is played again for each of these calls
+and each of the errors in `ERRORS` (tests/probe/world.pxi), with this one fault. Whatever fails, the engine must keep its
+rules (world_check_idle, world_check_end: nothing forgotten, nothing left, everything counted once), no descriptor and no
+memory may be left, and what the clients got is the right answer, a well-formed error, or plainly cut short.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+from scripts import Run, Script, check_honest
+
+LATER = 105  # of "time": 15 s, longer than every time-out
+
+
+def keep_alive(world: ModuleType) -> Script:
+    script = Script(world).backend_answer(0, 1).connect()
+    return script.client_say(0, 0).time(0, 1).client_say(0, 7).time(0, 1).client_say(0, 8).time(0, 1).client_say(0, 0)
+
+
+def post_under_backpressure(world: ModuleType) -> Script:
+    script = Script(world).backend_answer(0, 1).backend_connect(0, 2).connect().client_say(0, 11)
+    script.upstream_settle(0, 0).upstream_room(0, 60).client_fill(0, 200)
+    return script.time(0, 5).upstream_room(0, 20).client_fill(0, 55).time(0, 5).upstream_room(0, 255)
+
+
+def post_kept_for_failover(world: ModuleType) -> Script:
+    script = Script(world, table=("two",)).backend_answer(0, 1).backend_answer(1, 1).connect().client_say(0, 12)
+    for _ in range(11):
+        script.client_send(0, b"ff00\r\n").client_fill(0, 255).client_send(0, b"\r\n").time(0, 1)
+    return script.client_say(0, 14)
+
+
+def events_to_a_blocked_client(world: ModuleType) -> Script:
+    script = Script(world).connect(0, 5).client_say(0, 2).upstream_say(0, 2).upstream_say(0, 3).upstream_say(0, 3)
+    for _ in range(4):
+        script.upstream_chunk(0, 200).time(0, 20).client_room(0, 7)
+    return script.client_room(0, 255).upstream_say(0, 4)
+
+
+def failover(world: ModuleType) -> Script:
+    script = Script(world, settings=("retry",), table=("two", "addresses"))
+    script.backend_connect(0, 3).backend_connect(2, 4).backend_answer(1, 11).backend_answer(3, 1).connect()
+    return script.client_say(0, 1).time(0, 20).backend_answer(1, 2).client_say(0, 1).time(0, 20).client_say(0, 0)
+
+
+def tunnel(world: ModuleType) -> Script:
+    script = Script(world).connect(0, 8).client_say(0, 5).upstream_say(0, 8).client_send(0, b"ping")
+    script.upstream_send(0, b"pong").upstream_fill(0, 40).upstream_room(0, 10).client_fill(0, 40)
+    return (
+        script.time(0, 5).client_room(0, 255).upstream_room(0, 255).upstream_send(0, b"end").time(0, 5).upstream_fin(0)
+    )
+
+
+def abort_that_finishes(world: ModuleType) -> Script:
+    script = Script(world, table=("finish",)).connect().client_say(0, 1).upstream_say(0, 2).upstream_say(0, 3)
+    return script.client_reset(0).upstream_say(0, 3).upstream_say(0, 4).connect().backend_answer(0, 1).client_say(1, 0)
+
+
+def abort(world: ModuleType) -> Script:
+    script = Script(world).connect().client_say(0, 2).upstream_say(0, 2).upstream_say(0, 3).client_fin(0)
+    return script.connect().client_say(1, 1).client_reset(1).backend_answer(0, 1).connect().client_say(2, 0)
+
+
+def pipelined(world: ModuleType) -> Script:
+    script = Script(world).backend_answer(0, 16).connect().client_say(0, 10).client_say(0, 16)
+    return script.time(0, 10).client_say(112, 15).client_say(0, 9)
+
+
+def stale_upstream(world: ModuleType) -> Script:
+    script = Script(world).backend_answer(0, 1).connect().client_say(0, 0).time(0, 10)
+    return script.upstream_reset(0).client_say(0, 1).time(0, 10).upstream_fin(0).time(0, 10).client_say(0, 0)
+
+
+def until_close(world: ModuleType) -> Script:
+    script = Script(world).backend_answer(0, 6).connect().client_say(0, 0).time(0, 5)
+    return script.connect().client_say(1, 6).time(0, 5).backend_answer(0, 8).connect().client_say(2, 3).client_say(2, 4)
+
+
+def drain(world: ModuleType) -> Script:
+    script = Script(world).connect().connect().client_say(0, 0).client_say(1, 0).upstream_say(0, 2).drain()
+    return script.configure(0, 1).upstream_say(0, 3).upstream_say(0, 4).upstream_say(0, 0).end_listening()
+
+
+def new_table(world: ModuleType) -> Script:
+    script = Script(world).backend_answer(0, 1).backend_answer(1, 2).connect().time(0, 99).client_say(0, 0).time(0, 1)
+    script.configure(0, 4).client_say(0, 0).time(0, 1).configure(0, 9).client_say(0, 1).time(0, 1)
+    return script.client_say(0, 1).time(0, 1).configure(0, 2).client_say(0, 1)
+
+
+CONVERSATIONS: list[Callable[[ModuleType], Script]] = [
+    *(keep_alive, post_under_backpressure, post_kept_for_failover, events_to_a_blocked_client, failover, tunnel),
+    *(abort_that_finishes, abort, pipelined, stale_upstream, until_close, drain, new_table),
+]
+Fault = tuple[str, int, int]
+
+
+def play(world: ModuleType, conversation: Callable[[ModuleType], Script], **how: Any) -> Run:
+    return world.run(bytes(conversation(world).time(0, LATER)), **how)
+
+
+def clean_run(world: ModuleType, conversation: Callable[[ModuleType], Script]) -> Run:
+    run = play(world, conversation)
+    assert run["failed"] is None
+    assert run["outcomes"]
+    check_honest(run)
+    return run
+
+
+def play_with(world: ModuleType, conversation: Callable[[ModuleType], Script], faults: list[Fault]) -> Run:
+    try:
+        run = play(world, conversation, faults=faults)
+        if run["failed"] is None:
+            # One that ends accepting may leave clients in the backlog, whom the kernel resets.
+            check_honest(run, leaves=conversation is drain)
+    except AssertionError as error:
+        raise AssertionError(f"{faults}: {error}") from error
+    return run
+
+
+@pytest.mark.parametrize("conversation", CONVERSATIONS, ids=lambda conversation: conversation.__name__)
+def test_every_call_fails_in_every_way(world, conversation):
+    clean = clean_run(world, conversation)
+    injected: Counter[str] = Counter()
+    outcomes: Counter[str] = Counter()
+    for call, times in clean["calls"].items():
+        errors = [*world.ERRORS[call], *((-1,) if call in ("recv", "send") else ())]
+        for nth in range(1, times + 1):
+            for error in errors:
+                run = play_with(world, conversation, [(call, nth, error)])
+                assert run["injected"] or error < 0
+                injected[call] += 1
+                outcomes.update(run["outcomes"])
+    print(f"{injected.total()} faults: {dict(injected)}; outcomes: {dict(outcomes)}")
+    assert set(injected) >= {"recv", "send", "accept4", "epoll_ctl", "socket", "connect", "calloc", "malloc", "mmap"}
+
+
+@pytest.mark.parametrize("conversation", CONVERSATIONS, ids=lambda conversation: conversation.__name__)
+def test_two_faults_at_once(world, conversation):
+    clean = clean_run(world, conversation)
+    dice = random.Random(conversation.__name__)
+    calls = [call for call, times in clean["calls"].items() if times and world.ERRORS[call]]
+
+    def any_fault() -> Fault:
+        call = dice.choice(calls)
+        return call, dice.randint(1, clean["calls"][call] + 2), dice.choice(world.ERRORS[call])
+
+    injected = sum(play_with(world, conversation, [any_fault(), any_fault()])["injected"] for _ in range(1500))
+    print(f"{injected} faults")
+    assert injected > 1000
+
+
+@pytest.mark.parametrize("conversation", CONVERSATIONS, ids=lambda conversation: conversation.__name__)
+@pytest.mark.parametrize(
+    "how", [{"interrupts": True}, {"most_recv": 1}, {"most_send": 1}, {"most_recv": 7, "most_send": 3}]
+)
+def test_interrupts_and_short_calls_change_no_byte(world, conversation, how):
+    clean = clean_run(world, conversation)
+    run = play(world, conversation, **how)
+    assert run["injected"] > 3 or run["short"] > 3
+    if conversation is tunnel:  # bytes that a FIN overtakes
+        return
+    assert run["clients"] == clean["clients"]
+    assert run["outcomes"] == clean["outcomes"]
+
+
+def test_the_tables_name_every_call(world):
+    assert list(world.ERRORS) == list(world.CALLS)
+    assert all(error > 0 for errors in world.ERRORS.values() for error in errors)

@@ -11,7 +11,7 @@ ENGINE := .venv-engine
 
 SOURCES := $(shell find src setup.py pyproject.toml -type f -not -name '*.so')
 BENCH_ARGS ?=
-PROBE := $(wildcard tests/probe/*.p* tests/probe/*.h)
+PROBE := $(wildcard tests/probe/*)
 PIP_FLAGS := --quiet --disable-pip-version-check
 
 # A virtual environment whose pip could not be brought up to date is made again.
@@ -119,10 +119,9 @@ coverage: curl $(GCOV)/tested ## Run the tests and print how much of each part o
 	$(GCOV)/bin/python -m pytest -n 2 $(PYTEST_ARGS)
 	gcov --no-output $$(find build/gcov -name '_pipe.gcda') | grep -A 1 "^File 'src/_pipe"
 
-T ?= 3600
 .PHONY: soak
 soak: $(VENV)/tested ## Leave the proxy running under random clients and failing backends for T seconds (3600)
-	PYTHONPATH=tests $(VENV)/bin/python tests/soak.py --seconds $(T)
+	PYTHONPATH=tests $(VENV)/bin/python tests/soak.py --seconds $(or $(T),3600)
 
 # The peers of Debian are looked for and left out with a reason where they are not.
 .PHONY: bench

@@ -44,6 +44,14 @@ def test_accepting_begins_when_epoll_has_memory_again(world):
         assert run["outcomes"] == {"ok": 1}
 
 
+def test_a_full_epoll_set_is_not_the_backends_fault(world):
+    script = Script(world).backend_answer(0, 1).connect().client_say(0, 0)
+    for error in world.ERRORS["epoll_ctl"]:
+        run = world.run(bytes(script), faults=[("epoll_ctl", 4, error)])
+        assert run["outcomes"] == {"overload": 1}
+        assert run["stats"]["backends"][0]["failures"] == 0
+
+
 @pytest.mark.parametrize("faults", [False, True], ids=["sound", "faults"])
 @pytest.mark.parametrize("seed", range(8))
 def test_random_conversations(world, seed, faults):

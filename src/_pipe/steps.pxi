@@ -581,7 +581,8 @@ cdef int dispatch(WorkerC *w, ExchangeC *x, int again) noexcept nogil:
         return step_up(w, x)
     rc = pool_connect(w, slot, &upstream)
     if rc < 0:
-        if rc == -EMFILE or rc == -ENFILE or rc == -ENOMEM or rc == -ENOBUFS:
+        if rc == -EMFILE or rc == -ENFILE or rc == -ENOMEM or rc == -ENOBUFS or rc == -ENOSPC:
+            # Of the proxy, not of the backend; ENOSPC is epoll's limit of watched descriptors.
             x.error = -rc
             return answer_error(w, x, 503, OUTCOME_OVERLOAD)
         return connect_failed(w, x, OUTCOME_CONNECT_ERROR, -rc)

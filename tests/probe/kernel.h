@@ -480,6 +480,7 @@ SIM_API int sim_shutdown(int fd, int how) {
     if (!end->shut)
         end->ended = 'F';
     end->shut = 1;
+    sim_wake(end);
     return 0;
 }
 

@@ -807,3 +807,40 @@ def run(bytes script not None, faults=(), size_t most_recv=0, size_t most_send=0
     if sim.failure[0]:
         raise AssertionError(sim.failure.decode())
     return result
+
+
+def kernel_events(list steps not None):
+    """What the simulated epoll reports of a connected socket after each step, 0 for nothing: data, fin, reset (of the peer),
+    recv, shut (of the engine), fill (send until there is no room), room (the peer takes all).
+    """
+    cdef uint8_t room[64]
+    cdef epoll_event event
+    cdef sim_end *end
+    cdef int epfd
+    cdef int fd
+    cdef list seen = []
+    sim_reset()
+    epfd = epoll_create1(EPOLL_CLOEXEC)
+    fd = sim_open(END_UPSTREAM)
+    end = &sim.ends[fd - SIM_FIRST]
+    end.connected = True
+    io_watch(epfd, fd, NULL)
+    for step in ["begin", *steps]:
+        if step == "data":
+            sim_feed(end, b"data", 4)
+        elif step == "fin":
+            sim_feed_fin(end)
+        elif step == "reset":
+            sim_feed_reset(end)
+        elif step == "recv":
+            io_recv(fd, room, sizeof(room))
+        elif step == "shut":
+            io_shut(fd)
+        elif step == "fill":
+            end.room = 100
+            while io_send(fd, room, sizeof(room)) > 0:
+                pass
+        elif step == "room":
+            sim_feed_room(end, 100)
+        seen.append(event.events if epoll_wait(epfd, &event, 1, 0) == 1 else 0)
+    return seen

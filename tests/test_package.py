@@ -84,14 +84,14 @@ def test_other_flavours_are_named_and_unknown_ones_refused(tmp_path):
         check=False,
     )
     assert result.returncode == 1
-    assert "release, debug, asan, gcov" in result.stderr
+    assert "release, debug, asan, gcov, fuzz" in result.stderr
 
 
 def test_flavours_do_not_share_a_folder():
     """Pip builds in the tree: a sanitized extension left by another build must not get into a release wheel."""
     build = runpy.run_path(str(ROOT / "setup.py"), run_name="llmpipe_setup")
     folders = {build["build_base"](flavour) for flavour in build["FLAVOURS"]}
-    assert len(folders) == len(build["FLAVOURS"]) == 4
+    assert len(folders) == len(build["FLAVOURS"]) == 5
 
 
 def test_another_system_is_refused_with_a_reason():

@@ -137,7 +137,7 @@ lint: $(VENV)/installed ## Check style and types
 	$(VENV)/bin/python -m pip install $(PIP_FLAGS) --group lint
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cython-lint src/*.pyx src/_pipe/*.pxi src/_load/*.pxi tests/probe/*.pyx
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cython-lint src/*.pyx src/_pipe/*.pxi src/_load/*.pxi tests/probe/*.pyx tests/probe/*.pxi
 	$(VENV)/bin/mypy
 
 .PHONY: wheel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import shutil
@@ -108,11 +109,12 @@ def regular_files_open_for_writing(pid: int) -> list[str]:
     for link in Path(f"/proc/{pid}/fd").iterdir():
         if int(link.name) < 3:
             continue
-        flags = int(
-            next(x for x in Path(f"/proc/{pid}/fdinfo/{link.name}").read_text().splitlines() if "flags:" in x)[7:], 8
-        )
-        if link.is_file() and flags & os.O_ACCMODE != os.O_RDONLY:
-            found.append(os.readlink(link))
+        # A descriptor of the listing may have been closed since: the admin connection just answered is closed after its answer.
+        with contextlib.suppress(FileNotFoundError):
+            info = Path(f"/proc/{pid}/fdinfo/{link.name}").read_text().splitlines()
+            flags = int(next(x for x in info if x.startswith("flags:"))[6:], 8)
+            if link.is_file() and flags & os.O_ACCMODE != os.O_RDONLY:
+                found.append(os.readlink(link))
     return found
 
 

@@ -652,6 +652,7 @@ cdef void world_check_end() noexcept nogil:
     cdef void *area
     cdef ConnC *conn
     cdef uint32_t i
+    cdef int slot
     world_same("clients", 0, w.client_count)
     world_same("exchanges", 0, w.exchange_count)
     world_same("buffers", 1, w.bufs.held)
@@ -680,8 +681,8 @@ cdef void world_check_end() noexcept nogil:
     for i in range(w.mail.out_tail):
         records += w.mail.records[i & (MAIL_OUT - 1)].kind == KIND_EXCHANGE
     world_same("records of exchanges", outcomes, records + w.stats.records_dropped)
-    for i in range(WHEEL_SLOTS):
-        conn = w.wheel[i]
+    for slot in range(WHEEL_SLOTS):
+        conn = w.wheel[slot]
         while conn is not NULL:
             if conn.side != SIDE_LISTENER:
                 sim_fail("a timer is armed", "", conn.fd)

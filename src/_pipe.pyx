@@ -345,6 +345,7 @@ cdef class Engine:
             "outcomes": [sys_read_counter(&stats.outcomes[i]) for i in range(OUTCOME_COUNT)],
             "over_total": sys_read_counter(&stats.over_total),
             "over_address": sys_read_counter(&stats.over_address),
+            "over_memory": sys_read_counter(&stats.over_memory),
             "connects": sys_read_counter(&stats.connects),
             "connect_errors": sys_read_counter(&stats.connect_errors),
             "reuses": sys_read_counter(&stats.reuses),

@@ -9,6 +9,7 @@ cdef void client_adopt(WorkerC *w, AdoptC *adopt) noexcept nogil:
     cdef ClientC *client = <ClientC *>slab_get(&w.clients)
     sys_add_counter(&w.stats.accepted, 1)
     if client is NULL:
+        sys_add_counter(&w.stats.over_memory, 1)
         io_close(adopt.fd)
         client_uncount(w, adopt.refusal, adopt.quota)
         return
@@ -18,6 +19,7 @@ cdef void client_adopt(WorkerC *w, AdoptC *adopt) noexcept nogil:
     client.quota = adopt.quota
     memcpy(client.address, adopt.address, ADDRESS_ROOM)
     if io_watch(w.epfd, adopt.fd, &client.conn) < 0:
+        sys_add_counter(&w.stats.over_memory, 1)
         client_close(w, client, False)
         return
     client_idle(w, client)
@@ -82,6 +84,7 @@ cdef bint listener_admits(WorkerC *w, const sockaddr_storage *peer, int64_t clie
     if listener.quotas is not NULL and quota_key(peer, key):
         adopt.quota = quota_find(listener.quotas, key)
         if adopt.quota is NULL:
+            sys_add_counter(&w.stats.over_memory, 1)
             return False
         if <int64_t>sys_load_acquire(&adopt.quota.served) >= listener.max_per_address:
             sys_add_counter(&w.stats.over_address, 1)

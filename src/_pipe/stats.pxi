@@ -37,6 +37,7 @@ cdef struct StatsC:
     uint64_t refused_closed     # of those, with a refusal
     uint64_t over_total         # client connections refused because there are too many in all
     uint64_t over_address       # because there are too many of their address
+    uint64_t over_memory        # closed without an answer, because there was no memory for them
     uint64_t streaming_active
     uint64_t streaming_bytes    # of response bodies and tunnels, towards clients
     uint64_t bytes_up

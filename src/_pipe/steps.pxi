@@ -512,6 +512,8 @@ cdef void step_head(WorkerC *w, ClientC *client) noexcept nogil:
                 return
             if got <= 0:
                 if x is NULL:
+                    if got == -ENOMEM:
+                        sys_add_counter(&w.stats.over_memory, 1)
                     client_close(w, client, False)
                 else:
                     client_left(w, x, <int>-got)
@@ -526,6 +528,7 @@ cdef void step_head(WorkerC *w, ClientC *client) noexcept nogil:
         if x is NULL:
             x = exchange_begin(w, client)
             if x is NULL:
+                sys_add_counter(&w.stats.over_memory, 1)
                 client_close(w, client, False)
                 return
             x.bytes_up = got

@@ -125,6 +125,7 @@ class Stats(TypedDict):
     outcomes: list[int]
     over_total: int
     over_address: int
+    over_memory: int
     connects: int
     connect_errors: int
     reuses: int

@@ -1,7 +1,7 @@
 """Log lines on stderr, as text or JSON, that never make the proxy wait.
 
 Lines are formatted and written by a thread of their own behind a bounded queue. When it is full, lines are dropped and
-counted. No credential reaches a line: fields of requests are not logged, and query parameters that carry keys are masked.
+counted. No credential reaches a line: of a request's fields only X-Request-ID is logged, and query parameters that carry keys are masked.
 """
 
 import json

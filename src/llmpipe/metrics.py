@@ -86,10 +86,13 @@ class EngineCollector(Collector):
         yield _gauge("clients", "Open client connections.", total(lambda s: s["clients"]))
         yield _counter("accepted", "Client connections accepted.", total(lambda s: s["accepted"]))
         refused = CounterMetricFamily(
-            "llmpipe_connections_refused", "Client connections above a limit.", labels=["reason"]
+            "llmpipe_connections_refused",
+            "Client connections above a limit, or closed because there was no memory for them.",
+            labels=["reason"],
         )
         refused.add_metric(["max_connections"], total(lambda s: s["over_total"]))
         refused.add_metric(["max_connections_per_ip"], total(lambda s: s["over_address"]))
+        refused.add_metric(["memory"], total(lambda s: s["over_memory"]))
         yield refused
         yield _gauge("upstreams", "Open upstream connections, idle ones included.", total(lambda s: s["upstreams"]))
         yield _counter("retries", "Requests sent to a further backend.", total(lambda s: s["retries"]))

@@ -143,9 +143,9 @@ def _beside(name: str, attack: Attack | None, settle: float = 0.4) -> Task:
     """
     title = attack.title if attack else "nothing"
     return Task(
-        Work("paced", f"beside-{name}", streams=100, rate=25, beside=title),
+        Work("paced", f"beside-{name}", streams=40, rate=25, beside=title),
         (without_errors(), intact(), *((at_most("latency_p99", 1, "haproxy"),) if attack else ())),
-        seconds=1.2,
+        seconds=2.0,
         settle=settle,
         direct=False,
         attack=attack,
@@ -228,5 +228,5 @@ TASKS = (
     _beside("slow-bodies", Attack("slow-bodies", 300)),
     _beside("slow-readers", Attack("flood-readers", 50, "/flood"), settle=1.0),
     _beside("idle", Attack("idle", 2000)),
-    _beside("aborts", Attack("aborts", 1000)),
+    _beside("aborts", Attack("aborts", 3000)),
 )

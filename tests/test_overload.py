@@ -36,7 +36,7 @@ SLACK = (32 if "asan" in os.environ.get("LD_PRELOAD", "") else 4) * MB
 thousands of access lines, what the allocator has not given back. A single buffer that stays is too small to be seen here;
 `llmpipe_buffers_held` counts those."""
 
-STRUCTS = 168 + 512 + 128
+STRUCTS = 176 + 512 + 128
 """Bytes of a client, an exchange and an upstream: slabs keep what they have."""
 
 
@@ -223,21 +223,21 @@ def test_g2_connection_churn(proxy_to, server):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_d_a_thousand_aborts_a_second(proxy_to, server, workers):
+def test_d_thousands_of_aborts_a_second(proxy_to, server, workers):
     """Connect, ask, reset: as many exchanges end as were begun, and no backend is blamed."""
     proxy = proxy_to(server.url, options=[*NO_IDLE, "--workers", str(workers)])
     before = warm(proxy, server)
     stream = Stream(proxy, server)
-    with attacked(proxy, Attack("aborts", 1000, "/v1/chat/completions")) as mounted:
-        advance_until(stream, lambda: mounted.counts()["resets"] >= 4000, "4,000 aborts")
+    with attacked(proxy, Attack("aborts", 3000, "/v1/chat/completions")) as mounted:
+        advance_until(stream, lambda: mounted.counts()["resets"] >= 10000, "10,000 aborts")
         assert mounted.counts()["failed"] == 0
         accepted = proxy.metrics()["llmpipe_accepted_total"]
-        assert accepted >= 2000  # a connection that was reset in the backlog may be gone before it is accepted
+        assert accepted >= 5000  # a connection that was reset in the backlog may be gone before it is accepted
     stream.quiet()
     stream.advance()
     stream.close()
-    back_to(proxy, before, 1000)
-    assert proxy.outcome("client_abort") >= 1000
+    back_to(proxy, before, 3000)
+    assert proxy.outcome("client_abort") >= 2500
     assert proxy.metric("llmpipe_backend_failures_total", backend=server.url) == 0
     assert proxy.metric("llmpipe_backend_up", backend=server.url) == 1
 
@@ -269,7 +269,7 @@ def test_g2_descriptors_run_out_under_a_flood(proxy_to, server):
     assert errors(proxy) == {}
 
 
-@pytest.mark.parametrize("attack", [Attack("idle", 2000), Attack("aborts", 1000)], ids=lambda attack: attack.kind)
+@pytest.mark.parametrize("attack", [Attack("idle", 2000), Attack("aborts", 3000)], ids=lambda attack: attack.kind)
 def test_f_time_goes_on_for_everybody_else(proxy_to, server, attack):
     """On both workers, half a head is answered 408 and an idle connection closed, while the attack goes on."""
     options = ["--workers", "2", "--head-timeout", "1s", "--keepalive-timeout", "1500ms"]

@@ -12,7 +12,19 @@ from typing import Any
 import h11
 
 TOKEN = re.compile(rb"q-([0-9a-f]{4})-")
-SETTINGS = {"event": 1, "small_failover": 2, "total": 4, "small_body": 8, "retry": 16, "small_head": 32, "no_idle": 64}
+UNFRAMED = re.compile(rb"(?i)HTTP/1\.1 200 [^\r]*\r\n(?:(?!content-length|transfer-encoding)[^\r]+\r\n)*\r\n")
+"""A head whose body only the end of the connection ends."""
+
+SETTINGS = {
+    "event": 1,
+    "small_failover": 2,
+    "total": 4,
+    "small_body": 8,
+    "retry": 16,
+    "small_head": 32,
+    "no_idle": 64,
+    "quota": 128,
+}
 TABLE = {"two": 1, "finish": 2, "none": 4, "addresses": 8}
 
 
@@ -179,6 +191,32 @@ def check_honest(run: Run, leaves: bool = False) -> None:
     for peer in run["upstreams"]:
         for request in requests_in(peer.got):
             assert request in asked, "a request that nobody sent"
+
+
+def check_outcomes(run: Run) -> None:
+    """Whether the counters agree with what the clients saw: `ok` is an answer that its client had whole, and the other way round."""
+    good = unclear = left = 0
+    for peer in run["clients"]:
+        methods = methods_of(peer.sent)
+        answers = read_answers(peer.got, peer.ended, methods, False)
+        unframed = UNFRAMED.search(peer.got) is not None
+        unclear += b"HTTP/1.1 101 " in peer.got
+        for i, ((status, body, whole), method) in enumerate(zip(answers, methods, strict=False)):
+            if (method == b"HEAD" and status >= 400) or (i == len(answers) - 1 and unframed):
+                # It is not seen how an answer without a length ended, as a tunnel, nor whose an error without a body is.
+                unclear += 1
+            else:
+                good += whole and not (status >= 400 and b'"error"' in body)
+        left += not peer.stayed  # with bytes on their way, perhaps the last ones
+    ok = run["outcomes"].get("ok", 0)
+    assert good - left <= ok <= good + unclear + left, f"{ok} ok, but clients had {good} whole answers of backends"
+
+
+def judge(world: ModuleType, run: Run, script: bytes) -> None:
+    """All that must be true of a run of any script."""
+    if run["failed"] is None:
+        check_honest(run, leaves=ends_accepting(world, script))
+        check_outcomes(run)
 
 
 def random_script(world: ModuleType, dice: random.Random, faults: bool) -> bytes:

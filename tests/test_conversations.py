@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from scripts import Script, check_honest, ends_accepting, random_script
+from scripts import Script, judge, random_script
 
 CORPUS = Path(__file__).parent / "fuzz" / "corpus"
 RUNS = 1500  # a seed
@@ -36,6 +36,13 @@ def test_an_rst_that_the_send_met_is_no_end_of_an_answer(world):
     assert run["outcomes"] == {"upstream_abort": 1}
 
 
+def test_a_client_that_leaves_a_tunnel_before_it_took_all_has_left(world):
+    script = Script(world).connect(0, 1).client_say(0, 5).upstream_say(0, 8).client_fin(0)
+    assert world.run(bytes(script))["outcomes"] == {"client_abort": 1}
+    script = Script(world).connect(0, 0).client_say(0, 5).upstream_say(0, 8).client_fin(0)
+    assert world.run(bytes(script))["outcomes"] == {"ok": 1}
+
+
 def test_accepting_begins_when_epoll_has_memory_again(world):
     script = Script(world).backend_answer(0, 1).connect().client_say(0, 0).time(0, 99).time(0, 99)
     for error in world.ERRORS["epoll_ctl"]:
@@ -61,8 +68,7 @@ def test_random_conversations(world, seed, faults):
         script = random_script(world, dice, faults)
         try:
             run = world.run(script)
-            if run["failed"] is None:
-                check_honest(run, leaves=ends_accepting(world, script))
+            judge(world, run, script)
         except Exception as error:
             raise AssertionError(f"script {script.hex()}") from error
         outcomes.update(run["outcomes"])
@@ -79,8 +85,9 @@ def corpus_of(target: str) -> list[Path]:
 
 def test_the_corpus_of_conversations(world):
     for path in corpus_of("conversation"):
+        script = path.read_bytes()
         try:
-            world.run(path.read_bytes())
+            judge(world, world.run(script), script)
         except AssertionError as error:
             raise AssertionError(f"{path.name}: {error}") from error
 

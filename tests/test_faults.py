@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from scripts import Run, Script, check_honest
+from scripts import Run, Script, check_honest, check_outcomes
 
 LATER = 105  # of "time": 15 s, longer than every time-out
 
@@ -95,11 +95,29 @@ def new_table(world: ModuleType) -> Script:
     return script.client_say(0, 1).time(0, 1).configure(0, 2).client_say(0, 1)
 
 
+def too_many_of_an_address(world: ModuleType) -> Script:
+    script = Script(world, settings=("quota",)).backend_answer(0, 1).connect().connect().connect()
+    for who in range(3):
+        script.client_say(who, 0).time(0, 1)
+    return script.client_fin(0).time(0, 1).connect().client_say(3, 1).time(0, 1)
+
+
 CONVERSATIONS: list[Callable[[ModuleType], Script]] = [
     *(keep_alive, post_under_backpressure, post_kept_for_failover, events_to_a_blocked_client, failover, tunnel),
     *(abort_that_finishes, abort, pipelined, stale_upstream, until_close, drain, new_table),
+    too_many_of_an_address,
 ]
 Fault = tuple[str, int, int]
+
+
+MEMORY = ("malloc", "calloc", "realloc", "mmap")
+
+
+def check_counted(run: Run) -> None:
+    """Whether every client that was closed without a byte is counted: with an outcome, or as refused."""
+    silent = sum(bool(peer.sent and peer.stayed and not peer.got) for peer in run["clients"])
+    counted = sum(run["outcomes"].values()) + run["stats"]["over_memory"] + run["stats"]["over_address"]
+    assert silent <= counted, f"{silent} clients were closed in silence, {counted} counted"
 
 
 def play(world: ModuleType, conversation: Callable[[ModuleType], Script], **how: Any) -> Run:
@@ -111,6 +129,7 @@ def clean_run(world: ModuleType, conversation: Callable[[ModuleType], Script]) -
     assert run["failed"] is None
     assert run["outcomes"]
     check_honest(run)
+    check_outcomes(run)
     return run
 
 
@@ -120,6 +139,7 @@ def play_with(world: ModuleType, conversation: Callable[[ModuleType], Script], f
         if run["failed"] is None:
             # One that ends accepting may leave clients in the backlog, whom the kernel resets.
             check_honest(run, leaves=conversation is drain)
+            check_outcomes(run)
     except AssertionError as error:
         raise AssertionError(f"{faults}: {error}") from error
     return run
@@ -136,6 +156,8 @@ def test_every_call_fails_in_every_way(world, conversation):
             for error in errors:
                 run = play_with(world, conversation, [(call, nth, error)])
                 assert run["injected"] or error < 0
+                if call in MEMORY and run["failed"] is None:
+                    check_counted(run)
                 injected[call] += 1
                 outcomes.update(run["outcomes"])
     print(f"{injected.total()} faults: {dict(injected)}; outcomes: {dict(outcomes)}")

@@ -1039,8 +1039,8 @@ cdef int tunnel_up(WorkerC *w, ExchangeC *x) noexcept nogil:
     if got == -EAGAIN:
         client.conn.readable = False
         return RC_OK
-    if got < 0:
-        return client_left(w, x, <int>-got)
+    if got < 0 or (got == 0 and x.down.unsent):
+        return client_left(w, x, <int>-got)     # what it has not taken is lost
     if got == 0:
         return exchange_finish(w, x)
     if got < BUF_SIZE and not client.conn.hung_up:

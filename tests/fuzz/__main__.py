@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -41,17 +42,19 @@ def build() -> None:
 
 def fuzz(target: str, arguments: list[str]) -> subprocess.CompletedProcess[str]:
     """Runs libFuzzer in a process of its own."""
-    runtime = Path(ask_clang("--print-resource-dir")) / "lib/linux/libclang_rt.asan-x86_64.so"
+    runtime = Path(ask_clang("--print-resource-dir")) / f"lib/linux/libclang_rt.asan-{platform.machine()}.so"
     program = BUILT / f"fuzz-{target}"
     program.write_text(
-        f"#!{sys.executable}\nimport sys, llmpipe_world\nsys.exit(llmpipe_world.fuzz('{target}', sys.argv))\n"
+        f"#!{sys.executable}\nimport sys, llmpipe_world, functools, scripts\n"
+        f"judge = functools.partial(scripts.judge, llmpipe_world)\n"
+        f"sys.exit(llmpipe_world.fuzz('{target}', sys.argv, judge))\n"
     )
     program.chmod(0o755)
     sanitizers = {
         "LD_PRELOAD": str(runtime),
         "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
         "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
-        "PYTHONPATH": str(BUILT / "lib"),
+        "PYTHONPATH": f"{BUILT / 'lib'}:{ROOT / 'tests'}",
     }
     return subprocess.run(
         [program, *arguments],

@@ -6,6 +6,7 @@ llmpipe_probe opens the readers (llmpipe_probe.pyx); llmpipe_world is the whole 
 world.pxi), made from the product's own source, in which one include is replaced. The product knows nothing of either.
 """
 
+import platform
 import runpy
 import subprocess
 from pathlib import Path
@@ -23,7 +24,11 @@ def libfuzzer() -> list[str]:
     do nothing, and comes first: hence symbolic."""
     ask = ["clang", "--print-resource-dir"]
     folder = Path(subprocess.run(ask, check=True, capture_output=True, text=True).stdout.strip())
-    return [*map(str, folder.glob("lib/linux/libclang_rt.fuzzer_no_main-x86_64.a")), "-lstdc++", "-Wl,-Bsymbolic"]
+    return [
+        *map(str, folder.glob(f"lib/linux/libclang_rt.fuzzer_no_main-{platform.machine()}.a")),
+        "-lstdc++",
+        "-Wl,-Bsymbolic",
+    ]
 
 
 def write_world(folder: Path) -> str:

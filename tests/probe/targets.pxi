@@ -2,6 +2,10 @@
 # how the bytes were cut, nothing behind the last byte is read (each input ends where its allocation does), and what is
 # written for the next hop reads as the same message, with nothing left that was for this hop only.
 
+import traceback
+
+from libc.stdlib cimport abort
+
 cdef extern from *:
     """
     #ifdef LLMPIPE_FUZZ
@@ -343,13 +347,19 @@ cdef size_t mutate_script(uint8_t *data, size_t n, size_t most, unsigned int see
 
 # ------------------------------------------------------------------------------------------------------------ to Python
 
+cdef object fuzz_judge = None
+
+
 cdef int fuzz_one(const uint8_t *data, size_t n) noexcept:
     sim.aborts = True
     if target_now == TARGET_CONVERSATION:
+        script = (<const char *>data)[:n] if n else b""
         try:
-            run((<const char *>data)[:n] if n else b"", aborts=True)
-        except AssertionError as error:
-            raise SystemExit(str(error)) from error
+            fuzz_judge(run(script, aborts=True), script)
+        except BaseException:
+            # libFuzzer writes the input of a process that aborts, and nothing else stops it.
+            traceback.print_exc()
+            abort()
     else:
         target_reader(data, n)
     return 0
@@ -368,11 +378,12 @@ def check(str target not None, bytes data not None):
         raise AssertionError(sim.failure.decode())
 
 
-def fuzz(str target not None, list arguments not None):
+def fuzz(str target not None, list arguments not None, judge not None):
     """Fuzzes until libFuzzer ends the process; the flavour `fuzz` only. The first argument is the program that does this, which
-    libFuzzer runs again for each part of a merge; its options follow.
+    libFuzzer runs again for each part of a merge; its options follow. `judge` is given what run() gave for a script, and the
+    script, and raises what it finds wrong.
     """
-    global target_now, fuzz_mutator
+    global target_now, fuzz_mutator, fuzz_judge
     cdef list kept = [argument.encode() for argument in arguments]
     cdef char **argv = <char **>malloc((len(kept) + 1) * sizeof(char *))
     cdef int argc = len(kept)
@@ -384,4 +395,5 @@ def fuzz(str target not None, list arguments not None):
     argv[argc] = NULL
     target_now = TARGETS.index(target)
     fuzz_mutator = mutate_script
+    fuzz_judge = judge
     return LLVMFuzzerRunDriver(&argc, &argv, fuzz_one)

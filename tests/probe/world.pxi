@@ -111,15 +111,16 @@ OPERATIONS = (
 CONNECTS = ("soon", "now", "hangs", "refused_soon", "refused_now")
 
 # What each call can fail with in a correct program, by its man page of section 2 (tcp(7) and socket(7) for connections).
-# EAGAIN of recv, send and accept4, and EINTR, are told of by the script: see OP_SHORT and run(interrupts=True).
+# EAGAIN of recv, send and accept4 is what the simulated kernel gives where there is nothing, or no room; with bytes there Linux does
+# not. EINTR in front of every call: run(interrupts=True).
 ERRORS = {
     # "Linux accept() passes already-pending network errors on the new socket as an error code": as EAGAIN, by retrying
-    "accept4": (103, 71, 92, 112, 64, 113, 95, 101, 24, 23, 105, 12, 1, 4),
-    "recv": (104, 110, 113, 12, 4),                 # ECONNRESET ETIMEDOUT EHOSTUNREACH ENOMEM EINTR
-    "send": (32, 104, 110, 113, 105, 12, 4),        # EPIPE ECONNRESET ETIMEDOUT EHOSTUNREACH ENOBUFS ENOMEM EINTR
-    "socket": (24, 23, 105, 12, 13),                # EMFILE ENFILE ENOBUFS ENOMEM EACCES
-    # ECONNREFUSED ENETUNREACH EHOSTUNREACH ETIMEDOUT EADDRNOTAVAIL EACCES EPERM EAGAIN EINTR ENOBUFS
-    "connect": (111, 101, 113, 110, 99, 13, 1, 11, 4, 105),
+    "accept4": (103, 71, 92, 112, 64, 113, 95, 100, 101, 110, 24, 23, 105, 12, 1, 4),
+    "recv": (104, 110, 111, 113, 101, 12, 4),       # ECONNRESET ETIMEDOUT ECONNREFUSED EHOSTUNREACH ENETUNREACH ENOMEM EINTR
+    "send": (32, 104, 110, 113, 101, 105, 12, 4),   # EPIPE ECONNRESET ETIMEDOUT EHOSTUNREACH ENETUNREACH ENOBUFS ENOMEM EINTR
+    "socket": (24, 23, 105, 12, 13, 97),            # EMFILE ENFILE ENOBUFS ENOMEM EACCES EAFNOSUPPORT
+    # ECONNREFUSED ENETUNREACH EHOSTUNREACH ETIMEDOUT EADDRNOTAVAIL EADDRINUSE EAFNOSUPPORT EACCES EPERM EAGAIN EINTR ENOBUFS
+    "connect": (111, 101, 113, 110, 99, 98, 97, 13, 1, 11, 4, 105),
     "close": (4, 5),                                # EINTR EIO; the descriptor is closed all the same
     "shutdown": (107, 105),                         # ENOTCONN ENOBUFS
     "getsockopt": (105, 12),                        # ENOBUFS ENOMEM: by socket(7), of the protocol
@@ -186,7 +187,7 @@ RESPONSES = (
 cdef enum:
     MOST_CLIENTS = 16           # a script
     MOST_MESSAGES = 32
-    MOST_ERRORS = 16
+    MOST_ERRORS = 20
 
 cdef struct MessageC:
     const uint8_t *data
@@ -213,6 +214,7 @@ cdef struct WorldC:
     uint8_t answers[4]          # by address
     size_t answered[512]        # bytes of an upstream's `told` that were answered; SIM_ENDS of them
     PendingC pending[512]
+    bint stayed[512]
     bint checks
 
 cdef MessageC requests[MOST_MESSAGES]
@@ -523,6 +525,7 @@ cdef bint world_next() noexcept nogil:
 
 cdef int world_idle(int64_t until) noexcept nogil:
     # The engine would sleep until then (-1: until something happens). 0: that time has come; 1: something may have happened.
+    cdef sim_end *end
     cdef int i
     if world.checks:
         world_check_idle()
@@ -546,6 +549,8 @@ cdef int world_idle(int64_t until) noexcept nogil:
         return 1
     if world.stage == 0:
         for i in range(world.client_count):
+            end = &sim.ends[world.clients[i]]
+            world.stayed[world.clients[i]] = not end.fin and not end.dead
             world_say(&sim.ends[world.clients[i]], NULL, 0, 0, True)
     elif world.stage == 1:
         world.until = sim.now + 3000000
@@ -701,8 +706,10 @@ cdef void world_check_closed() noexcept nogil:
 
 # ------------------------------------------------------------------------------------------------------------- to Python
 
-Peer = namedtuple("Peer", "port sent left got ended")
-Peer.__doc__ = """A client or an upstream: what it sent and how it left, what it got and how it saw the end ("", fin, reset)."""
+Peer = namedtuple("Peer", "port sent left got ended stayed")
+Peer.__doc__ = """A client or an upstream: what it sent and how it left, what it got and how it saw the end ("", fin, reset); whether it
+left only because the script was over.
+"""
 
 
 class _Settings:
@@ -746,7 +753,7 @@ cdef list _ends(int kind):
     return [Peer(sim.ends[i].port, _bytes(sim.ends[i].rx.data, sim.ends[i].rx.n),
                  "reset" if sim.ends[i].dead else "fin" if sim.ends[i].fin else "",
                  _bytes(sim.ends[i].told.data, sim.ends[i].told.n),
-                 {0: "", c"F": "fin", c"R": "reset"}[sim.ends[i].ended])
+                 {0: "", c"F": "fin", c"R": "reset"}[sim.ends[i].ended], bool(world.stayed[i]))
             for i in range(sim.count) if sim.ends[i].kind == kind]
 
 

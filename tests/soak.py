@@ -2,9 +2,11 @@
 
 python tests/soak.py --seconds 3600
 
-Every byte that a client gets is compared with what its request asked for, every request body with its digest; at the end every
-exchange must have one outcome and one access line, and descriptors, buffers, counters and memory must be where they began. Exit
-code 0, 1 with what was wrong, 130 after Ctrl-C (the checks are made then too). A seed repeats what is asked, not when it arrives.
+Every byte that a client gets is compared with what its request asked for, every request body with its digest. Each request has a
+name, which the proxy keeps as its X-Request-ID: at the end every request that a backend received or a client had an answer to must
+have one access line, with an outcome that agrees with what its client saw; and descriptors, buffers, counters and memory must be
+where they began. Exit code 0, 1 with what was wrong, 130 after Ctrl-C (the checks are made then too). A seed repeats what is asked,
+not when it arrives. The names take some 0.5 GB an hour.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -22,9 +25,11 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from harness import Proxy, wait_until
 
@@ -57,19 +62,20 @@ def content(name: str, size: int) -> bytes:
 # ------------------------------------------------------------------------------------------------------------ the backend
 
 
-async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, faulty: bool) -> None:
+async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, faulty: bool, names: int) -> None:
     """Serves one connection: the path says what is asked, /KIND/NAME/SIZE/PIECES."""
     with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-        while await answer_one(reader, writer, faulty):
+        while await answer_one(reader, writer, faulty, names):
             await writer.drain()
     writer.close()
 
 
-async def answer_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, faulty: bool) -> bool:
-    """One request; whether another may follow."""
+async def answer_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, faulty: bool, names: int) -> bool:
+    """One request; whether another may follow. Its name goes to the descriptor `names` first."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     fields = {name.lower(): value for name, value in re.findall(r"^([\w-]+): (.*?)\r$", head, re.MULTILINE)}
     kind, name, size, pieces = head.split(" ", 2)[1].strip("/").split("/")
+    os.write(names, f"{name}\n".encode())
     if "upgrade" in fields:
         writer.write(
             f"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: soak\r\nX-Name: {name}\r\n\r\n".encode()
@@ -134,9 +140,9 @@ async def read_digest(reader: asyncio.StreamReader, fields: dict[str, str]) -> s
     return hashlib.sha256(body).hexdigest()
 
 
-async def serve_backend(port: int, faulty: bool) -> None:
+async def serve_backend(port: int, faulty: bool, names: int) -> None:
     server = await asyncio.start_server(
-        lambda r, w: answer(r, w, faulty), "127.0.0.1", port, backlog=1024, reuse_address=True
+        lambda r, w: answer(r, w, faulty, names), "127.0.0.1", port, backlog=1024, reuse_address=True
     )
     async with server:
         await server.serve_forever()
@@ -173,6 +179,7 @@ class Asking:
     def head(self) -> bytes:
         method = "GET" if self.body is None else "POST"
         lines = [f"{method} /{self.kind}/{self.name}/{self.size}/{self.pieces} HTTP/{self.version}", "Host: soak"]
+        lines += [f"X-Request-ID: {self.name}"]
         if self.body is not None:
             lines += [f"X-Digest: {hashlib.sha256(self.body).hexdigest()}"]
             lines += ["Transfer-Encoding: chunked" if self.chunked else f"Content-Length: {len(self.body)}"]
@@ -193,12 +200,34 @@ class Tally:
     """What the clients saw."""
 
     def __init__(self) -> None:
-        self.sent = 0
-        """Requests of which a byte was sent."""
-        self.answered = 0
-        """Those of which a final response head came back: the proxy must have counted them."""
+        self.saw: dict[str, str] = {}
+        """How each request ended for its client, by its name: SENT, HEAD, WHOLE, TUNNEL, CUT, or the status of an error."""
         self.ends: Counter[str] = Counter()
         self.wrong: list[str] = []
+
+
+SENT = "sent"
+"""Nothing of the answer came, or no whole head."""
+HEAD = "head"
+"""The head came, and not all of the rest."""
+CUT = "cut"
+"""A part that only a FIN ended."""
+WHOLE = "whole"
+TUNNEL = "tunnel"
+
+BREAKS = frozenset({"upstream_abort", "timeout_idle", "client_abort"})
+OUTCOMES = {
+    # The proxy may be done, with all bytes on their way, when the client leaves or the connection breaks.
+    SENT: BREAKS | {"ok", "connect_error", "upstream_error", "timeout_ttft", "timeout_connect", "no_backend"},
+    HEAD: BREAKS | {"ok"},
+    CUT: frozenset({"ok"}),
+    WHOLE: frozenset({"ok"}),
+    TUNNEL: frozenset({"ok", "client_abort"}),  # it leaves with a FIN or an RST
+    "502": frozenset({"connect_error", "upstream_error"}),
+    "503": frozenset({"no_backend"}),
+    "504": frozenset({"timeout_ttft", "timeout_connect"}),
+}
+"""The outcomes that agree with what a client saw."""
 
 
 class SoakClient:
@@ -259,15 +288,16 @@ class SoakClient:
         else:
             await self.exchange(Asking(self.dice, number))
 
-    def send(self, data: bytes, begins: bool = False) -> None:
+    def send(self, data: bytes, *names: str) -> None:
+        """Sends bytes in which the requests of these names begin."""
         assert self.writer is not None
-        self.tally.sent += begins
+        self.tally.saw.update(dict.fromkeys(names, SENT))
         self.writer.write(data)
 
     async def exchange(self, asking: Asking) -> None:
         assert self.writer is not None
         assert self.reader is not None
-        self.send(asking.head(), True)
+        self.send(asking.head(), asking.name)
         body = asking.framed()
         if asking.expects:
             line = await self.reader.readuntil(b"\r\n\r\n")
@@ -294,7 +324,7 @@ class SoakClient:
         assert self.reader is not None
         while head.startswith(b"HTTP/1.1 100"):
             head = await self.reader.readuntil(b"\r\n\r\n")
-        self.tally.answered += 1
+        self.tally.saw[asking.name] = HEAD
         text = head.decode("latin-1").lower()
         status = int(text.split(" ", 2)[1])
         fields = dict(re.findall(r"^([\w-]+): (.*?)\r$", text, re.MULTILINE))
@@ -304,6 +334,7 @@ class SoakClient:
             if status not in (502, 503, 504) or json.loads(error)["error"]["type"] != "server_error":
                 raise WrongError(f"{asking.kind} was answered {status}: {error[:200]!r}")
             self.tally.ends[f"answered {status}"] += 1
+            self.tally.saw[asking.name] = str(status)
         else:
             if fields.get("x-name") != asking.name:
                 raise WrongError(f"the answer to {asking.name} is that to {fields.get('x-name')}")
@@ -340,18 +371,19 @@ class SoakClient:
             if got != asking.size:
                 # A backend that is killed sends a FIN, which is all that ends such an answer: nobody can tell.
                 self.tally.ends["cut, until close"] += 1
+                self.tally.saw[asking.name] = CUT
                 return
         if got != asking.size:
             raise WrongError(f"an answer of kind {asking.kind} looks whole with {got} of {asking.size} bytes")
         self.tally.ends["whole"] += 1
+        self.tally.saw[asking.name] = WHOLE
 
     async def pipeline(self, number: int) -> None:
         """Three requests in one piece, answered in order."""
         asked = [Asking(self.dice, number) for _ in range(3)]
         for asking in asked:
             asking.kind, asking.version, asking.expects, asking.leaves = "length", "1.1", False, ""
-        self.tally.sent += 3
-        self.send(b"".join(asking.head() + asking.framed() for asking in asked))
+        self.send(b"".join(asking.head() + asking.framed() for asking in asked), *(asking.name for asking in asked))
         for asking in asked:
             if self.reader is None:
                 return  # an error answer closed the connection
@@ -360,20 +392,22 @@ class SoakClient:
     async def tunnel(self, number: int) -> None:
         """A 101, then an echo both ways."""
         assert self.reader is not None
-        name = f"tunnel-{number}"
-        self.send(
-            f"GET /length/{name}/0/1 HTTP/1.1\r\nHost: soak\r\nConnection: Upgrade\r\nUpgrade: soak\r\n\r\n".encode(),
-            True,
-        )
+        name = f"tunnel-{number:x}-{self.dice.getrandbits(64):x}"
+        upgrade = f"X-Request-ID: {name}\r\nConnection: Upgrade\r\nUpgrade: soak"
+        self.send(f"GET /length/{name}/0/1 HTTP/1.1\r\nHost: soak\r\n{upgrade}\r\n\r\n".encode(), name)
         head = await self.reader.readuntil(b"\r\n\r\n")
-        self.tally.answered += 1
-        if b" 101 " in head.split(b"\r\n")[0]:
+        self.tally.saw[name] = HEAD
+        status = head.split(b" ", 2)[1].decode()
+        if status != "101":
+            self.tally.saw[name] = status
+        else:
             for _ in range(self.dice.randrange(5)):
                 data = self.dice.randbytes(self.dice.choice([1, 5000, 50_000]))
                 self.send(data)
                 if await self.reader.readexactly(len(data)) != data:
                     raise WrongError("a tunnel changed bytes")
             self.tally.ends["tunnel"] += 1
+            self.tally.saw[name] = TUNNEL
         raise Left
 
 
@@ -381,14 +415,20 @@ class SoakClient:
 
 
 class Soaked(Proxy):
-    """The proxy; its access lines are counted, not kept."""
+    """The proxy; of its access lines the outcome is kept."""
 
     def _read_log(self) -> None:
         self.lines: Counter[str] = Counter()
+        self.ended: dict[str, str] = {}
+        """The outcome of each request by its name."""
+        self.twice: list[str] = []
+        """Names that had a second line."""
+        self.partial = 0
+        """Requests whose client left before the proxy had their heads, and so their names."""
         assert self.process.stderr is not None
         for line in self.process.stderr:
             if '"event": "access"' in line or '"event":"access"' in line:
-                self.lines[json.loads(line)["outcome"]] += 1
+                self.take(json.loads(line))
             else:
                 self.stderr.append(line)
                 del self.stderr[:-1000]
@@ -396,12 +436,28 @@ class Soaked(Proxy):
                     self.log.append(json.loads(line))
                     del self.log[200:-200]
 
+    def take(self, line: dict[str, Any]) -> None:
+        """An access line."""
+        self.lines[line["outcome"]] += 1
+        name = line["request_id"]
+        if not line["method"] and line["outcome"] == "client_abort" and not line["attempts"]:
+            self.partial += 1
+        elif name in self.ended:
+            self.twice.append(name)
+        else:
+            self.ended[name] = line["outcome"]
+
 
 class Backends:
     """Processes on ports of their own that are killed, stopped and started again."""
 
     def __init__(self, count: int, faulty: bool) -> None:
         self.faulty = faulty
+        self.received: set[str] = set()
+        """The names of the requests that they received; complete when they are closed."""
+        self._reads, self._names = os.pipe()
+        self._reader = threading.Thread(target=self._read_names)
+        self._reader.start()
         with contextlib.ExitStack() as stack:
             listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
             self.ports = [listener.getsockname()[1] for listener in listeners]
@@ -410,15 +466,19 @@ class Backends:
         for port in self.ports:
             wait_until(lambda port=port: self._answers(port))
 
+    def _read_names(self) -> None:
+        with open(self._reads) as pipe:
+            for line in pipe:
+                self.received.add(line.rstrip("\n"))
+
     @staticmethod
     def _answers(port: int) -> bool:
         with socket.socket() as sock:
             return sock.connect_ex(("127.0.0.1", port)) == 0
 
     def start(self, port: int) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [sys.executable, __file__, "--backend", str(port), *(["--faulty"] if self.faulty else [])]
-        )
+        words = ["--backend", str(port), "--names", str(self._names), *(["--faulty"] if self.faulty else [])]
+        return subprocess.Popen([sys.executable, __file__, *words], pass_fds=[self._names])
 
     async def trouble(self, dice: random.Random, going: Callable[[], bool]) -> None:
         """Kills or stops one of them every few seconds; the others go on."""
@@ -438,9 +498,13 @@ class Backends:
                 self.processes[index].send_signal(signal.SIGCONT)
 
     def close(self) -> None:
+        """Ends them. May be called twice."""
         for process in self.processes:
             process.kill()
             process.wait()
+        if self._reader.is_alive():
+            os.close(self._names)
+            self._reader.join()
 
 
 async def load(
@@ -466,7 +530,7 @@ async def load(
         if not first_rss and elapsed > min(WARM_UP, seconds / 3):
             first_rss = proxy.rss()
         report(
-            f"{elapsed:6.0f} s  {tally.sent:,} requests  {tally.ends['client left']:,} left  "
+            f"{elapsed:6.0f} s  {len(tally.saw):,} requests  {tally.ends['client left']:,} left  "
             f"{backends.killed} killed, {backends.stopped} stopped, {reloads} reloads  "
             f"{proxy.rss() / 1e6:.1f} MB  {proxy.descriptors()} descriptors"
         )
@@ -476,8 +540,22 @@ async def load(
     return tally, reloads, first_rss or proxy.rss()
 
 
-def check(proxy: Soaked, tally: Tally, descriptors: int, first_rss: int) -> Iterator[str]:
-    """What is wrong after the load."""
+def accounts(saw: dict[str, str], received: set[str], ended: dict[str, str]) -> Iterator[str]:
+    """Requests whose outcome is missing, not theirs, or not what their client saw."""
+    for name, seen in saw.items():
+        outcome = ended.get(name)
+        if outcome is None and (seen != SENT or name in received):
+            yield f"{name} has no outcome; its client saw: {seen}; a backend received it: {name in received}"
+        if outcome is not None and outcome not in OUTCOMES[seen]:
+            yield f"{name} has the outcome {outcome}; its client saw: {seen}"
+    for name in ended.keys() - saw.keys():
+        yield f"{name} has the outcome {ended[name]}, and nobody sent it"
+    for name in received - saw.keys():
+        yield f"{name} was received by a backend, and nobody sent it"
+
+
+def check(proxy: Soaked, backends: Backends, tally: Tally, descriptors: int, first_rss: int) -> Iterator[str]:
+    """What is wrong after the load. Ends the backends."""
     yield from tally.wrong[:10]
     try:
         proxy.settled(30)
@@ -492,16 +570,14 @@ def check(proxy: Soaked, tally: Tally, descriptors: int, first_rss: int) -> Iter
         yield f"{metrics['llmpipe_buffers_held']:.0f} buffers are held"
     prefix = "llmpipe_exchanges_total{"
     outcomes = {name[len(prefix) + 9 : -2]: int(n) for name, n in metrics.items() if name.startswith(prefix) and n}
-    total = sum(outcomes.values())
-    if not tally.answered <= total <= tally.sent:
-        yield f"{total} outcomes for {tally.sent} requests, of which {tally.answered} had an answer"
-    dropped = int(metrics["llmpipe_access_lines_dropped_total"])
     with contextlib.suppress(AssertionError):
-        wait_until(lambda: sum(proxy.lines.values()) + dropped >= total)
-    if dropped == 0 and dict(proxy.lines) != outcomes:
+        wait_until(lambda: sum(proxy.lines.values()) >= sum(outcomes.values()))
+    if dict(proxy.lines) != outcomes or metrics["llmpipe_access_lines_dropped_total"]:
         yield f"outcomes {outcomes} but access lines {dict(proxy.lines)}"
-    if sum(proxy.lines.values()) + dropped != total:
-        yield f"{total} outcomes but {sum(proxy.lines.values())} access lines and {dropped} dropped"
+    backends.close()
+    if proxy.twice:
+        yield f"{len(proxy.twice)} requests have two access lines, {proxy.twice[0]} for one"
+    yield from itertools.islice(accounts(tally.saw, backends.received, proxy.ended), 10)
     # Not as bad_request, overload or shutdown: nobody asked for that.
     if unexpected := outcomes.keys() & {"bad_request", "overload", "shutdown", "timeout_head", "timeout_total"}:
         yield f"outcomes that nothing gave a reason for: {unexpected}"
@@ -520,9 +596,11 @@ def soak(
             proxy.settled()
             descriptors = proxy.descriptors()
             tally, reloads, first_rss = asyncio.run(load(proxy, backends, seconds, seed, report))
-            wrong = list(check(proxy, tally, descriptors, first_rss))
+            wrong = list(check(proxy, backends, tally, descriptors, first_rss))
+            unseen = len(tally.saw) - len(proxy.ended)
             report(
-                f"{tally.sent:,} requests, {tally.answered:,} answered; {dict(tally.ends)}; outcomes {dict(proxy.lines)}; "
+                f"{len(tally.saw):,} requests, {unseen:,} of them left before the proxy had them, {proxy.partial:,} before it had "
+                f"their heads; {dict(tally.ends)}; outcomes {dict(proxy.lines)}; "
                 f"{backends.killed} backends killed, {backends.stopped} stopped, {reloads} reloads; "
                 f"{first_rss / 1e6:.1f} MB after the warm-up, {proxy.rss() / 1e6:.1f} MB at the end"
             )
@@ -541,10 +619,11 @@ def main() -> int:
         "--faulty", action="store_true", help="backends answer wrongly now and then: the soak must fail"
     )
     parser.add_argument("--backend", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--names", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.backend is not None:
         with contextlib.suppress(KeyboardInterrupt):
-            asyncio.run(serve_backend(given.backend, given.faulty))
+            asyncio.run(serve_backend(given.backend, given.faulty, given.names))
         return 0
     print(f"seed {given.seed}, {given.seconds:.0f} s, {CLIENTS} clients", flush=True)
     wrong, tally = soak(given.seconds, given.seed, lambda line: print(line, flush=True), given.faulty)

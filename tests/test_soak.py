@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import soak
 
 SOAK = Path(__file__).with_name("soak.py")
 
@@ -43,3 +44,28 @@ def test_backends_that_answer_wrongly_are_found_out() -> None:
     done = run("--seconds", "60", "--seed", "1", "--faulty")
     assert done.returncode == 1
     assert "WRONG: wrong bytes" in done.stderr
+
+
+FINE = {"a": "ok", "b": "client_abort", "d": "upstream_error"}
+SEEN = {"a": soak.WHOLE, "b": soak.SENT, "c": soak.SENT, "d": "502"}
+
+
+def test_accounts_that_agree() -> None:
+    """A request that nobody received may be without an outcome: its client left before the proxy had it."""
+    assert list(soak.accounts(SEEN, {"a", "b"}, FINE)) == []
+
+
+@pytest.mark.parametrize(
+    ("saw", "received", "ended", "says"),
+    [
+        (SEEN, {"a", "c"}, FINE, "c has no outcome"),
+        (SEEN, set(), {**FINE, "a": "client_abort"}, "a has the outcome client_abort; its client saw: whole"),
+        (SEEN, set(), {"b": "ok", "d": "connect_error"}, "a has no outcome"),
+        (SEEN, set(), {**FINE, "d": "ok"}, "d has the outcome ok; its client saw: 502"),
+        (SEEN, set(), {**FINE, "e": "ok"}, "e has the outcome ok, and nobody sent it"),
+        (SEEN, {"f"}, FINE, "f was received by a backend"),
+    ],
+)
+def test_accounts_that_do_not(saw: dict[str, str], received: set[str], ended: dict[str, str], says: str) -> None:
+    (found,) = soak.accounts(saw, received, ended)
+    assert says in found

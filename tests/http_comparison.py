@@ -3,9 +3,9 @@
     python tests/http_comparison.py                    # the tables, to stdout
     python tests/http_comparison.py docs/http.md       # into the page, between its marks
 
-It is no test: the others' judgement is theirs. nginx and HAProxy come from the system (apt-get install nginx haproxy) and are
-configured as for the benchmark (bench/peers). Behind each stands a raw server that keeps the bytes it gets; it answers when the
-proxy pauses. What is written down is seen on the wire, at both ends.
+It is no test: the others' judgement is theirs (tests/test_http_page.py holds our own column). nginx and HAProxy come from the
+system (apt-get install nginx haproxy) and are configured as for the benchmark (bench/peers). Behind each stands a raw server that
+keeps the bytes it gets; it answers when the proxy pauses. What is written down is seen on the wire, at both ends.
 """
 
 from __future__ import annotations
@@ -400,6 +400,11 @@ def column(name: str) -> tuple[str, dict[Probe, str]]:
         return title, {probe: judge(probe, port, server) for probes in PROBES.values() for probe in probes}
 
 
+def cell(text: str) -> str:
+    """As it stands in a table."""
+    return text.replace("|", "\\|")
+
+
 def tables() -> str:
     """Every table, in Markdown."""
     with ThreadPoolExecutor() as pool:
@@ -411,9 +416,7 @@ def tables() -> str:
     for section, probes in PROBES.items():
         out += ["", f"### {section}", "", f"| what | RFC | {' | '.join(names)} |", "|---|---|" + "---|" * len(names)]
         for probe in probes:
-            out.append(
-                f"| {probe.rule.replace('|', chr(92) + '|')} | {probe.rfc} | {' | '.join(column[probe] for column in columns)} |"
-            )
+            out.append(f"| {cell(probe.rule)} | {probe.rfc} | {' | '.join(column[probe] for column in columns)} |")
     return "\n".join(out)
 
 

@@ -179,7 +179,6 @@ def test_a_crowd_leaves_nothing_behind(backend: Backend) -> None:
         for _ in range(3):
             with contextlib.ExitStack() as stack:
                 clients = [stack.enter_context(From(proxy, f"127.0.0.{1 + n % 3}")) for n in range(150)]
-                proxy.wait_metric("llmpipe_accepted_total", proxy.metric("llmpipe_accepted_total"))
                 for client in clients:
                     with contextlib.suppress(OSError):  # those that are not even answered
                         client.send(GET)

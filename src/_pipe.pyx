@@ -7,7 +7,7 @@ and none calls upwards in that list. One `Engine` is one worker; it shares nothi
 
 The life of a connection
     step_listener accepts it, in one engine for all; client_adopt takes it there, or out of another engine's mailbox.
-    CLIENT_IDLE     waits for the first byte of a request                 step_head
+    CLIENT_NEW      waits for the first byte of a request                 step_head
     STATE_HEAD      waits for the whole head                              step_head, step_request
     STATE_CONNECT   a backend was chosen, the upstream connects           dispatch, step_connected
     STATE_WAIT      the request goes up, the response head is awaited     step_up, step_response
@@ -16,7 +16,7 @@ The life of a connection
     STATE_TUNNEL    after a 101, bytes both ways                          step_tunnel
     STATE_FINISH    the client left, the backend may finish               step_down
     exchange_end    counts the outcome, writes the record                 exchange_finish
-    CLIENT_IDLE again, or CLIENT_LINGER, or closed; freed by loop_reap at the end of the turn.
+    CLIENT_IDLE, which is CLIENT_NEW after the first, or CLIENT_LINGER, or closed; freed by loop_reap at the end of the turn.
 
 Rules for every part
     - `noexcept nogil` on every function: without it Cython takes the GIL to look for an exception.

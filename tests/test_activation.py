@@ -178,7 +178,8 @@ def test_a_restart_refuses_nobody(listener: socket.socket) -> None:
             try:
                 with socket.create_connection(listener.getsockname(), timeout=30) as sock:
                     sock.sendall(GET)
-                    assert sock.recv(100).startswith(b"HTTP/1.1 200 ")
+                    answer = sock.recv(100)
+                    assert answer.startswith(b"HTTP/1.1 200 "), answer
                 answered.append(1)
             except BaseException as error:
                 failed.append(error)

@@ -27,7 +27,7 @@ class Held:
 def test_streams_finish(number):
     held = Held()
     with Backend(held) as backend, Proxy(backend.url) as proxy:
-        with Client(proxy) as client, Client(proxy) as idle:
+        with Client(proxy) as client, Client(proxy) as silent:
             client.send(GET)
             client.read_head()
             assert proxy.admin("/readyz")[0] == 200
@@ -38,7 +38,7 @@ def test_streams_finish(number):
             assert proxy.admin("/healthz")[0] == 200
             assert proxy.metric("llmpipe_draining") == 1
             wait_until(lambda: refused(proxy))
-            assert idle.read_eof() == b""  # idle connections are closed at once
+            assert silent.read_eof() == b""
             time.sleep(0.2)
             assert proxy.process.poll() is None
             held.go.set()
@@ -46,6 +46,38 @@ def test_streams_finish(number):
         assert proxy.wait_exit() == 0
         assert proxy.wait_log("stopped")["clean"] is True
         assert proxy.access()[0]["outcome"] == "ok"
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_what_was_answered_is_closed_and_what_was_not_is_waited_for(workers):
+    """A connection is opened to send a request, which may be on its way when the drain begins."""
+    with Backend(answer_all) as backend, Proxy(backend.url, options=["--workers", workers]) as proxy:
+        with Client(proxy) as first, Client(proxy) as second, Client(proxy) as answered, Client(proxy) as silent:
+            assert answered.request(GET).status == 200
+            assert answered.request(GET).status == 200
+            proxy.wait_metric("llmpipe_clients", 4)
+            proxy.signal(signal.SIGTERM)
+            assert answered.read_eof() == b""
+            for client in (first, second):
+                client.send(GET)
+                response = client.read_response()
+                assert (response.status, response.values(b"connection")) == (200, [b"close"])
+                assert client.read_eof() == b""
+            assert silent.read_eof() == b""
+            assert proxy.wait_exit() == 0
+        assert proxy.wait_log("stopped")["clean"] is True
+        assert [line["outcome"] for line in proxy.access()] == ["ok"] * 4
+
+
+def test_a_connection_that_sends_nothing_does_not_hold_the_drain():
+    """Whatever its other time-outs say: it comes out of the backlog as the drain begins, or has waited for long."""
+    with Backend(answer_all) as backend, Proxy(backend.url, options=["--keepalive-timeout", "0"]) as proxy:
+        with Client(proxy) as silent, proxy.connect():
+            proxy.signal(signal.SIGTERM)
+            start = time.monotonic()
+            assert silent.read_eof() == b""
+            assert time.monotonic() - start > 0.5
+            assert proxy.wait_exit() == 0
 
 
 def refused(proxy: Proxy) -> bool:

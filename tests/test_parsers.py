@@ -724,10 +724,11 @@ def judged(probe, kind: str, data: bytes) -> tuple[Reading | int, dict[str, Read
 
 
 def disagreements(probe, kind: str, data: bytes) -> list[tuple[str, str]]:
-    """Which readers judge otherwise, and how: they take what we refuse, refuse what we take, or read it otherwise."""
+    """Which readers judge otherwise, and how: they take what we refuse or still wait for the end of, refuse what we take, or
+    read it otherwise."""
     ours, others = judged(probe, kind, data)
     if not isinstance(ours, Message):
-        return [(name, "takes") for name, other in others.items() if ours != "again" and isinstance(other, Message)]
+        return [(name, "takes") for name, other in others.items() if isinstance(other, Message)]
     wrong = disagreeing(ours, data, request_readers()) if kind == "request" else disagreeing_response(probe, ours, data)
     return [(name, "reads otherwise" if isinstance(others[name], Message) else "refuses") for name in sorted(wrong)]
 

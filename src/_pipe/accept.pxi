@@ -22,7 +22,7 @@ cdef void client_adopt(WorkerC *w, AdoptC *adopt) noexcept nogil:
         sys_add_counter(&w.stats.over_memory, 1)
         client_close(w, client, False)
         return
-    client_idle(w, client)
+    client_await(w, client, CLIENT_NEW)
 
 cdef int64_t worker_clients(WorkerC *w) noexcept nogil:
     return <int64_t>(sys_read_counter(&w.mail.adopted) - sys_read_counter(&w.stats.closed))

@@ -45,6 +45,16 @@ cdef int64_t exchange_deadline(WorkerC *w, ExchangeC *x, uint8_t *outcome) noexc
         return sooner(deadline, x.waited, limits.idle_timeout, OUTCOME_TIMEOUT_IDLE, outcome)
     return sooner(deadline, x.waited, limits.ttft_timeout, OUTCOME_TIMEOUT_TTFT, outcome)
 
+cdef int64_t client_deadline(WorkerC *w, ClientC *client) noexcept nogil:
+    # When a connection without an exchange has had its time; 0 is never.
+    if client.state == CLIENT_LINGER:
+        return client.since + LINGER_TIME
+    if w.draining:
+        return client.since + FIRST_REQUEST_TIME
+    if client.refusal and w.settings.head_timeout:
+        return client.since + w.settings.head_timeout       # it has no keep-alive to wait for
+    return client.since + w.settings.keepalive_timeout if w.settings.keepalive_timeout else 0
+
 cdef void exchange_rearm(WorkerC *w, ExchangeC *x) noexcept nogil:
     # Has the wheel look at the deadline, which may have come nearer.
     cdef uint8_t outcome = 0

@@ -42,10 +42,8 @@ cdef void loop_mail(WorkerC *w) noexcept nogil:
         conn = w.all
         while conn is not NULL:
             following = conn.all_next
-            # One that was just adopted, or has a request waiting, is answered first.
-            if (conn.side == SIDE_CLIENT and (<ClientC *>conn).state == CLIENT_IDLE and not conn.readable
-                    and not conn.queued and io_peek(conn.fd) == -EAGAIN):
-                client_close(w, <ClientC *>conn, False)
+            if conn.side == SIDE_CLIENT and (<ClientC *>conn).state <= CLIENT_IDLE:
+                client_drain(w, <ClientC *>conn)
             conn = following
 
 cdef void loop_dispatch(WorkerC *w, epoll_event *event) noexcept nogil:

@@ -19,9 +19,10 @@ cdef enum:
 
 # States of a client connection.
 cdef enum:
-    CLIENT_IDLE = 0     # between exchanges; ended by a byte, a FIN, the keep-alive time-out
-    CLIENT_BUSY = 1     # has an exchange; ended by the exchange's end
-    CLIENT_LINGER = 2   # our side is shut; what still comes is thrown away, until a FIN or LINGER_TIME
+    CLIENT_NEW = 0      # before its first request; ended by a byte, a FIN, the keep-alive time-out, FIRST_REQUEST_TIME
+    CLIENT_IDLE = 1     # between exchanges; ended by a byte, a FIN, the keep-alive time-out, the drain
+    CLIENT_BUSY = 2     # has an exchange; ended by the exchange's end
+    CLIENT_LINGER = 3   # our side is shut; what still comes is thrown away, until a FIN or LINGER_TIME
 
 # States of an exchange. exchange_set_state() is the only writer.
 cdef enum:

@@ -41,7 +41,7 @@ cdef void client_linger(WorkerC *w, ClientC *client) noexcept nogil:
         conn_queue(w, &client.conn)
     client.state = CLIENT_LINGER
     client.since = w.now
-    timer_arm(w, &client.conn, w.now + LINGER_TIME)
+    timer_arm(w, &client.conn, client_deadline(w, client))
 
 cdef void step_linger(WorkerC *w, ClientC *client) noexcept nogil:
     cdef ssize_t got
@@ -59,16 +59,22 @@ cdef void step_linger(WorkerC *w, ClientC *client) noexcept nogil:
         client.lingered += <uint32_t>got
     conn_queue(w, &client.conn)
 
-cdef void client_idle(WorkerC *w, ClientC *client) noexcept nogil:
-    # Between two exchanges. A pipelined request is read in the next turn, not here: its answer would come back here.
-    client.state = CLIENT_IDLE
+cdef void client_await(WorkerC *w, ClientC *client, uint8_t state) noexcept nogil:
+    # For a request. A pipelined one is read in the next turn, not here: its answer would come back here.
+    client.state = state
     client.since = w.now
     if client.inbox.buf is not NULL or client.inbox.wide is not NULL or client.conn.readable:
         conn_queue(w, &client.conn)
-    if client.refusal and w.settings.head_timeout:
-        timer_arm(w, &client.conn, w.now + w.settings.head_timeout)     # it has no keep-alive to wait for
-    elif w.settings.keepalive_timeout:
-        timer_arm(w, &client.conn, w.now + w.settings.keepalive_timeout)
+    timer_arm(w, &client.conn, client_deadline(w, client))
+
+cdef void client_drain(WorkerC *w, ClientC *client) noexcept nogil:
+    # The drain meets a connection without an exchange. One that has been answered is closed, unless its next request is
+    # here already. One that has not, was opened to send a request: closing it at once would lose what is on its way.
+    if (client.state == CLIENT_IDLE and not client.conn.readable and not client.conn.queued
+            and io_peek(client.conn.fd) == -EAGAIN):
+        client_close(w, client, False)
+    else:
+        client_await(w, client, client.state)
 
 cdef int exchange_finish(WorkerC *w, ExchangeC *x) noexcept nogil:
     # The client has all that it will get: ends the exchange and decides what becomes of the connection. RC_GONE.
@@ -80,7 +86,7 @@ cdef int exchange_finish(WorkerC *w, ExchangeC *x) noexcept nogil:
     if client is NULL:
         return RC_GONE
     if keeps:
-        client_idle(w, client)
+        client_await(w, client, CLIENT_IDLE)
     elif reset or (wanted and not client.conn.readable):
         client_close(w, client, reset)
     else:
@@ -1210,12 +1216,8 @@ cdef void step_expired(WorkerC *w, ConnC *conn) noexcept nogil:
         deadline = exchange_deadline(w, x, &outcome)
     elif conn.side == SIDE_UPSTREAM:
         deadline = (<UpstreamC *>conn).since + w.settings.upstream_idle_timeout
-    elif client.state == CLIENT_LINGER:
-        deadline = client.since + LINGER_TIME
-    elif client.refusal and w.settings.head_timeout:
-        deadline = client.since + w.settings.head_timeout
-    elif w.settings.keepalive_timeout:
-        deadline = client.since + w.settings.keepalive_timeout
+    else:
+        deadline = client_deadline(w, client)
     if not deadline:
         return
     if deadline > w.now:

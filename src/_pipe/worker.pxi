@@ -14,6 +14,7 @@ cdef enum:
     BULK_SIZE = 65536
     BULK_LOOKS = 2              # a connection and turn
     LINGER_TIME = 2000000       # us
+    FIRST_REQUEST_TIME = 1000000  # us that a drain gives a connection for its first request: it is on its way
     LINGER_BYTES = 1048576
     RETRY_FIRST = 1000          # retry budget at the start, in hundredths of a retry
     RETRY_MOST = 10000

@@ -656,7 +656,8 @@ cdef void world_check_end() noexcept nogil:
     cdef int64_t wides = 0
     cdef void *area
     cdef ConnC *conn
-    cdef uint32_t i
+    cdef int i
+    cdef uint32_t at
     cdef int slot
     world_same("clients", 0, w.client_count)
     world_same("exchanges", 0, w.exchange_count)
@@ -683,8 +684,8 @@ cdef void world_check_end() noexcept nogil:
     world_same("areas for long heads", 0, wides)
     for i in range(OUTCOME_COUNT):
         outcomes += w.stats.outcomes[i]
-    for i in range(w.mail.out_tail):
-        records += w.mail.records[i & (MAIL_OUT - 1)].kind == KIND_EXCHANGE
+    for at in range(w.mail.out_tail):
+        records += w.mail.records[at & (MAIL_OUT - 1)].kind == KIND_EXCHANGE
     world_same("records of exchanges", outcomes, records + w.stats.records_dropped)
     for slot in range(WHEEL_SLOTS):
         conn = w.wheel[slot]
@@ -707,8 +708,8 @@ cdef void world_check_closed() noexcept nogil:
 # ------------------------------------------------------------------------------------------------------------- to Python
 
 Peer = namedtuple("Peer", "port sent left got ended stayed")
-Peer.__doc__ = """A client or an upstream: what it sent and how it left, what it got and how it saw the end ("", fin, reset); whether it
-left only because the script was over.
+Peer.__doc__ = """A client or an upstream: what it sent and how it left, what it got and how it saw the end ("", fin, reset);
+whether it left only because the script was over.
 """
 
 

@@ -9,7 +9,10 @@ SERVER = Path(__file__).resolve().parent / "aiohttp_server.py"
 
 class AiohttpProxy(PipPeer):
     name = "aiohttp"
-    about = "bench/peers/aiohttp_server.py: iter_any to StreamResponse.write, one session, no limit of connections"
+    about = (
+        "bench/peers/aiohttp_server.py: iter_any to StreamResponse.write, one session, no limit of connections, "
+        "handler_cancellation off, as it is unless asked for"
+    )
     requirements = ("aiohttp",)
     program = "python"
 

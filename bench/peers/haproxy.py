@@ -4,8 +4,8 @@ from pathlib import Path
 
 from .base import Command, DebianPeer
 
-# `option http-no-delay` is what a stream of tokens needs: without it HAProxy may hold bytes back until there are more.
-# `option abortonclose` is left out as it changes nothing here: it is about requests that no backend has been sent yet.
+# What a stream of tokens needs: without `option http-no-delay` HAProxy may hold bytes back until there are more, and without
+# `option abortonclose` a client that leaves before the answer, or in a silent stream, is noticed only when the backend sends.
 CONFIGURATION = """\
 global
     nbthread 1
@@ -16,6 +16,7 @@ defaults
     maxconn 9500
     backlog 4096
     option http-no-delay
+    option abortonclose
     http-reuse always
     timeout connect 5s
     timeout client 1h
@@ -34,7 +35,7 @@ backend servers
 
 class Haproxy(DebianPeer):
     name = "haproxy"
-    about = "one thread, mode http, option http-no-delay, http-reuse always, time-outs of an hour, no logs, no checks"
+    about = "one thread, mode http, options http-no-delay and abortonclose, http-reuse always, time-outs of an hour, no logs, no checks"
     package = "haproxy"
     version_option = "-v"
 

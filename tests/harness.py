@@ -79,6 +79,15 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
+def open_descriptors(pid: int) -> dict[int, str]:
+    """What each descriptor of a process is, as /proc says; without those that are closed while it is looked at."""
+    found = {}
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found[int(name)] = os.readlink(f"/proc/{pid}/fd/{name}")
+    return found
+
+
 def shut(sock: socket.socket, *, reset: bool) -> None:
     """Sends a FIN or an RST now, whoever waits in the socket; they are woken. The descriptor stays open."""
     with contextlib.suppress(OSError):

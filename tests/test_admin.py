@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -13,7 +12,18 @@ from pathlib import Path
 
 import httpx
 import pytest
-from harness import Backend, Client, Connection, Proxy, chunk, free_port, respond, sse_head, wait_until
+from harness import (
+    Backend,
+    Client,
+    Connection,
+    Proxy,
+    chunk,
+    free_port,
+    open_descriptors,
+    respond,
+    sse_head,
+    wait_until,
+)
 from prometheus_client.parser import text_string_to_metric_families
 
 import llmpipe
@@ -229,11 +239,7 @@ def listening_addresses(pid: int) -> dict[int, str]:
 
 def listening_ports(pid: int) -> set[int]:
     """Ports that a process listens on."""
-    inodes = set()
-    for fd in os.listdir(f"/proc/{pid}/fd"):
-        target = os.readlink(f"/proc/{pid}/fd/{fd}")
-        if target.startswith("socket:["):
-            inodes.add(target[8:-1])
+    inodes = {target[8:-1] for target in open_descriptors(pid).values() if target.startswith("socket:[")}
     ports = set()
     for table in ("tcp", "tcp6"):
         with open(f"/proc/{pid}/net/{table}") as rows:

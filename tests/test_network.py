@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import itertools
 import os
@@ -34,6 +35,7 @@ from harness import (
     Stream,
     answer_all,
     chunk,
+    open_descriptors,
     respond,
     sse_head,
     wait_until,
@@ -559,10 +561,12 @@ def test_a_client_that_keeps_its_window_shut_is_not_taken_for_dead() -> None:
 def options_of(pid: int, port: int) -> Iterator[tuple[bool, dict[str, int]]]:
     """For each established TCP socket of a process: whether it is a client's, and what was set on it."""
     pidfd = LIBC.syscall(PIDFD_OPEN, pid, 0)
-    for name in os.listdir(f"/proc/{pid}/fd"):
-        if not os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:"):
+    for fd, target in open_descriptors(pid).items():
+        if not target.startswith("socket:"):
             continue
-        copy = LIBC.syscall(PIDFD_GETFD, pidfd, int(name), 0)
+        copy = LIBC.syscall(PIDFD_GETFD, pidfd, fd, 0)
+        if copy < 0 and ctypes.get_errno() == errno.EBADF:
+            continue  # closed since
         if copy < 0:
             pytest.skip(f"SOCKET OPTIONS NOT TESTED: pidfd_getfd: {os.strerror(ctypes.get_errno())}")
         with socket.socket(fileno=copy) as sock:

@@ -15,10 +15,16 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from bench import peers, works  # noqa: E402
+from bench import peers, readme, works  # noqa: E402
 from bench.attacks import Attack, AttackError, Mounted  # noqa: E402
 
 pytestmark = pytest.mark.timeout(180)
+
+
+def test_the_readme_quotes_the_last_full_run():
+    results = json.loads(readme.RESULTS.read_text())
+    assert results["complete"]
+    assert readme.split(readme.README.read_text())[1] == readme.table(results)
 
 
 @pytest.mark.skipif(

@@ -1,10 +1,11 @@
 """A process that attacks a proxy at a bounded rate, and counts what it achieved.
 
-    attacker.py KIND NUMBER HOST PORT PATH
+    attacker.py KIND NUMBER HOST PORT PATH [yielding]
 
 NUMBER is connections that stand, or for `aborts` and `churn` new ones a second. It prints "ready" when it has begun in full,
 and for each line on its standard input one line of JSON: what it has counted. It ends, with an RST on every connection, when
-its standard input does. Only the standard library is used: it must start at once, wherever there is a Python.
+its standard input does. Once ready, a yielding one runs under SCHED_IDLE: it attacks only while nobody else wants the CPU. Only
+the standard library is used: it must start at once, wherever there is a Python.
 
 It looks at its connections in turns and never waits for one of them, so a target that is slow does not slow the attack of the
 others. The one exception is connect(), which waits where the target's backlog is full.
@@ -253,9 +254,11 @@ KINDS: dict[str, type[Attacker]] = {
 }
 
 
-def run(attacker: Attacker, say: Callable[[str], None]) -> None:
+def run(attacker: Attacker, say: Callable[[str], None], *, yielding: bool) -> None:
     """Attacks until standard input ends."""
     attacker.begin()
+    if yielding:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     say("ready")
     last = time.monotonic()
     while True:
@@ -274,13 +277,13 @@ def run(attacker: Attacker, say: Callable[[str], None]) -> None:
 
 
 def main() -> None:
-    kind, number, host, port, path = sys.argv[1:]
+    kind, number, host, port, path, *yielding = sys.argv[1:]
 
     def say(line: str) -> None:
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
 
-    run(KINDS[kind](int(number), (host, int(port)), path), say)
+    run(KINDS[kind](int(number), (host, int(port)), path), say, yielding=yielding == ["yielding"])
 
 
 if __name__ == "__main__":

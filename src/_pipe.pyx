@@ -170,7 +170,7 @@ cdef object _event(RecordC *record, int64_t now):
         (<char *>record.method)[:record.method_length], (<char *>record.path)[:record.path_length],
         (<char *>record.request_id)[:record.request_id_length], record.status, record.outcome, record.phase,
         _seconds(record.ttft), _seconds(record.duration), record.bytes_up, record.bytes_down, record.attempts,
-        _seconds(record.close_time), record.error,
+        _seconds(record.close_time), record.error, record.reason,
     )
 
 
@@ -343,6 +343,7 @@ cdef class Engine:
             "bytes_up": sys_read_counter(&stats.bytes_up),
             "events": sys_read_counter(&stats.events),
             "outcomes": [sys_read_counter(&stats.outcomes[i]) for i in range(OUTCOME_COUNT)],
+            "reasons": [sys_read_counter(&stats.reasons[i]) for i in range(REASON_COUNT)],
             "over_total": sys_read_counter(&stats.over_total),
             "over_address": sys_read_counter(&stats.over_address),
             "over_memory": sys_read_counter(&stats.over_memory),

@@ -89,6 +89,7 @@ cdef struct ExchangeC:
     uint8_t skipped_line    # the empty line that may stand before a request was seen
     uint8_t counted         # in its backend's in-flight count
     uint8_t reset           # the client's connection must end with an RST
+    uint8_t reason          # REASON_* of the last failure
     ExchangeC *ended_next   # in the list of those that ended in this turn
     int backend             # slot, -1 before the choice
     int status              # sent to the client, 0 for none

@@ -111,6 +111,12 @@ cdef void upstream_drop(WorkerC *w, ExchangeC *x) noexcept nogil:
         x.upstream = NULL
     attempt_end(w, x)
 
+cdef void exchange_blame(WorkerC *w, ExchangeC *x, uint8_t reason, int error) noexcept nogil:
+    # Notes and counts why an attempt failed or a request was refused; `error` is the errno, 0 for none.
+    x.reason = reason
+    x.error = error
+    sys_add_counter(&w.stats.reasons[reason], 1)
+
 cdef void exchange_record(WorkerC *w, ExchangeC *x, const char *address, uint8_t phase, uint8_t outcome,
                           int64_t close_time) noexcept nogil:
     # Writes the event record of an ended exchange: for the access log, and at once where a client left.
@@ -134,6 +140,7 @@ cdef void exchange_record(WorkerC *w, ExchangeC *x, const char *address, uint8_t
     record.outcome = outcome
     record.phase = phase
     record.attempts = x.attempts
+    record.reason = x.reason
     record.request_id_length = x.request_id_length
     record.method_length = x.method_length
     record.path_length = x.path_length

@@ -28,6 +28,7 @@ cdef struct RecordC:
     uint8_t outcome
     uint8_t phase
     uint8_t attempts
+    uint8_t reason
     uint8_t request_id_length
     uint8_t method_length
     uint8_t path_length

@@ -160,7 +160,7 @@ cdef int pool_choose(WorkerC *w, ExchangeC *x) noexcept nogil:
             best_out = out
     return best
 
-cdef void backend_post(WorkerC *w, int slot, uint8_t kind, int64_t duration, int error) noexcept nogil:
+cdef void backend_post(WorkerC *w, int slot, uint8_t kind, int64_t duration, uint8_t reason, int error) noexcept nogil:
     # Tells the control plane that a backend went or came back.
     cdef RecordC *record = mail_next_record(&w.mail)
     if record is NULL:
@@ -174,9 +174,10 @@ cdef void backend_post(WorkerC *w, int slot, uint8_t kind, int64_t duration, int
     record.ttft = -1
     record.close_time = -1
     record.error = error
+    record.reason = reason
     mail_post(&w.mail, True)
 
-cdef void backend_failed(WorkerC *w, int slot, int error) noexcept nogil:
+cdef void backend_failed(WorkerC *w, int slot, uint8_t reason, int error) noexcept nogil:
     # Leaves the backend out for a time that doubles with each failure in a row. Failures that come while it is left
     # out, of exchanges that were already there, do not make it longer.
     cdef BackendC *backend = &w.backends[slot]
@@ -189,7 +190,7 @@ cdef void backend_failed(WorkerC *w, int slot, int error) noexcept nogil:
     backend.failures += 1
     backend.left_out_until = w.now + out
     sys_set_counter(&w.stats.backends[slot].left_out_until, <uint64_t>backend.left_out_until)
-    backend_post(w, slot, KIND_BACKEND_DOWN, out, error)
+    backend_post(w, slot, KIND_BACKEND_DOWN, out, reason, error)
 
 cdef void backend_answered(WorkerC *w, int slot) noexcept nogil:
     cdef BackendC *backend = &w.backends[slot]
@@ -198,4 +199,4 @@ cdef void backend_answered(WorkerC *w, int slot) noexcept nogil:
     backend.failures = 0
     backend.left_out_until = 0
     sys_set_counter(&w.stats.backends[slot].left_out_until, 0)
-    backend_post(w, slot, KIND_BACKEND_UP, 0, 0)
+    backend_post(w, slot, KIND_BACKEND_UP, 0, REASON_NONE, 0)

@@ -96,6 +96,53 @@ EVENT_BACKEND_UP = KIND_BACKEND_UP
 EVENT_ACCEPT_PAUSED = KIND_ACCEPT_PAUSED
 EVENT_ACCEPT_RESUMED = KIND_ACCEPT_RESUMED
 
-# Stands for an errno where the peer broke HTTP and not the connection.
+# Why an attempt failed, or a request was refused (rule E4). Each is a label of a metric and a word list for operators: what
+# they read must tell where to look, without a capture. REASONS has the names; change both together.
 cdef enum:
-    PROTOCOL_BROKEN = -1
+    REASON_NONE = 0
+    # of the network
+    REASON_FIN_BEFORE_HEAD = 1
+    REASON_FIN_IN_HEAD = 2
+    REASON_FIN_IN_BODY = 3
+    REASON_ECONNRESET = 4
+    REASON_EPIPE = 5
+    REASON_ECONNREFUSED = 6
+    REASON_ETIMEDOUT = 7
+    REASON_EHOSTUNREACH = 8
+    REASON_ENETUNREACH = 9
+    REASON_ERRNO = 10           # any other; the log line has its number
+    # a time-out of the proxy's own: the outcome says which
+    REASON_DEADLINE = 11
+    # of the backend's bytes
+    REASON_BAD_HEAD = 12
+    REASON_HEAD_TOO_LONG = 13
+    REASON_BAD_CHUNK = 14
+    REASON_UNASKED = 15
+    REASON_UNASKED_UPGRADE = 16
+    # of the proxy itself
+    REASON_NO_MEMORY = 17
+    REASON_NO_DESCRIPTORS = 18
+    REASON_COUNT = 19
+
+REASONS = (
+    "", "FIN before the head", "FIN in the head", "FIN in the body", "ECONNRESET", "EPIPE", "ECONNREFUSED", "ETIMEDOUT",
+    "EHOSTUNREACH", "ENETUNREACH", "other errno", "deadline", "bad head", "head too long", "bad chunk",
+    "bytes before the request", "101 without a request to upgrade", "no memory", "no descriptors",
+)
+
+cdef uint8_t reason_of_errno(int error) noexcept nogil:
+    if error == ECONNRESET:
+        return REASON_ECONNRESET
+    if error == EPIPE:
+        return REASON_EPIPE
+    if error == ECONNREFUSED:
+        return REASON_ECONNREFUSED
+    if error == ETIMEDOUT:
+        return REASON_ETIMEDOUT
+    if error == EHOSTUNREACH:
+        return REASON_EHOSTUNREACH
+    if error == ENETUNREACH:
+        return REASON_ENETUNREACH
+    if error == ENOMEM:
+        return REASON_NO_MEMORY
+    return REASON_ERRNO

@@ -43,6 +43,7 @@ cdef struct StatsC:
     uint64_t bytes_up
     uint64_t events             # pieces of response bodies forwarded, one a recv
     uint64_t outcomes[OUTCOME_COUNT]
+    uint64_t reasons[REASON_COUNT]
     uint64_t connects
     uint64_t connect_errors
     uint64_t reuses

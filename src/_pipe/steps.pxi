@@ -152,7 +152,7 @@ cdef int client_send(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t n) no
         x.taken = w.now
     if chain_take_hot(w, &x.down, data + took, n - took) != RC_OK:
         # A hole in the stream would be worse than its end.
-        x.error = ENOMEM
+        exchange_blame(w, x, REASON_NO_MEMORY, ENOMEM)
         x.reset = True
         x.client_keeps = False
         x.outcome = OUTCOME_OVERLOAD
@@ -592,9 +592,9 @@ cdef int dispatch(WorkerC *w, ExchangeC *x, int again) noexcept nogil:
     if rc < 0:
         if rc == -EMFILE or rc == -ENFILE or rc == -ENOMEM or rc == -ENOBUFS or rc == -ENOSPC:
             # Of the proxy, not of the backend; ENOSPC is epoll's limit of watched descriptors.
-            x.error = -rc
+            exchange_blame(w, x, REASON_NO_MEMORY if rc == -ENOMEM or rc == -ENOBUFS else REASON_NO_DESCRIPTORS, -rc)
             return answer_error(w, x, 503, OUTCOME_OVERLOAD)
-        return connect_failed(w, x, OUTCOME_CONNECT_ERROR, -rc)
+        return connect_failed(w, x, OUTCOME_CONNECT_ERROR, reason_of_errno(-rc), -rc)
     x.upstream = upstream
     upstream.conn.exchange = x
     exchange_set_state(w, x, STATE_CONNECT)
@@ -610,7 +610,7 @@ cdef int step_connected(WorkerC *w, ExchangeC *x) noexcept nogil:
     exchange_set_state(w, x, STATE_WAIT)
     return step_up(w, x)
 
-cdef int connect_failed(WorkerC *w, ExchangeC *x, uint8_t outcome, int error) noexcept nogil:
+cdef int connect_failed(WorkerC *w, ExchangeC *x, uint8_t outcome, uint8_t reason, int error) noexcept nogil:
     # Tries the backend's next address, then the next backend. RC_OK or RC_GONE.
     cdef int slot = x.backend
     cdef BackendC *backend = &w.backends[slot]
@@ -620,18 +620,18 @@ cdef int connect_failed(WorkerC *w, ExchangeC *x, uint8_t outcome, int error) no
         backend.address = (backend.address + 1) % w.table.routes[slot].address_count
         upstream_drop(w, x)
         return dispatch(w, x, slot)
-    return upstream_failed(w, x, outcome, error)
+    return upstream_failed(w, x, outcome, reason, error)
 
-cdef int upstream_failed(WorkerC *w, ExchangeC *x, uint8_t outcome, int error) noexcept nogil:
+cdef int upstream_failed(WorkerC *w, ExchangeC *x, uint8_t outcome, uint8_t reason, int error) noexcept nogil:
     # The upstream is of no use to this exchange any more (rules E1 and E2). Another backend where nothing was forwarded
     # and one is left, else an error answer, else a truncated response. RC_OK or RC_GONE.
     cdef int slot = x.backend
     cdef UpstreamC *upstream = x.upstream
-    cdef bint reset_early = outcome == OUTCOME_UPSTREAM_ERROR and error != PROTOCOL_BROKEN
+    cdef bint reset_early = outcome == OUTCOME_UPSTREAM_ERROR and (error or reason == REASON_FIN_BEFORE_HEAD)
     cdef bint untouched = (upstream is not NULL and x.state == STATE_WAIT and upstream.inbox.buf is NULL
                            and upstream.inbox.wide is NULL)
     cdef bint stale = untouched and reset_early and upstream.reused and not x.replayed and not x.up.lost
-    x.error = error if error > 0 else 0
+    exchange_blame(w, x, reason, error)
     if x.state == STATE_FINISH:
         upstream_drop(w, x)
         exchange_end(w, x, PHASE_FINISH, OUTCOME_CLIENT_ABORT)
@@ -646,7 +646,7 @@ cdef int upstream_failed(WorkerC *w, ExchangeC *x, uint8_t outcome, int error) n
         request_rewind(x)
         return dispatch(w, x, slot)
     if outcome == OUTCOME_CONNECT_ERROR or outcome == OUTCOME_TIMEOUT_CONNECT or (reset_early and untouched):
-        backend_failed(w, slot, error)
+        backend_failed(w, slot, reason, error)
     if not x.up.lost and w.retry_budget >= 100 and pool_choose(w, x) >= 0:
         w.retry_budget -= 100
         sys_add_counter(&w.stats.retries, 1)
@@ -724,7 +724,7 @@ cdef int step_up(WorkerC *w, ExchangeC *x) noexcept nogil:
 
 cdef int request_lost(WorkerC *w, ExchangeC *x) noexcept nogil:
     # No memory for a piece of the request: it can never be whole. RC_OK or RC_GONE.
-    x.error = ENOMEM
+    exchange_blame(w, x, REASON_NO_MEMORY, ENOMEM)
     if x.forwarded:
         return response_truncate(w, x, OUTCOME_OVERLOAD)
     return answer_error(w, x, 503, OUTCOME_OVERLOAD)
@@ -816,7 +816,7 @@ cdef int body_forward(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t out,
     if rc == RC_DONE:
         return response_done(w, x, clean)
     if rc == RC_BAD:
-        return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, PROTOCOL_BROKEN)
+        return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, REASON_BAD_CHUNK, 0)
     return RC_OK
 
 cdef bint status_retries(WorkerC *w, ExchangeC *x, int status) noexcept nogil:
@@ -845,7 +845,7 @@ cdef int step_response(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n) noexce
             return RC_OK
         if (rc != RC_DONE or length > w.settings.max_head or head_read_response(
                 head, data, length, w.settings.max_fields, x.to_head) != RC_OK):
-            return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, PROTOCOL_BROKEN)
+            return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, REASON_BAD_HEAD, 0)
         upstream.inbox.scanned = 0
         if head.status >= 200 or head.status == 101:
             break
@@ -888,7 +888,7 @@ cdef int step_response(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n) noexce
     write_start(&w.out, w.out.data, w.out.size)
     head_write_response(&w.out, head, not x.dechunk, connection, x.request_id, x.request_id_length)
     if w.out.full:
-        return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, PROTOCOL_BROKEN)
+        return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, REASON_HEAD_TOO_LONG, 0)
     x.status = head.status
     if x.client is not NULL:
         x.forwarded = True
@@ -919,7 +919,7 @@ cdef int step_bulk(WorkerC *w, ExchangeC *x) noexcept nogil:
     cdef ssize_t took = -EAGAIN
     cdef ssize_t got = io_look(fd, w.bulk, BULK_SIZE)
     if got < 0 and got != -EAGAIN:
-        return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, <int>-got)     # the kernel tells of it once
+        return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, reason_of_errno(<int>-got), <int>-got)     # told once
     if got <= BUF_SIZE:
         return RC_AGAIN
     if body_measure(x, w.bulk, got, &used, &out, &content) == RC_OK and out == <size_t>got:
@@ -937,8 +937,16 @@ cdef int step_bulk(WorkerC *w, ExchangeC *x) noexcept nogil:
     sys_add_counter(&w.stats.events, 1)
     sys_add_counter(&w.stats.streaming_bytes, took)
     if io_skip(fd, w.bulk, took) != took:
-        return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, PROTOCOL_BROKEN)
+        return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, REASON_ERRNO, 0)
     return RC_OK
+
+cdef uint8_t reason_of_end(ExchangeC *x, ssize_t got) noexcept nogil:
+    # Why a recv from the upstream that gave no byte ends the exchange: `got` is 0 for a FIN, or -errno.
+    if got < 0:
+        return reason_of_errno(<int>-got)
+    if x.status:
+        return REASON_FIN_IN_BODY
+    return REASON_FIN_BEFORE_HEAD if x.upstream.inbox.buf is NULL and x.upstream.inbox.wide is NULL else REASON_FIN_IN_HEAD
 
 cdef int step_down(WorkerC *w, ExchangeC *x) noexcept nogil:
     # Moves the response towards the client: one recv, one send. RC_OK or RC_GONE.
@@ -968,7 +976,7 @@ cdef int step_down(WorkerC *w, ExchangeC *x) noexcept nogil:
                 got = -x.error      # the kernel tells of an RST once, and told the send: what looks like a FIN is none
             if got == 0 and x.framing_down == FRAMING_CLOSE and x.status:
                 return response_done(w, x, False)
-            return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, <int>-got)
+            return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, reason_of_end(x, got), <int>-got)
         if got < BUF_SIZE and not upstream.conn.hung_up and upstream.inbox.buf is NULL and upstream.inbox.wide is NULL:
             upstream.conn.readable = False
         if not x.status:
@@ -998,7 +1006,7 @@ cdef int step_down(WorkerC *w, ExchangeC *x) noexcept nogil:
 cdef int step_switch(WorkerC *w, ExchangeC *x, uint8_t *rest, size_t n) noexcept nogil:
     # The backend answered 101; data[0:n] stands behind the head. RC_OK or RC_GONE.
     if not x.upgrade or x.client is NULL:
-        return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, PROTOCOL_BROKEN)
+        return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, REASON_UNASKED_UPGRADE, 0)
     backend_answered(w, x.upstream.backend)
     chain_forget(&x.up, &w.bufs)
     write_start(&w.out, w.out.data, w.out.size)
@@ -1027,7 +1035,7 @@ cdef int tunnel_up(WorkerC *w, ExchangeC *x) noexcept nogil:
     if x.up.unsent:
         took = io_send_chain(x.upstream.conn.fd, &x.up, &w.bufs)
         if took < 0:
-            return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, <int>-took)
+            return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, reason_of_errno(<int>-took), <int>-took)
         if took:
             x.taken = w.now
         if x.up.unsent:
@@ -1057,7 +1065,7 @@ cdef int tunnel_up(WorkerC *w, ExchangeC *x) noexcept nogil:
     if took == -EAGAIN:
         took = 0
     if took < 0:
-        return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, <int>-took)
+        return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, reason_of_errno(<int>-took), <int>-took)
     if took < got:
         x.taken = w.now
         if chain_take_hot(w, &x.up, w.hot.data + took, got - took) != RC_OK:
@@ -1080,7 +1088,7 @@ cdef int tunnel_down(WorkerC *w, ExchangeC *x) noexcept nogil:
         upstream.conn.readable = False
         return RC_OK
     if got < 0:
-        return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, <int>-got)
+        return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, reason_of_errno(<int>-got), <int>-got)
     if got == 0:
         return exchange_finish(w, x)
     if got < BUF_SIZE and not upstream.conn.hung_up:
@@ -1160,7 +1168,7 @@ cdef void step_upstream(WorkerC *w, UpstreamC *upstream, bint writable) noexcept
     if x.state == STATE_CONNECT:
         error = io_connected(upstream.conn.fd)
         if error < 0:
-            connect_failed(w, x, OUTCOME_CONNECT_ERROR, -error)
+            connect_failed(w, x, OUTCOME_CONNECT_ERROR, reason_of_errno(-error), -error)
             return
         if not writable or step_connected(w, x) == RC_GONE or x.upstream is not upstream:
             return
@@ -1169,7 +1177,7 @@ cdef void step_upstream(WorkerC *w, UpstreamC *upstream, bint writable) noexcept
         return
     if upstream.taken == w.turn and upstream.reused and upstream.conn.readable and io_peek(upstream.conn.fd) > 0:
         # These bytes were there before the request was sent: they answer nothing that we asked.
-        upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, PROTOCOL_BROKEN)
+        upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, REASON_UNASKED, 0)
         return
     if writable and x.up.unsent and x.state != STATE_FINISH:
         if step_up(w, x) == RC_GONE or x.upstream is not upstream:
@@ -1181,7 +1189,7 @@ cdef int exchange_expired(WorkerC *w, ExchangeC *x, uint8_t outcome) noexcept no
     # Its time is up, for the reason given (rule F). RC_OK or RC_GONE.
     cdef ClientC *client = x.client
     if x.state == STATE_FINISH:
-        return upstream_failed(w, x, outcome, ETIMEDOUT)
+        return upstream_failed(w, x, outcome, REASON_DEADLINE, ETIMEDOUT)
     if outcome == OUTCOME_TIMEOUT_HEAD or outcome == OUTCOME_TIMEOUT_BODY:
         return answer_error(w, x, 408, outcome)
     if outcome == OUTCOME_TIMEOUT_SEND:
@@ -1189,7 +1197,7 @@ cdef int exchange_expired(WorkerC *w, ExchangeC *x, uint8_t outcome) noexcept no
         client_close(w, client, True)
         return RC_GONE
     if outcome == OUTCOME_TIMEOUT_CONNECT:
-        return connect_failed(w, x, outcome, ETIMEDOUT)
+        return connect_failed(w, x, outcome, REASON_DEADLINE, ETIMEDOUT)
     if outcome == OUTCOME_TIMEOUT_TOTAL:
         if x.state == STATE_FLUSH:
             exchange_end(w, x, exchange_phase(x), outcome)
@@ -1198,7 +1206,7 @@ cdef int exchange_expired(WorkerC *w, ExchangeC *x, uint8_t outcome) noexcept no
         if x.forwarded:
             return response_truncate(w, x, outcome)
         return answer_error(w, x, 504, outcome)
-    return upstream_failed(w, x, outcome, ETIMEDOUT)
+    return upstream_failed(w, x, outcome, REASON_DEADLINE, ETIMEDOUT)
 
 cdef void step_expired(WorkerC *w, ConnC *conn) noexcept nogil:
     # The wheel came to a connection: is its time up, or only near?

@@ -13,6 +13,9 @@ OUTCOMES: tuple[str, ...]
 PHASES: tuple[str, ...]
 """Printable names of the phases of an exchange; an index into it is the `phase` of an event record."""
 
+REASONS: tuple[str, ...]
+"""Why an attempt failed or a request was refused; an index into it is the `reason` of an event record. The first is none."""
+
 BUCKETS: tuple[float, ...]
 """Upper bounds, in seconds, of the histogram buckets; one more bucket, without bound, follows the last."""
 
@@ -101,6 +104,7 @@ EventRecord = tuple[
     int,  # attempts: upstream connections used
     float,  # time from the client's disconnect to the upstream's close, -1 where there was none
     int,  # errno that ended it, 0 for none
+    int,  # reason of the last failed attempt, or of the refusal: index into REASONS
 ]
 
 Histogram = tuple[list[int], float]
@@ -123,6 +127,7 @@ class Stats(TypedDict):
     bytes_up: int
     events: int
     outcomes: list[int]
+    reasons: list[int]
     over_total: int
     over_address: int
     over_memory: int

@@ -11,7 +11,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from llmpipe import __version__
-from llmpipe._pipe import BUCKETS, OUTCOMES
+from llmpipe._pipe import BUCKETS, OUTCOMES, REASONS
 
 if TYPE_CHECKING:
     from llmpipe._pipe import BackendStats, Histogram, Stats
@@ -115,8 +115,15 @@ class EngineCollector(Collector):
             exchanges.add_metric([outcome], count)
             if outcome not in NO_ERROR:
                 errors.add_metric([outcome], count)
+        failures = CounterMetricFamily(
+            "llmpipe_failures", "Attempts that failed and requests that were refused, by reason.", labels=["reason"]
+        )
+        for index, reason in enumerate(REASONS):
+            if reason:
+                failures.add_metric([reason], sum(stats["reasons"][index] for stats in snapshots))
         yield exchanges
         yield errors
+        yield failures
 
     def _histograms(self, snapshots: list[Stats]) -> Iterable[Metric]:
         yield _histogram(

@@ -18,6 +18,7 @@ from llmpipe._pipe import (
     EVENT_EXCHANGE,
     OUTCOMES,
     PHASES,
+    REASONS,
 )
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class RecordLog:
 
     def _exchange(self, record: EventRecord) -> None:
         (_, age, slot, client, method, target, request_id, status, outcome, phase, ttft, duration, bytes_up, bytes_down,
-         attempts, close_time, _) = record  # fmt: skip
+         attempts, close_time, _, reason) = record  # fmt: skip
         backend = self._urls[slot] if slot >= 0 else None
         if outcome == CLIENT_ABORT:
             disconnect.signal(
@@ -84,6 +85,7 @@ class RecordLog:
             "bytes_up": bytes_up,
             "bytes_down": bytes_down,
             "attempts": attempts,
+            "reason": REASONS[reason] or None,
             "request_id": request_id.decode("latin-1"),
             "close_ms": _milliseconds(close_time),
         }
@@ -100,7 +102,8 @@ class RecordLog:
         url = self._urls[record[2]]
         level = logging.DEBUG if url in self._out else logging.WARNING
         self._out.add(url)
-        log.event(level, "backend left out", {"backend": url, "seconds": record[11], "errno": record[16] or None})
+        fields = {"backend": url, "seconds": record[11], "reason": REASONS[record[17]], "errno": record[16] or None}
+        log.event(level, "backend left out", fields)
 
     def _backend_up(self, record: EventRecord) -> None:
         url = self._urls[record[2]]

@@ -3,7 +3,8 @@
 """The data plane: an engine that forwards HTTP exchanges, and streams above all, without the GIL.
 
 This file is its table of contents and holds every crossing of the GIL; the parts below hold the rest, in reading order,
-and none calls upwards in that list. One `Engine` is one worker; it shares nothing with other engines.
+and none calls upwards in that list. One `Engine` is one worker; it shares no connection with other engines, but what is
+decided is the process's (shared).
 
 The life of a connection
     step_listener accepts it, in one engine for all; client_adopt takes it there, or out of another engine's mailbox.
@@ -35,6 +36,7 @@ include "_pipe/chunk.pxi"
 include "_pipe/sse.pxi"
 include "_pipe/io.pxi"
 include "_pipe/quota.pxi"
+include "_pipe/shared.pxi"
 include "_pipe/conn.pxi"
 include "_pipe/stats.pxi"
 include "_pipe/mail.pxi"
@@ -79,6 +81,7 @@ cdef int _read_settings(SettingsC *to, settings) except -1:
     _ranged("max_fields", settings.max_fields, 1, HEAD_MAX_FIELDS)
     _ranged("max_body", settings.max_body, 0, 1 << 50)
     _ranged("failover_body", settings.failover_body, 0, 1 << 30)
+    _ranged("kept_memory", settings.kept_memory, 0, 1 << 50)
     to.max_request_line = settings.max_request_line
     to.max_head = settings.max_head
     to.max_fields = settings.max_fields
@@ -121,22 +124,33 @@ cdef int _read_address(AddressC *to, str host, int port) except -1:
     return 0
 
 
-cdef int _read_route(TableC *table, int slot, bytes authority, addresses, bint finish_on_abort) except -1:
+cdef int _read_authority(char *to, bytes text) except -1:
+    if len(text) >= AUTHORITY_ROOM or not text_is(text, len(text), TEXT_HOST):
+        raise ValueError(f"{text!r} is not an authority")
+    memcpy(to, <const char *>text, len(text))
+    return 0
+
+
+cdef int _read_route(SharedC *shared, TableC *table, int slot, bytes name, bytes authority, bytes host, addresses,
+                     bint finish_on_abort) except -1:
     cdef RouteC *route
     _ranged("slot", slot, 0, MAX_BACKENDS - 1)
     route = &table.routes[slot]
-    if route.used:
+    if route.backend is not NULL:
         raise ValueError(f"slot {slot} is named twice")
     if not 0 < len(addresses) <= MAX_ADDRESSES:
         raise ValueError(f"a backend has 1 to {MAX_ADDRESSES} addresses, not {len(addresses)}")
-    if len(authority) >= AUTHORITY_ROOM or not text_is(authority, len(authority), TEXT_HOST):
-        raise ValueError(f"{authority!r} is not an authority")
-    memcpy(route.authority, <const char *>authority, len(authority))
-    for host, port in addresses:
-        _read_address(&route.addresses[route.address_count], host, port)
+    if not 0 < len(name) < NAME_ROOM:
+        raise ValueError(f"a backend's name has 1 to {NAME_ROOM - 1} bytes, not {len(name)}")
+    _read_authority(route.authority, authority)
+    _read_authority(route.host, host)
+    for text, port in addresses:
+        _read_address(&route.addresses[route.address_count], text, port)
         route.address_count += 1
     route.finish_on_abort = finish_on_abort
-    route.used = True
+    route.backend = backend_find(shared, name, len(name))
+    if route.backend is NULL:
+        raise MemoryError
     if slot >= table.count:
         table.count = slot + 1
     return 0
@@ -148,15 +162,15 @@ cdef object _histogram(HistogramC *histogram):
             sys_read_counter(&histogram.sum) / 1e6)
 
 
-cdef object _backend_stats(BackendStatsC *stats, int64_t now):
+cdef object _backend_stats(BackendStatsC *stats, BackendC *backend, int64_t now):
     return {
-        "in_flight": sys_read_counter(&stats.in_flight),
+        "in_flight": 0 if backend is NULL else sys_load_acquire(&backend.in_flight),
         "idle": sys_read_counter(&stats.idle),
         "exchanges": sys_read_counter(&stats.exchanges),
         "connects": sys_read_counter(&stats.connects),
         "reuses": sys_read_counter(&stats.reuses),
         "failures": sys_read_counter(&stats.failures),
-        "left_out": <int64_t>sys_read_counter(&stats.left_out_until) > now,
+        "left_out": backend is not NULL and backend_left_out(backend, now),
     }
 
 
@@ -178,6 +192,7 @@ cdef class Engine:
     """One worker of the data plane; see _pipe.pyi for its contract."""
 
     cdef WorkerC *w
+    cdef BackendC *backends[MAX_BACKENDS]       # of the table configured last; the worker's may be swapped meanwhile
     cdef bint started
     cdef bint running
     cdef bint listening
@@ -185,7 +200,7 @@ cdef class Engine:
     def __cinit__(self):
         self.w = NULL
 
-    def __init__(self, settings):
+    def __init__(self, settings, Engine sharing=None):
         cdef WorkerC *w
         if self.w is not NULL:
             raise RuntimeError("an engine is made once")
@@ -195,6 +210,15 @@ cdef class Engine:
         w.epfd = w.mail.in_fd = w.mail.out_fd = -1
         try:
             _read_settings(&w.settings, settings)
+            if sharing is not None:
+                w.shared = sharing._open().shared
+            else:
+                w.shared = <SharedC *>calloc(1, sizeof(SharedC))
+                if w.shared is NULL:
+                    raise MemoryError
+                w.shared.retry_budget = RETRY_FIRST
+                w.shared.kept_most = settings.kept_memory
+            w.shared.engines += 1
             w.table = <TableC *>calloc(1, sizeof(TableC))
             w.head = <HeadC *>calloc(1, sizeof(HeadC))
             w.mail.adopts = <AdoptC *>calloc(MAIL_IN, sizeof(AdoptC))
@@ -211,7 +235,6 @@ cdef class Engine:
             w.upstreams.size = sizeof(UpstreamC)
             w.exchanges.size = sizeof(ExchangeC)
             w.busy_end = &w.busy
-            w.retry_budget = RETRY_FIRST
             getrandom(w.random, sizeof(w.random), 0)
             w.random[0] |= 1    # a generator of zeros stays there
             w.epfd = epoll_create1(EPOLL_CLOEXEC)
@@ -300,13 +323,26 @@ cdef class Engine:
         if table is NULL:
             raise MemoryError
         try:
-            for slot, authority, addresses, finish_on_abort in backends:
-                _read_route(table, slot, authority, addresses, finish_on_abort)
+            for slot, name, authority, host, addresses, finish_on_abort in backends:
+                _read_route(w.shared, table, slot, name, authority, host, addresses, finish_on_abort)
         except BaseException:
-            free(table)
+            table_free(table)
             raise
-        free(sys_exchange_pointer(&w.new_table, table))
+        self._know(table)
+        table_free(<TableC *>sys_exchange_pointer(&w.new_table, table))
         io_ring(w.mail.in_fd, &w.mail.in_rung)
+
+    cdef void _know(self, TableC *table) noexcept:
+        # The backends of a table, for stats(); of no table: of none.
+        cdef BackendC *backend
+        cdef int slot
+        for slot in range(MAX_BACKENDS):
+            backend = NULL if table is NULL else table.routes[slot].backend
+            if backend is not NULL:
+                sys_add_shared(&backend.users, 1)
+            if self.backends[slot] is not NULL:
+                sys_add_shared(&self.backends[slot].users, <uint32_t>-1)
+            self.backends[slot] = backend
 
     def drain(self):
         cdef WorkerC *w = self._open()
@@ -339,6 +375,7 @@ cdef class Engine:
             "clients": self.clients,
             "accepted": sys_read_counter(&stats.accepted),
             "streaming_active": sys_read_counter(&stats.streaming_active),
+            "finishing": sys_read_counter(&stats.finishing),
             "streaming_bytes": sys_read_counter(&stats.streaming_bytes),
             "bytes_up": sys_read_counter(&stats.bytes_up),
             "events": sys_read_counter(&stats.events),
@@ -353,6 +390,7 @@ cdef class Engine:
             "stale": sys_read_counter(&stats.stale),
             "retries": sys_read_counter(&stats.retries),
             "records_dropped": sys_read_counter(&stats.records_dropped),
+            "kept": sys_read_counter(&w.shared.kept),
             "buffers_held": sys_read_counter(&w.bufs.held) - 1,     # the hot one
             "buffers_made": sys_read_counter(&w.bufs.made),
             "upstreams": sys_read_counter(&stats.upstreams),
@@ -360,7 +398,7 @@ cdef class Engine:
             "itl": _histogram(&stats.itl),
             "duration": _histogram(&stats.duration),
             "disconnect": _histogram(&stats.disconnect),
-            "backends": [_backend_stats(&stats.backends[i], now) for i in range(MAX_BACKENDS)],
+            "backends": [_backend_stats(&stats.backends[i], self.backends[i], now) for i in range(MAX_BACKENDS)],
         }
 
     @property
@@ -392,8 +430,10 @@ cdef class Engine:
         slab_free_all(&w.upstreams)
         slab_free_all(&w.exchanges)
         wide_free_all(w)
-        free(w.table)
-        free(w.new_table)
+        self._know(NULL)
+        table_free(w.table)
+        table_free(<TableC *>w.new_table)
+        shared_free(w.shared)
         listener_free(w.listener)
         listener_free(<ListenerC *>w.new_listener)
         free(w.head)

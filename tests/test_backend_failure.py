@@ -5,6 +5,9 @@ import json
 import socket
 import threading
 import time
+from contextlib import ExitStack
+from datetime import datetime
+from typing import Any
 
 import httpx
 import openai
@@ -56,10 +59,18 @@ def check_error(response, status: int, code: str) -> None:
     assert len(response.values(b"x-request-id")) == 1
 
 
-FAILURES = [reset_before_head, eof_before_head, half_a_head, broken_head]
+def interim_only(conn: Connection) -> None:
+    conn.read_request()
+    conn.send(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+    conn.close()
 
 
-@pytest.mark.parametrize("failure", FAILURES)
+NOTHING_CAME = [reset_before_head, eof_before_head]
+SOMETHING_CAME = [half_a_head, broken_head]
+FAILURES = NOTHING_CAME + SOMETHING_CAME
+
+
+@pytest.mark.parametrize("failure", NOTHING_CAME)
 def test_e1_the_next_backend_is_tried(proxy_to, failure):
     with Backend(failure) as bad, Backend(answer_all) as good:
         proxy = proxy_to(bad, good)
@@ -138,72 +149,111 @@ def test_e1_statuses_that_are_retried_if_configured(proxy_to, status):
             assert client.request(GET).body == b"no"
 
 
-def test_e1_ttft_timeout_goes_to_the_next_backend(proxy_to):
-    with Backend(silent) as slow, Backend(answer_all) as good:
-        proxy = proxy_to(slow, good, options=["--ttft-timeout", "200ms"])
-        for _ in range(2):
-            with Client(proxy) as client:
-                assert client.request(GET).status == 200
-        assert slow.connections
-        assert slow.connections[0].wait_eof()
-        # Slow is not dead.
-        assert proxy.metric("llmpipe_backend_failures_total", backend=slow.url) == 0
-
-
-def test_e1_a_failed_backend_is_left_out_for_a_short_growing_time(proxy_to):
-    dead = f"http://127.0.0.1:{free_port()}"
-    with Backend(answer_all) as good:
-        proxy = proxy_to(dead, good)
-
-        def fail_once() -> float:
-            before = len([line for line in proxy.log if line["event"] == "backend left out"])
-            failures = proxy.metric("llmpipe_backend_failures_total", backend=dead)
-
-            def failed() -> bool:
-                with Client(proxy) as client:
-                    assert client.request(GET).status == 200
-                return proxy.metric("llmpipe_backend_failures_total", backend=dead) > failures
-
-            wait_until(failed)
-            assert proxy.metric("llmpipe_backend_up", backend=dead) == 0
+def test_e1_the_ttft_limit_is_one_for_the_exchange(proxy_to):
+    """When it is over nobody waits any more, so that no other backend begins to work on the prompt."""
+    with ExitStack() as stack:
+        slow = [stack.enter_context(Backend(silent)) for _ in range(4)]
+        proxy = proxy_to(*slow, options=["--ttft-timeout", "1s"])
+        with Client(proxy) as client:
             start = time.monotonic()
-            wait_until(lambda: proxy.metric("llmpipe_backend_up", backend=dead) == 1)
-            assert before <= 1
-            return time.monotonic() - start
-
-        times = [fail_once() for _ in range(3)]
-        assert proxy.wait_log("backend left out")["seconds"] == 0.1
-        assert times[0] < times[2]
-        # While it is left out it gets nothing at all.
-        assert proxy.metric("llmpipe_backend_exchanges_total", backend=dead) == 3
+            check_error(client.request(GET), 504, "timeout_ttft")
+            assert time.monotonic() - start >= 0.99
+        assert proxy.access()[0]["attempts"] == 1
+        assert proxy.access()[0]["reason"] == "deadline"
+        assert sum(len(backend.connections) for backend in slow) == 1
+        # Slow is not dead.
+        assert not any(proxy.metric("llmpipe_backend_failures_total", backend=backend.url) for backend in slow)
 
 
-def test_e1_a_backend_that_is_left_out_gets_nothing(proxy_to):
+@pytest.mark.parametrize("failure", NOTHING_CAME)
+@pytest.mark.parametrize("request_", [GET, post(b"x" * 5000)], ids=["get", "post"])
+def test_e1_a_request_that_kills_its_server_is_sent_twice_at_most(proxy_to, failure, request_):
+    with ExitStack() as stack:
+        backends = [stack.enter_context(Backend(failure)) for _ in range(4)]
+        proxy = proxy_to(*backends)
+        with Client(proxy) as client:
+            check_error(client.request(request_), 502, "upstream_error")
+        assert sum(len(backend.connections) for backend in backends) == 2
+        assert proxy.access()[0]["attempts"] == 2
+        assert proxy.metric("llmpipe_retries_total") == 1
+        assert sum(proxy.metric("llmpipe_backend_failures_total", backend=backend.url) for backend in backends) == 2
+
+
+def test_e1_a_stale_connection_counts_as_a_try(proxy_to):
+    """It met a connection that closed, and then a server that died of it: that is twice."""
+
+    def once_then_die(conn: Connection) -> None:
+        if not conn.index:
+            conn.read_request()
+            respond(conn)
+        conn.read_request()
+        conn.close()
+
+    with Backend(once_then_die) as bad, Backend(answer_all) as good:
+        proxy = proxy_to(bad, good)
+        with Client(proxy) as client:
+            for _ in range(2):  # one each: both have an idle connection
+                assert client.request(GET).status == 200
+            answers = [client.request(GET).status for _ in range(2)]
+        assert sorted(answers) == [200, 502]
+        assert len(bad.connections) == 2
+        assert proxy.metric("llmpipe_stale_replays_total") == 1
+        assert proxy.metric("llmpipe_retries_total") == 0
+
+
+@pytest.mark.parametrize("failure", [*SOMETHING_CAME, interim_only], ids=lambda failure: failure.__name__)
+def test_e1_after_a_byte_of_an_answer_the_request_is_not_sent_again(proxy_to, failure):
+    """It was carried out, whatever is wrong with the answer."""
+    with Backend(failure) as bad, Backend(failure) as other:
+        proxy = proxy_to(bad, other)
+        with Client(proxy) as client:
+            client.send(post(b"x" * 1000))
+            response = client.read_response()
+            if response.status == 103:
+                response = client.read_response()
+            check_error(response, 502, "upstream_error")
+        assert len(bad.connections) + len(other.connections) == 1
+        line = proxy.access()[0]
+        assert line["attempts"] == 1
+        assert line["reason"]
+        assert proxy.metric("llmpipe_failures_total", reason=line["reason"]) == 1
+
+
+def test_e1_refused_connects_are_tried_on_every_backend(proxy_to):
+    dead = [f"http://127.0.0.1:{free_port()}" for _ in range(5)]
+    with Backend(answer_all) as good:
+        proxy = proxy_to(*dead, good)
+        with Client(proxy) as client:
+            assert client.request(GET).status == 200
+        assert proxy.access()[0]["attempts"] == 6
+
+
+def test_e1_a_failed_backend_is_left_out_for_a_growing_time_and_gets_nothing_meanwhile(proxy_to):
     dead = f"http://127.0.0.1:{free_port()}"
-    proxy = proxy_to(dead, answer_all)
+    proxy = proxy_to(dead, answer_all, options=["--log-level", "debug"])
 
-    def up() -> float:
-        return proxy.metric("llmpipe_backend_up", backend=dead)
-
-    def tries() -> float:
-        return proxy.metric("llmpipe_backend_exchanges_total", backend=dead)
+    def times_out() -> list[dict[str, Any]]:
+        return [line for line in proxy.log if line["event"] == "backend left out"]
 
     with Client(proxy) as client:
-        end = time.monotonic() + 20
-        while True:
-            while up():
-                assert client.request(GET).status == 200
-            before = tries()
-            for _ in range(20):
-                assert client.request(GET).status == 200
-            if not up():  # it was left out all the while; a longer time comes with each failure
-                assert tries() == before
-                break
+        end = time.monotonic() + 60
+        while len(times_out()) < 4:
+            assert client.request(GET).status == 200
             assert time.monotonic() < end
+    lines = times_out()[:4]
+    assert [line["seconds"] for line in lines] == [0.1, 0.2, 0.4, 0.8]
+    assert {line["reason"] for line in lines} == {"ECONNREFUSED"}
+    at = [datetime.fromisoformat(line["time"]).timestamp() for line in lines]
+    assert all(
+        later - earlier > line["seconds"] - 0.05 for earlier, later, line in zip(at, at[1:], lines, strict=False)
+    )
+    # Each try ended a time in which it was not left out, or there would be more of them.
+    tries = proxy.metric("llmpipe_backend_exchanges_total", backend=dead)
+    wait_until(lambda: len(times_out()) >= tries)
 
 
 def test_e1_the_retry_budget(proxy_to):
-    with Backend(broken_head) as bad, Backend(broken_head) as worse:
+    with Backend(eof_before_head) as bad, Backend(eof_before_head) as worse:
         proxy = proxy_to(bad, worse)
         for _ in range(40):
             with Client(proxy) as client:

@@ -137,3 +137,59 @@ def test_a_missing_unix_socket(proxy_to, tmp_path):
     with Client(proxy) as client:
         assert client.request(GET).status == 502
     assert proxy.wait_log("backend left out")["errno"] == 2
+
+
+@pytest.mark.parametrize(("backends", "streams"), [(2, 16), (4, 24), (3, 30)])
+def test_many_workers_share_the_counts(proxy_to, backends, streams):
+    """Every worker has one or two of the clients; what is in flight is counted by the process."""
+    gates = [Gate() for _ in range(backends)]
+    proxy = proxy_to(*gates, options=["--workers", "16"])
+    clients = [Client(proxy) for _ in range(streams)]
+    try:
+        for client in clients:
+            client.send(GET)  # at once
+        wait_until(lambda: sum(gate.waiting for gate in gates) == streams)
+        assert [gate.waiting for gate in gates] == [streams // backends] * backends
+        in_flight = [n for name, n in proxy.metrics().items() if name.startswith("llmpipe_in_flight")]
+        assert in_flight == [streams // backends] * backends
+        for gate in gates:
+            gate.open.set()
+        for client in clients:
+            assert client.read_response().status == 200
+    finally:
+        for gate in gates:
+            gate.open.set()
+        for client in clients:
+            client.close()
+    proxy.settled()
+
+
+def test_many_workers_take_turns(proxy_to):
+    """Each request on a connection of its own, and so in another worker."""
+    proxy = proxy_to(answer_all, answer_all, answer_all, options=["--workers", "8"])
+    for _ in range(30):
+        with Client(proxy) as client:
+            assert client.request(GET).status == 200
+    counts = [n for name, n in proxy.metrics().items() if name.startswith("llmpipe_backend_exchanges_total")]
+    assert counts == [10, 10, 10]
+
+
+def test_a_dead_backend_is_met_once_by_all_workers(proxy_to):
+    port = free_port()
+    dead = f"http://127.0.0.1:{port}"
+    proxy = proxy_to(dead, answer_all, options=["--workers", "8"])
+    clients = [Client(proxy) for _ in range(16)]  # two in each worker
+    try:
+        failures = 0.0
+        while not failures:
+            assert clients[0].request(GET).status == 200
+            failures = proxy.metric("llmpipe_backend_failures_total", backend=dead)
+        tries = proxy.metric("llmpipe_backend_exchanges_total", backend=dead)
+        for client in clients[1:]:
+            assert client.request(GET).status == 200
+        # Left out for 100 ms: a slow machine may have tried it again after that, but not once for each worker.
+        lines = [line for line in proxy.log if line["event"] == "backend left out"]
+        assert proxy.metric("llmpipe_backend_exchanges_total", backend=dead) - tries <= len(lines)
+    finally:
+        for client in clients:
+            client.close()

@@ -248,8 +248,9 @@ class TestOnAbortFinish:
                 backend.wait_connections(1)
                 time.sleep(0.05)
             leave(client, "rst")
-            wait_until(lambda: proxy.metric("llmpipe_clients") == 0)
+            wait_until(lambda: proxy.metric("llmpipe_finishing") == 1)
             # The backend still works on it: it counts, or the next request would come on top.
+            assert proxy.metric("llmpipe_clients") == 1
             assert proxy.metric("llmpipe_in_flight", backend=backend.url) == 1
             go.set()
             assert finished.wait(20)
@@ -260,6 +261,31 @@ class TestOnAbortFinish:
                 assert other.request(WHOLE).status == 200
             assert len(backend.connections) == 1
             assert proxy.metric("llmpipe_upstream_reuses_total", backend=backend.url) == 1
+
+    def test_finishing_exchanges_keep_their_clients_places(self):
+        """Who asks and leaves, over and over, must not have more backends at work than who stays."""
+
+        def slow(conn: Connection) -> None:
+            conn.read_request()
+            conn.wait_eof(30)
+
+        options = ["--max-connections-per-ip", "2"]
+        with Backend(slow) as backend, Proxy(f"{backend.url}?on-abort=finish", options=options) as proxy:
+            for _ in range(30):
+                client = Client(proxy)
+                client.send(WHOLE)
+                wait_until(lambda: proxy.metric("llmpipe_upstreams") >= 2 or not client.silent(0.01))
+                client.reset()
+            wait_until(lambda: proxy.metric("llmpipe_finishing") == 2)
+            assert proxy.metric("llmpipe_upstreams") == 2
+            backend.catch_up()
+            assert len(backend.connections) == 2
+            assert proxy.metric("llmpipe_clients") == 2
+            backend.forget()
+            wait_until(lambda: proxy.metric("llmpipe_clients") == 0)
+            with Client(proxy) as client:  # their places are free again
+                client.send(WHOLE)
+                backend.wait_connections(1)
 
     @pytest.mark.parametrize("cut", [1, 5, 14])
     def test_what_comes_with_the_clients_fin_is_not_lost(self, cut):

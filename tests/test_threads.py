@@ -28,7 +28,8 @@ class Engines:
     """Engines that run, each in its thread, behind one listening socket; this thread is their control plane."""
 
     def __init__(self, max_per_address: int = 0) -> None:
-        self.engines = [Engine(Settings()) for _ in range(ENGINES)]
+        self.engines = [Engine(Settings())]
+        self.engines += [Engine(Settings(), self.engines[0]) for _ in range(ENGINES - 1)]
         self.threads = [threading.Thread(target=engine.run) for engine in self.engines]
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         self.listener.setblocking(False)
@@ -39,7 +40,7 @@ class Engines:
         self.engines[0].listen(self.listener.fileno(), self.engines, 1000, 900, 0, max_per_address)
 
     def configure(self, *ports: int) -> None:
-        table = [(slot, b"backend", [("127.0.0.1", port)], False) for slot, port in enumerate(ports)]
+        table = [(slot, b"%d" % port, b"backend", b"", [("127.0.0.1", port)], False) for slot, port in enumerate(ports)]
         for engine in self.engines:
             engine.configure(table)
 

@@ -6,6 +6,7 @@ import hashlib
 import re
 import threading
 import time
+from contextlib import ExitStack
 
 import pytest
 from harness import (
@@ -472,7 +473,17 @@ def test_b3_a_request_that_met_a_stale_connection_is_sent_again_on_a_fresh_one(h
         assert proxy.outcome("ok") == 3
 
 
-def test_b3_a_chunked_body_is_sent_again_too():
+def test_b3_a_chunked_body_that_is_all_there_is_sent_again_too():
+    script = Stale("fin")
+    body = chunk(b"x" * 1000) + b"0\r\nX-Sum: 1\r\n\r\n"
+    with Backend(script) as backend, Proxy(backend.url) as proxy, Client(proxy) as client:
+        assert client.request(GET).status == 200
+        assert client.request(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + body).status == 200
+        assert script.requests[-1].body == b"x" * 1000
+        assert proxy.metric("llmpipe_stale_replays_total") == 1
+
+
+def test_b3_a_chunked_body_without_end_in_sight_goes_up_on_a_fresh_connection():
     script = Stale("fin")
     with Backend(script) as backend, Proxy(backend.url) as proxy, Client(proxy) as client:
         assert client.request(GET).status == 200
@@ -483,7 +494,8 @@ def test_b3_a_chunked_body_is_sent_again_too():
         client.send(b"0\r\nX-Sum: 1\r\n\r\n")
         assert client.read_response().status == 200
         assert script.requests[-1].body == b"x" * 10_000 + b"y" * 20_000
-        assert proxy.metric("llmpipe_stale_replays_total") == 1
+        assert proxy.metric("llmpipe_stale_replays_total") == 0
+        assert len(backend.connections) == 2
 
 
 def test_b3_it_is_sent_again_once_only():
@@ -509,15 +521,34 @@ def test_b3_it_is_not_sent_again_after_a_byte_of_the_answer(how):
         assert proxy.metric("llmpipe_stale_replays_total") == 0
 
 
-def test_b3_a_body_longer_than_the_bound_is_not_kept_to_be_sent_again(proxy_to):
+def test_b3_a_body_longer_than_the_bound_goes_up_on_a_fresh_connection(proxy_to):
+    """It is not kept, so it could not be sent again if its connection proved stale."""
     body = b"x" * 300_000
     with Backend(Stale("fin")) as backend:
         proxy = proxy_to(backend, options=["--failover-body", "100KB"])
         with Client(proxy) as client:
             assert client.request(GET).status == 200
             client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-            assert client.read_response().status == 502
-        assert len(backend.connections) == 1
+            assert client.read_response().status == 200
+        assert len(backend.connections) == 2
+        assert proxy.metric("llmpipe_stale_replays_total") == 0
+
+
+def test_b3_long_posts_to_a_backend_that_closes_after_each_answer(proxy_to):
+    """As uvicorn does behind its limit of requests: a moment after the answer, without a word before."""
+
+    def closes(conn: Connection) -> None:
+        conn.read_request()
+        respond(conn)
+        time.sleep(0.003)
+        conn.close()
+
+    body = b"x" * 1_200_000
+    proxy = proxy_to(closes)
+    with Client(proxy) as client:
+        for _ in range(40):
+            assert client.request(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body).status == 200
+    assert proxy.outcome("ok") == 40
 
 
 def test_b3_a_fresh_connection_that_closes_is_an_error_not_a_stale_one(serve, proxy, backend, client):
@@ -581,3 +612,127 @@ def test_b3_an_answer_before_the_request_never_reaches_another_exchange(serve, b
     # Whichever it was given, no two exchanges were fed by one connection.
     indexes = [body.split()[1] for body in bodies]
     assert len(indexes) == len(set(indexes))
+
+
+# The Host that each backend gets (rule B1)
+
+
+def ollama(connection: Connection) -> None:
+    """Knows its own names only, as Ollama does."""
+    while True:
+        request = connection.read_request()
+        host = request.values(b"host")[0].rpartition(b":")[0]
+        if host in (b"localhost", b"127.0.0.1"):
+            respond(connection, b"|".join(request.values(b"host")))
+        else:
+            connection.send(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno")
+
+
+NAMED = b"POST / HTTP/1.1\r\nhost:  llm.example.com\t\r\nX-First: 1\r\nContent-Length: 5\r\n\r\nhello"
+
+
+def test_b1_a_backend_that_knows_only_its_own_names(proxy_to):
+    with Backend(ollama) as backend:
+        with Client(proxy_to(backend)) as client:
+            assert client.request(NAMED).status == 403
+        with Client(proxy_to(f"{backend.url}?host=backend")) as client:
+            for _ in range(3):
+                assert client.request(NAMED).body == backend.address.encode()
+        with Client(proxy_to(f"{backend.url}?host=localhost:1")) as client:
+            assert client.request(NAMED).body == b"localhost:1"
+
+
+@pytest.mark.parametrize("size", [0, 5, 8000, 30_000, 400_000])
+def test_b1_each_backend_gets_its_own_host(proxy_to, size):
+    """The head is written anew for each attempt: the first one's Host never goes to the second, nor does a byte change."""
+    body = bytes(i % 251 for i in range(size))
+    head = b"POST /x HTTP/1.1\r\nX-First: 1\r\nHost:llm.example.com\r\nX-Long: %s\r\nContent-Length: %d\r\n\r\n"
+    got: list[tuple[str, Request]] = []
+
+    def refuses(connection: Connection) -> None:
+        while True:
+            got.append(("bad", connection.read_request()))
+            connection.send(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n")
+
+    def serves(connection: Connection) -> None:
+        while True:
+            got.append(("good", connection.read_request()))
+            respond(connection)
+
+    for own in ("backend", "client", "other.example"):
+        got.clear()
+        with Backend(refuses) as bad, Backend(serves) as good:
+            urls = (f"{bad.url}?host=backend", f"{good.url}?host={own}")
+            proxy = proxy_to(*urls, options=["--retry-status", "503"])
+            with Client(proxy) as client:
+                for _ in range(2):
+                    assert client.request(head % (b"v" * 9000, size) + body).status == 200
+            wanted = {
+                "bad": bad.address.encode(),
+                "good": {"backend": good.address.encode(), "client": b"llm.example.com"}.get(own, own.encode()),
+            }
+            assert {name for name, _ in got} == {"bad", "good"}
+            for name, request in got:
+                assert request.values(b"host") == [wanted[name]]
+                assert request.body == body
+                assert request.values(b"x-forwarded-host") == [b"llm.example.com"]
+                names = [field.lower() for field, _ in request.fields]
+                assert names[:4] == [b"x-first", b"host", b"x-long", b"content-length"]
+            proxy.settled()
+            assert proxy.metric("llmpipe_buffers_held") == 0
+
+
+def test_b1_without_a_host_each_backend_gets_its_own(proxy_to):
+    def refuses(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n")
+        connection.wait_eof()
+
+    hosts = []
+
+    def serves(connection: Connection) -> None:
+        while True:
+            hosts.append(connection.read_request().values(b"host"))
+            respond(connection)
+
+    with Backend(refuses) as bad, Backend(serves) as good:
+        proxy = proxy_to(bad, good, options=["--retry-status", "503"])
+        for _ in range(2):
+            with Client(proxy) as client:
+                assert client.request(b"GET / HTTP/1.0\r\n\r\n").status == 200
+        assert hosts == [[good.address.encode()]] * 2
+        assert bad.connections
+
+
+# What is kept of all requests together (rule B2)
+
+
+def test_b2_one_budget_for_all_that_is_kept():
+    """Beyond it requests go up without a copy that could be sent again, and all are served."""
+    go = threading.Event()
+    count, size = 40, 200_000
+    body = bytes(i % 251 for i in range(size))
+
+    def holds(connection: Connection) -> None:
+        request = connection.read_request()
+        assert go.wait(30)
+        respond(connection, b"%d" % (request.body == body))
+
+    with ExitStack() as stack:
+        backends = [stack.enter_context(Backend(holds)) for _ in range(2)]
+        options = ["--kept-memory", "1MB", "--workers", "2"]
+        proxy = stack.enter_context(Proxy(*(backend.url for backend in backends), options=options))
+        clients = [stack.enter_context(Client(proxy)) for _ in range(count)]
+        for client in clients:
+            client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % size + body)
+        wait_until(lambda: sum(len(backend.connections) for backend in backends) == count)
+        kept = proxy.metric("llmpipe_request_bytes_kept")
+        assert size < kept <= 1 << 20
+        assert proxy.metric("llmpipe_buffers_held") < (1 << 20) / 8192 + 3 * count
+        go.set()
+        for client in clients:
+            assert client.read_response().body == b"1"
+            client.close()
+        proxy.settled()
+        assert proxy.metric("llmpipe_request_bytes_kept") == 0
+        assert proxy.metric("llmpipe_buffers_held") == 0

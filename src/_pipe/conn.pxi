@@ -16,6 +16,7 @@ cdef enum:
 cdef struct ExchangeC
 cdef struct UpstreamC
 cdef struct QuotaC
+cdef struct BackendC
 
 # What both kinds of connection begin with; epoll hands its address back.
 cdef struct ConnC:
@@ -59,6 +60,8 @@ cdef struct UpstreamC:
     int backend             # slot
     uint8_t reused          # carried an exchange before the one it has
     uint8_t keep_alive      # may be used again after this response
+    uint8_t address         # index in its route's addresses
+    uint8_t orphan          # that address is in the table no more: it goes when its exchange has ended
     uint32_t taken          # turn in which the exchange it has took it out of the pool
     int64_t since           # start of the connect, or of the idle time
     UpstreamC *idle_next
@@ -83,14 +86,21 @@ cdef struct ExchangeC:
     uint8_t dechunk         # a chunked response for an HTTP/1.0 client
     uint8_t event_stream
     uint8_t sse             # SSE_*
-    uint8_t replayed        # a stale upstream was replaced once
+    uint8_t answered        # a byte of an answer came; then the request is not sent again
+    uint8_t unanswered      # times that a backend took some of the request and ended without a byte
+    uint8_t no_host         # the request came without a Host
+    uint8_t address         # index of the one that is tried
     uint8_t attempts        # upstreams used
     uint8_t addresses_tried  # of the current backend, in this attempt
     uint8_t skipped_line    # the empty line that may stand before a request was seen
-    uint8_t counted         # in its backend's in-flight count
     uint8_t reset           # the client's connection must end with an RST
     uint8_t reason          # REASON_* of the last failure
     ExchangeC *ended_next   # in the list of those that ended in this turn
+    BackendC *counted       # that counts it as in flight, or NULL
+    QuotaC *quota           # of a client that left a backend that must finish: its place is taken until the end
+    BufC *host              # the client's own Host, where a backend was given another
+    uint32_t head_length    # of the request, as it stands in `up`
+    uint32_t kept           # bytes that count in the process's budget of what is kept
     int backend             # slot, -1 before the choice
     int status              # sent to the client, 0 for none
     int error               # errno that ended it
@@ -103,7 +113,8 @@ cdef struct ExchangeC:
     ChainC up               # for the upstream
     ChainC down             # for the client
     int64_t begun           # first byte of the request
-    int64_t asked           # the head was complete: start of the TTFT
+    int64_t asked           # the head was complete: start of the TTFT that is shown
+    int64_t whole           # the request was complete: start of the TTFT limit, one for all attempts
     int64_t first           # first content byte was forwarded
     int64_t waited          # since when the wait for the upstream, or for the client's body, counts
     int64_t taken           # the client, or the tunnel's far side, last took bytes

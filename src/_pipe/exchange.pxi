@@ -34,6 +34,8 @@ cdef int64_t exchange_deadline(WorkerC *w, ExchangeC *x, uint8_t *outcome) noexc
         return sooner(deadline, x.taken, limits.send_timeout, OUTCOME_TIMEOUT_SEND, outcome)
     if x.state == STATE_HEAD:
         return sooner(deadline, x.begun, limits.head_timeout, OUTCOME_TIMEOUT_HEAD, outcome)
+    if x.up_done and not x.content and x.state != STATE_TUNNEL:
+        deadline = sooner(deadline, x.whole, limits.ttft_timeout, OUTCOME_TIMEOUT_TTFT, outcome)
     if x.state == STATE_CONNECT and x.upstream is not NULL:
         return sooner(deadline, x.upstream.since, limits.connect_timeout, OUTCOME_TIMEOUT_CONNECT, outcome)
     if x.state == STATE_WAIT and not x.up_broken:
@@ -43,6 +45,8 @@ cdef int64_t exchange_deadline(WorkerC *w, ExchangeC *x, uint8_t *outcome) noexc
             return sooner(deadline, x.waited, limits.idle_timeout, OUTCOME_TIMEOUT_BODY, outcome)
     if x.content or x.state == STATE_TUNNEL:
         return sooner(deadline, x.waited, limits.idle_timeout, OUTCOME_TIMEOUT_IDLE, outcome)
+    if x.up_done:
+        return deadline
     return sooner(deadline, x.waited, limits.ttft_timeout, OUTCOME_TIMEOUT_TTFT, outcome)
 
 cdef int64_t client_deadline(WorkerC *w, ClientC *client) noexcept nogil:
@@ -89,20 +93,18 @@ cdef ExchangeC *exchange_begin(WorkerC *w, ClientC *client) noexcept nogil:
     return x
 
 cdef void attempt_begin(WorkerC *w, ExchangeC *x, int slot) noexcept nogil:
+    # The backend at that slot, which counts this exchange already, is to work on it.
     x.backend = slot
     x.attempts += x.attempts < 255
-    x.counted = True
-    w.backends[slot].in_flight += 1
-    sys_add_counter(&w.stats.backends[slot].in_flight, 1)
+    x.counted = w.table.routes[slot].backend
     sys_add_counter(&w.stats.backends[slot].exchanges, 1)
 
 cdef void attempt_end(WorkerC *w, ExchangeC *x) noexcept nogil:
     # The backend does not work on this exchange any more.
-    if not x.counted:
+    if x.counted is NULL:
         return
-    x.counted = False
-    w.backends[x.backend].in_flight -= 1
-    sys_add_counter(&w.stats.backends[x.backend].in_flight, <uint64_t>-1)
+    sys_add_shared(&x.counted.in_flight, <uint32_t>-1)
+    x.counted = NULL
 
 cdef void upstream_drop(WorkerC *w, ExchangeC *x) noexcept nogil:
     # Closes the exchange's upstream, so that the backend stops, and ends the attempt.
@@ -110,6 +112,25 @@ cdef void upstream_drop(WorkerC *w, ExchangeC *x) noexcept nogil:
         upstream_close(w, x.upstream)
         x.upstream = NULL
     attempt_end(w, x)
+
+cdef void request_count_kept(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # Counts what the exchange keeps to send again in the process's budget. What fits into one buffer does not count: a client
+    # costs that anyway, and short requests, which are most, touch nothing that workers share.
+    cdef uint32_t kept = x.up.total if x.up.kept and x.up.total > BUF_SIZE else 0
+    if kept != x.kept:
+        sys_add_shared_counter(&w.shared.kept, <uint64_t>kept - x.kept)
+        x.kept = kept
+
+cdef bint request_keeps(WorkerC *w, uint64_t total, uint64_t more) noexcept nogil:
+    # Whether a request may be kept that is so long, or would be with so many bytes more (rule B2).
+    if total > <uint64_t>w.settings.failover_body + w.settings.max_head:
+        return False
+    return not w.shared.kept_most or total <= BUF_SIZE or sys_read_counter(&w.shared.kept) + more <= w.shared.kept_most
+
+cdef void request_forget(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # It will not be sent again: keeps only what was not sent.
+    chain_forget(&x.up, &w.bufs)
+    request_count_kept(w, x)
 
 cdef void exchange_blame(WorkerC *w, ExchangeC *x, uint8_t reason, int error) noexcept nogil:
     # Notes and counts why an attempt failed or a request was refused; `error` is the errno, 0 for none.
@@ -167,14 +188,19 @@ cdef void exchange_end(WorkerC *w, ExchangeC *x, uint8_t phase, uint8_t outcome)
     sys_add_counter(&w.stats.bytes_up, x.bytes_up)
     histogram_add(&w.stats.duration, w.now - x.begun)
     exchange_record(w, x, address, phase, outcome, close_time)
+    request_forget(w, x)
     chain_clear(&x.up, &w.bufs)
     chain_clear(&x.down, &w.bufs)
+    if x.host is not NULL:
+        buf_put(&w.bufs, x.host)
+    if x.state == STATE_FINISH:
+        client_uncount(w, 0, x.quota)
+        sys_add_counter(&w.stats.finishing, <uint64_t>-1)
     if x.client is not NULL:
         x.client.conn.exchange = NULL
         x.client = NULL
     exchange_set_state(w, x, STATE_ENDED)
     w.exchange_count -= 1
-    if w.retry_budget < RETRY_MOST:
-        w.retry_budget += RETRY_EARNED
+    retry_earn(w.shared)
     x.ended_next = w.ended
     w.ended = x

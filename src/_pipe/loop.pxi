@@ -6,20 +6,31 @@ cdef int64_t loop_clock() noexcept nogil:
     return clock.tv_sec * 1000000 + clock.tv_nsec // 1000
 
 cdef void table_replace(WorkerC *w, TableC *table) noexcept nogil:
-    # Takes a new routing table. Idle upstreams to addresses that are no longer in it are closed; live ones go on.
+    # Takes a new routing table. Upstreams to addresses that are no longer in it are closed: idle ones now, others when their
+    # exchange has ended.
     cdef TableC *old = w.table
+    cdef ConnC *conn = w.all
+    cdef ConnC *following
+    cdef UpstreamC *upstream
     cdef RouteC *route
-    cdef int slot
-    for slot in range(MAX_BACKENDS):
-        route = &table.routes[slot]
-        if old.routes[slot].used and (not route.used or route.address_count != old.routes[slot].address_count or memcmp(
-                route.addresses, old.routes[slot].addresses, sizeof(AddressC) * MAX_ADDRESSES) != 0):
-            w.backends[slot].address = 0
-            while w.backends[slot].idle is not NULL:
-                upstream_close(w, w.backends[slot].idle)
+    cdef AddressC *address
+    cdef int i
+    while conn is not NULL:
+        following = conn.all_next
+        upstream = <UpstreamC *>conn
+        if conn.side == SIDE_UPSTREAM and not upstream.orphan:
+            route = &table.routes[upstream.backend]
+            address = &old.routes[upstream.backend].addresses[upstream.address]
+            upstream.orphan = True
+            for i in range(route.address_count):
+                if memcmp(&route.addresses[i], address, sizeof(AddressC)) == 0:
+                    upstream.orphan = False
+                    upstream.address = <uint8_t>i
+            if upstream.orphan and conn.exchange is NULL:
+                upstream_close(w, upstream)
+        conn = following
     w.table = table
-    w.turn_start = 0
-    free(old)
+    table_free(old)
 
 cdef void loop_mail(WorkerC *w) noexcept nogil:
     # What the control plane has sent.

@@ -35,12 +35,6 @@ cdef void conn_queue(WorkerC *w, ConnC *conn) noexcept nogil:
     w.busy_end[0] = conn
     w.busy_end = &conn.busy_next
 
-cdef void client_close(WorkerC *w, ClientC *client, bint reset) noexcept nogil:
-    inbox_clear(w, &client.inbox)
-    conn_close(w, &client.conn, reset)
-    w.client_count -= 1
-    client_uncount(w, client.refusal, client.quota)
-
 cdef void client_uncount(WorkerC *w, uint16_t refusal, QuotaC *quota) noexcept nogil:
     # A client connection that was counted when it was accepted is no more.
     if refusal:
@@ -48,6 +42,16 @@ cdef void client_uncount(WorkerC *w, uint16_t refusal, QuotaC *quota) noexcept n
     if quota is not NULL:
         sys_add_shared(&quota.refused if refusal else &quota.served, <uint32_t>-1)
     sys_add_counter(&w.stats.closed, 1)
+
+cdef void client_release(WorkerC *w, ClientC *client, bint reset) noexcept nogil:
+    # Closes the connection; its place among the clients stays taken, and is the caller's to give back.
+    inbox_clear(w, &client.inbox)
+    conn_close(w, &client.conn, reset)
+    w.client_count -= 1
+
+cdef void client_close(WorkerC *w, ClientC *client, bint reset) noexcept nogil:
+    client_release(w, client, reset)
+    client_uncount(w, client.refusal, client.quota)
 
 cdef void upstream_leave_pool(WorkerC *w, UpstreamC *upstream) noexcept nogil:
     # Takes it out of its backend's idle list, if it is there.
@@ -68,7 +72,7 @@ cdef void upstream_close(WorkerC *w, UpstreamC *upstream) noexcept nogil:
 cdef void upstream_keep(WorkerC *w, UpstreamC *upstream) noexcept nogil:
     # Puts it among its backend's idle ones; epoll and the wheel watch it there (rule B3). One that was not read until it
     # was empty may hold bytes that no event will tell of: it is looked at now, and closed if it does.
-    cdef BackendC *backend = &w.backends[upstream.backend]
+    cdef UpstreamC **idle = &w.idle[upstream.backend]
     if upstream.conn.readable:
         if io_peek(upstream.conn.fd) != -EAGAIN:
             upstream_close(w, upstream)
@@ -77,11 +81,11 @@ cdef void upstream_keep(WorkerC *w, UpstreamC *upstream) noexcept nogil:
     upstream.conn.exchange = NULL
     upstream.reused = True
     upstream.since = w.now
-    upstream.idle_next = backend.idle
-    upstream.idle_back = &backend.idle
-    if backend.idle is not NULL:
-        backend.idle.idle_back = &upstream.idle_next
-    backend.idle = upstream
+    upstream.idle_next = idle[0]
+    upstream.idle_back = idle
+    if idle[0] is not NULL:
+        idle[0].idle_back = &upstream.idle_next
+    idle[0] = upstream
     sys_add_counter(&w.stats.backends[upstream.backend].idle, 1)
     timer_arm(w, &upstream.conn, w.now + w.settings.upstream_idle_timeout)
 
@@ -89,7 +93,7 @@ cdef UpstreamC *pool_take_idle(WorkerC *w, int slot) noexcept nogil:
     # The idle upstream used last, or NULL. What the backend sent too much must not answer the next request (rule C4): an
     # event has told of it, and the upstream was closed, or one later in this batch will tell; `taken` knows it then.
     # A peek here would say no more and cost a system call for each request.
-    cdef UpstreamC *upstream = w.backends[slot].idle
+    cdef UpstreamC *upstream = w.idle[slot]
     if upstream is not NULL:
         upstream_leave_pool(w, upstream)
         upstream.conn.readable = False
@@ -100,18 +104,18 @@ cdef bint pool_evict(WorkerC *w) noexcept nogil:
     # Closes an idle upstream of any backend, so that its descriptor is free. False where there is none.
     cdef int slot
     for slot in range(w.table.count):
-        if w.backends[slot].idle is not NULL:
-            upstream_close(w, w.backends[slot].idle)
+        if w.idle[slot] is not NULL:
+            upstream_close(w, w.idle[slot])
             return True
     return False
 
-cdef int pool_connect(WorkerC *w, int slot, UpstreamC **upstream) noexcept nogil:
-    # Opens an upstream to the backend's address that worked last. RC_OK connected, RC_AGAIN on its way, -errno.
+cdef int pool_connect(WorkerC *w, int slot, uint8_t address, UpstreamC **upstream) noexcept nogil:
+    # Opens an upstream to one of the backend's addresses. RC_OK connected, RC_AGAIN on its way, -errno.
     cdef int fd = -1
     cdef int rc
     cdef int watched
     cdef UpstreamC *opened
-    cdef AddressC *to = &w.table.routes[slot].addresses[w.backends[slot].address]
+    cdef AddressC *to = &w.table.routes[slot].addresses[address]
     rc = io_connect(to, &fd)
     if (rc == -EMFILE or rc == -ENFILE) and pool_evict(w):
         rc = io_connect(to, &fd)
@@ -126,6 +130,7 @@ cdef int pool_connect(WorkerC *w, int slot, UpstreamC **upstream) noexcept nogil
     conn_open(w, &opened.conn, fd, SIDE_UPSTREAM)
     sys_add_counter(&w.stats.upstreams, 1)
     opened.backend = slot
+    opened.address = address
     opened.since = w.now
     watched = io_watch(w.epfd, fd, &opened.conn)
     if watched < 0:
@@ -136,29 +141,54 @@ cdef int pool_connect(WorkerC *w, int slot, UpstreamC **upstream) noexcept nogil
     upstream[0] = opened
     return rc
 
-cdef bint pool_left_out(WorkerC *w, int slot) noexcept nogil:
-    return w.backends[slot].left_out_until > w.now
+cdef bint pool_has_another(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # Whether there is a backend that this exchange has not tried.
+    cdef int slot
+    for slot in range(w.table.count):
+        if w.table.routes[slot].backend is not NULL and not (x.tried[slot >> 6] >> (slot & 63)) & 1:
+            return True
+    return False
 
-cdef int pool_choose(WorkerC *w, ExchangeC *x) noexcept nogil:
-    # The backend with the fewest exchanges in flight among those that this exchange has not tried; one that is left out
-    # only where there is no other. Equals take turns. -1 where there is none.
-    cdef int best = -1
+cdef int pool_reserve(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # The backend with the fewest exchanges in flight among those that this exchange has not tried, with this one counted; one that
+    # is left out only where there is no other. Equals take turns. -1 where there is none.
+    cdef RouteC *route
+    cdef BackendC *best = NULL
+    cdef uint32_t fewest = 0
+    cdef uint32_t in_flight
     cdef bint best_out = False
     cdef bint out
+    cdef int found = -1
+    cdef int first
     cdef int slot
     cdef int i
-    for i in range(w.table.count):
-        slot = w.turn_start + i
-        if slot >= w.table.count:
-            slot -= w.table.count
-        if not w.table.routes[slot].used or (x.tried[slot >> 6] >> (slot & 63)) & 1:
-            continue
-        out = pool_left_out(w, slot)
-        if best < 0 or (best_out and not out) or (
-                out == best_out and w.backends[slot].in_flight < w.backends[best].in_flight):
-            best = slot
-            best_out = out
-    return best
+    while True:
+        # It was counted up with the table of whichever worker came last.
+        first = <int>sys_load_acquire(&w.shared.next_slot)
+        if first >= w.table.count:
+            first = 0
+        for i in range(w.table.count):
+            slot = first + i
+            if slot >= w.table.count:
+                slot -= w.table.count
+            route = &w.table.routes[slot]
+            if route.backend is NULL or (x.tried[slot >> 6] >> (slot & 63)) & 1:
+                continue
+            out = backend_left_out(route.backend, w.now)
+            in_flight = sys_load_acquire(&route.backend.in_flight)
+            if best is NULL or (best_out and not out) or (out == best_out and in_flight < fewest):
+                found = slot
+                best = route.backend
+                best_out = out
+                fewest = in_flight
+        if best is NULL:
+            return -1
+        # Only if nobody else was counted meanwhile: two workers that look at the same time must not both take it for the emptiest.
+        if sys_compare_exchange(&best.in_flight, &fewest, fewest + 1):
+            if w.table.count > 1:
+                sys_store_release(&w.shared.next_slot, <uint32_t>found + 1)
+            return found
+        best = NULL
 
 cdef void backend_post(WorkerC *w, int slot, uint8_t kind, int64_t duration, uint8_t reason, int error) noexcept nogil:
     # Tells the control plane that a backend went or came back.
@@ -177,26 +207,13 @@ cdef void backend_post(WorkerC *w, int slot, uint8_t kind, int64_t duration, uin
     record.reason = reason
     mail_post(&w.mail, True)
 
-cdef void backend_failed(WorkerC *w, int slot, uint8_t reason, int error) noexcept nogil:
-    # Leaves the backend out for a time that doubles with each failure in a row. Failures that come while it is left
-    # out, of exchanges that were already there, do not make it longer.
-    cdef BackendC *backend = &w.backends[slot]
-    cdef int64_t out = LEFT_OUT_MOST
+cdef void backend_failed(WorkerC *w, BackendC *backend, int slot, uint8_t reason, int error) noexcept nogil:
+    # Leaves the backend out for a while, and says so where this failure is the one that did it.
+    cdef int64_t out = backend_eject(backend, w.now)
     sys_add_counter(&w.stats.backends[slot].failures, 1)
-    if pool_left_out(w, slot):
-        return
-    if backend.failures < 16 and LEFT_OUT_FIRST << backend.failures < LEFT_OUT_MOST:
-        out = LEFT_OUT_FIRST << backend.failures
-    backend.failures += 1
-    backend.left_out_until = w.now + out
-    sys_set_counter(&w.stats.backends[slot].left_out_until, <uint64_t>backend.left_out_until)
-    backend_post(w, slot, KIND_BACKEND_DOWN, out, reason, error)
+    if out:
+        backend_post(w, slot, KIND_BACKEND_DOWN, out, reason, error)
 
-cdef void backend_answered(WorkerC *w, int slot) noexcept nogil:
-    cdef BackendC *backend = &w.backends[slot]
-    if not backend.failures:
-        return
-    backend.failures = 0
-    backend.left_out_until = 0
-    sys_set_counter(&w.stats.backends[slot].left_out_until, 0)
-    backend_post(w, slot, KIND_BACKEND_UP, 0, REASON_NONE, 0)
+cdef void backend_answered(WorkerC *w, BackendC *backend, int slot) noexcept nogil:
+    if backend_recover(backend):
+        backend_post(w, slot, KIND_BACKEND_UP, 0, REASON_NONE, 0)

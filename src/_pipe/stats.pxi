@@ -23,13 +23,11 @@ cdef void histogram_add(HistogramC *histogram, int64_t us) noexcept nogil:
     sys_add_counter(&histogram.sum, <uint64_t>us)
 
 cdef struct BackendStatsC:
-    uint64_t in_flight
     uint64_t idle
     uint64_t exchanges
     uint64_t connects
     uint64_t reuses
     uint64_t failures
-    uint64_t left_out_until     # us of CLOCK_MONOTONIC; 0 where it is not left out
 
 cdef struct StatsC:
     uint64_t accepted
@@ -39,6 +37,7 @@ cdef struct StatsC:
     uint64_t over_address       # because there are too many of their address
     uint64_t over_memory        # closed without an answer, because there was no memory for them
     uint64_t streaming_active
+    uint64_t finishing          # exchanges whose client left and whose backend may finish
     uint64_t streaming_bytes    # of response bodies and tunnels, towards clients
     uint64_t bytes_up
     uint64_t events             # pieces of response bodies forwarded, one a recv

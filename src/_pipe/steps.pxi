@@ -103,7 +103,9 @@ cdef int client_left(WorkerC *w, ExchangeC *x, int error) noexcept nogil:
             and (x.state == STATE_WAIT or x.state == STATE_STREAM)):
         chain_clear(&x.down, &w.bufs)
         client.conn.exchange = NULL
-        client_close(w, client, False)
+        x.quota = client.quota
+        sys_add_counter(&w.stats.finishing, 1)
+        client_release(w, client, False)
         x.client = NULL
         x.waited = w.now
         exchange_set_state(w, x, STATE_FINISH)
@@ -433,17 +435,22 @@ cdef int up_follow(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t n, size
         x.up_done = rc == RC_DONE
     if x.up_done:
         x.waited = w.now        # from here the backend is waited for
+        x.whole = w.now
         exchange_rearm(w, x)
     return RC_OK
 
 cdef int up_hold(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t n) noexcept nogil:
     # Puts bytes behind those that wait for the upstream. RC_OK or -ENOMEM.
-    if x.up.kept and x.up.total + n > <uint64_t>w.settings.failover_body + w.settings.max_head:
-        chain_forget(&x.up, &w.bufs)
+    cdef int rc
+    if x.up.kept and not request_keeps(w, x.up.total + n, n):
+        request_forget(w, x)
     # A full buffer changes hands, a short piece is copied: buffers with a few bytes in them would pile up.
     if n > BUF_SIZE // 2:
-        return chain_take_hot(w, &x.up, data, n)
-    return chain_copy(&x.up, &w.bufs, data, n)
+        rc = chain_take_hot(w, &x.up, data, n)
+    else:
+        rc = chain_copy(&x.up, &w.bufs, data, n)
+    request_count_kept(w, x)
+    return rc
 
 cdef int step_request(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t length, size_t n) noexcept nogil:
     # A whole head is there, data[0:length], and n - length bytes behind it. RC_OK or RC_GONE.
@@ -453,6 +460,7 @@ cdef int step_request(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t leng
     cdef int status
     status = head_read_request(head, data, length, w.settings.max_request_line, w.settings.max_fields)
     x.asked = w.now
+    x.whole = w.now
     x.waited = w.now
     if status != RC_OK:
         head.request_id_length = 0      # it may not have been looked at
@@ -465,10 +473,11 @@ cdef int step_request(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t leng
         inbox_clear(w, &client.inbox)
         return answer_error(w, x, client.refusal, OUTCOME_OVERLOAD)
     write_start(&w.out, w.out.data, w.out.size)
-    head_write_request(&w.out, head, client.address, w.table.routes[pool_any(w)].authority, x.request_id,
-                       x.request_id_length)
+    head_write_request(&w.out, head, client.address, b"", x.request_id, x.request_id_length)
     if w.out.full:
         return refuse(w, x, 431)
+    x.head_length = <uint32_t>w.out.used
+    x.no_host = not head.absolute and head.host_count == 0
     x.up.kept = True
     status = up_follow(w, x, data + length, n - length, &used)
     if status != RC_OK:
@@ -486,14 +495,6 @@ cdef int refuse(WorkerC *w, ExchangeC *x, int status) noexcept nogil:
     # Answers a bad request; what stands behind it is not read. RC_OK or RC_GONE.
     inbox_clear(w, &x.client.inbox)
     return answer_error(w, x, status, OUTCOME_BAD_REQUEST)
-
-cdef int pool_any(WorkerC *w) noexcept nogil:
-    # A slot in use, for the Host of a request that came without one; slot 0 where there is none.
-    cdef int slot
-    for slot in range(w.table.count):
-        if w.table.routes[slot].used:
-            return slot
-    return 0
 
 cdef void step_head(WorkerC *w, ClientC *client) noexcept nogil:
     # Reads a request head, from the inbox and from the socket.
@@ -566,21 +567,124 @@ cdef void step_head(WorkerC *w, ClientC *client) noexcept nogil:
 
 # ------------------------------------------------------------------------------------------------ to the backend
 
+cdef bint request_repeats(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # Whether the request can be sent once more, should the connection it goes on prove stale (rule B3). Where it cannot, because
+    # it is longer than what is kept, or its end is not in sight, or a backend had it already, it goes on a fresh one.
+    if x.unanswered or (x.framing_up == FRAMING_CHUNKED and not x.up_done):
+        return False
+    return request_keeps(w, x.up.total + <uint64_t>x.up_left, <uint64_t>x.up_left)
+
+cdef int request_set_host(WorkerC *w, ExchangeC *x, int slot) noexcept nogil:
+    # Gives the request, of which nothing has been sent, the Host that this backend is to get: its own or the client's (rule B1).
+    # RC_OK, RC_BAD where the head becomes too long, -ENOMEM.
+    cdef RouteC *route = &w.table.routes[slot]
+    cdef bint clients_own = not route.host[0] and not x.no_host
+    cdef ChainC made
+    cdef BufC *buf = x.up.first
+    cdef BufC *following
+    cdef const uint8_t *line
+    cdef const uint8_t *behind
+    cdef const uint8_t *value
+    cdef const uint8_t *host = <const uint8_t *>route.authority
+    cdef size_t host_length = 0
+    cdef size_t n = 0
+    cdef size_t left = x.head_length
+    if clients_own and x.host is NULL:
+        return RC_OK            # it is there
+    write_start(&w.out, w.out.data, w.out.size)
+    while True:
+        n = buf.end - buf.start
+        if n >= left:
+            n = left
+            break
+        write_bytes(&w.out, buf.data + buf.start, n)
+        left -= n
+        buf = buf.next
+    write_bytes(&w.out, buf.data + buf.start, n)        # the head ends in this buffer
+    if w.out.full:
+        return RC_BAD
+    # There is exactly one, and we have written it.
+    line = w.out.data
+    while not text_same(line, 5, b"host:"):
+        line = <const uint8_t *>memchr(line, c"\n", w.out.data + w.out.used - line) + 1
+    behind = <const uint8_t *>memchr(line, c"\n", w.out.data + w.out.used - line) + 1
+    if x.host is NULL and not x.no_host:
+        value = line + 5
+        while value[0] == c" " or value[0] == c"\t":
+            value += 1
+        left = behind - value - 2       # white space behind it does no harm
+        if left > BUF_SIZE:
+            return RC_BAD
+        x.host = buf_get(&w.bufs)
+        if x.host is NULL:
+            return -ENOMEM
+        memcpy(x.host.data, value, left)
+        x.host.end = <int>left
+    if route.host[0]:
+        host = <const uint8_t *>route.host
+    host_length = strlen(<const char *>host)
+    if clients_own:
+        host = x.host.data
+        host_length = x.host.end
+    memset(&made, 0, sizeof(made))
+    made.kept = x.up.kept
+    if (chain_copy(&made, &w.bufs, w.out.data, line - w.out.data) != RC_OK
+            or chain_copy(&made, &w.bufs, <const uint8_t *>b"Host: ", 6) != RC_OK
+            or chain_copy(&made, &w.bufs, host, host_length) != RC_OK
+            or chain_copy(&made, &w.bufs, <const uint8_t *>b"\r\n", 2) != RC_OK
+            or chain_copy(&made, &w.bufs, behind, w.out.data + w.out.used - behind) != RC_OK):
+        chain_clear(&made, &w.bufs)
+        return -ENOMEM
+    x.head_length = made.total
+    if chain_copy(&made, &w.bufs, buf.data + buf.start + n, buf.end - buf.start - n) != RC_OK:
+        chain_clear(&made, &w.bufs)
+        return -ENOMEM
+    following = buf.next
+    buf.next = NULL
+    while following is not NULL:        # the body's other buffers change hands
+        buf = following
+        following = buf.next
+        chain_take(&made, buf)
+    while x.up.first is not NULL:
+        buf = x.up.first
+        x.up.first = buf.next
+        buf_put(&w.bufs, buf)
+    x.up = made
+    return RC_OK
+
 cdef int dispatch(WorkerC *w, ExchangeC *x, int again) noexcept nogil:
     # Finds a backend and an upstream for the exchange and begins to send; `again` is the slot of a backend that must get
-    # the request once more on a fresh connection, or -1. RC_OK or RC_GONE.
+    # the request on a fresh connection, or -1. RC_OK or RC_GONE.
     cdef int slot = again
     cdef UpstreamC *upstream = NULL
+    cdef RouteC *route
     cdef int rc
     if slot < 0:
-        slot = pool_choose(w, x)
+        slot = pool_reserve(w, x)
         if slot < 0:
             return answer_error(w, x, 503, OUTCOME_NO_BACKEND)
+        route = &w.table.routes[slot]
         x.tried[slot >> 6] |= <uint64_t>1 << (slot & 63)
-        w.turn_start = slot + 1 if slot + 1 < w.table.count else 0
         x.addresses_tried = 0
-        upstream = pool_take_idle(w, slot)
-    attempt_begin(w, x, slot)
+        x.address = <uint8_t>sys_load_acquire(&route.backend.address)
+        if x.address >= route.address_count:
+            x.address = 0           # another worker has a longer table
+        attempt_begin(w, x, slot)
+        if w.idle[slot] is not NULL and request_repeats(w, x):
+            upstream = pool_take_idle(w, slot)
+    else:
+        route = &w.table.routes[slot]
+        if route.backend is NULL:
+            return answer_error(w, x, 503, OUTCOME_NO_BACKEND)      # a new table has it no more
+        if x.address >= route.address_count:
+            x.address = 0
+        sys_add_shared(&route.backend.in_flight, 1)
+        attempt_begin(w, x, slot)
+    rc = request_set_host(w, x, slot) if route.host[0] or x.no_host or x.host is not NULL else RC_OK
+    if rc != RC_OK:
+        if upstream is not NULL:
+            upstream_keep(w, upstream)
+        return refuse(w, x, 431) if rc == RC_BAD else request_lost(w, x)
     if upstream is not NULL:
         x.upstream = upstream
         upstream.conn.exchange = x
@@ -588,7 +692,7 @@ cdef int dispatch(WorkerC *w, ExchangeC *x, int again) noexcept nogil:
         sys_add_counter(&w.stats.backends[slot].reuses, 1)
         exchange_set_state(w, x, STATE_WAIT)
         return step_up(w, x)
-    rc = pool_connect(w, slot, &upstream)
+    rc = pool_connect(w, slot, x.address, &upstream)
     if rc < 0:
         if rc == -EMFILE or rc == -ENFILE or rc == -ENOMEM or rc == -ENOBUFS or rc == -ENOSPC:
             # Of the proxy, not of the backend; ENOSPC is epoll's limit of watched descriptors.
@@ -604,33 +708,45 @@ cdef int dispatch(WorkerC *w, ExchangeC *x, int again) noexcept nogil:
 
 cdef int step_connected(WorkerC *w, ExchangeC *x) noexcept nogil:
     # The connect ended well. RC_OK or RC_GONE.
+    # The address that answers is the first that the next exchange tries; one that does not never changes that: others may be
+    # trying it at this moment.
+    if x.upstream.address != x.counted.address and not x.upstream.orphan:
+        sys_store_release(&x.counted.address, x.upstream.address)
     # A fresh connection to the only backend leaves nowhere else to send the request to: nothing needs to be kept.
-    if pool_choose(w, x) < 0:
-        chain_forget(&x.up, &w.bufs)
+    if not pool_has_another(w, x):
+        request_forget(w, x)
     exchange_set_state(w, x, STATE_WAIT)
     return step_up(w, x)
 
 cdef int connect_failed(WorkerC *w, ExchangeC *x, uint8_t outcome, uint8_t reason, int error) noexcept nogil:
     # Tries the backend's next address, then the next backend. RC_OK or RC_GONE.
     cdef int slot = x.backend
-    cdef BackendC *backend = &w.backends[slot]
+    cdef RouteC *route = &w.table.routes[slot]
     sys_add_counter(&w.stats.connect_errors, 1)
     x.addresses_tried += 1
-    if x.addresses_tried < w.table.routes[slot].address_count:
-        backend.address = (backend.address + 1) % w.table.routes[slot].address_count
+    if route.backend is x.counted and x.addresses_tried < route.address_count:
+        x.address = <uint8_t>((x.address + 1) % route.address_count)
         upstream_drop(w, x)
         return dispatch(w, x, slot)
     return upstream_failed(w, x, outcome, reason, error)
 
 cdef int upstream_failed(WorkerC *w, ExchangeC *x, uint8_t outcome, uint8_t reason, int error) noexcept nogil:
-    # The upstream is of no use to this exchange any more (rules E1 and E2). Another backend where nothing was forwarded
-    # and one is left, else an error answer, else a truncated response. RC_OK or RC_GONE.
+    # The upstream is of no use to this exchange any more (rules E1 and E2). A truncated response where some was forwarded; else the
+    # request is sent once more where it may be, and an error answer where not. RC_OK or RC_GONE.
+    #
+    #   what the backend may have done with the request    it is sent again
+    #   -------------------------------------------------  ----------------------------------------------------------
+    #   nothing: not connected, or not a byte was taken    to every backend, once
+    #   it took some of it, and ended without a byte       once, whatever ended it: a request that kills its server must
+    #                                                      not kill them all. On a connection that was reused, to the
+    #                                                      same backend: it may have closed while the request was on
+    #                                                      its way (rule B3)
+    #   it sent a byte, or the TTFT limit is over          never: it was carried out, or is no longer waited for
     cdef int slot = x.backend
-    cdef UpstreamC *upstream = x.upstream
-    cdef bint reset_early = outcome == OUTCOME_UPSTREAM_ERROR and (error or reason == REASON_FIN_BEFORE_HEAD)
-    cdef bint untouched = (upstream is not NULL and x.state == STATE_WAIT and upstream.inbox.buf is NULL
-                           and upstream.inbox.wide is NULL)
-    cdef bint stale = untouched and reset_early and upstream.reused and not x.replayed and not x.up.lost
+    cdef BackendC *backend = x.counted
+    cdef bint unconnected = outcome == OUTCOME_CONNECT_ERROR or outcome == OUTCOME_TIMEOUT_CONNECT
+    cdef bint ended = outcome == OUTCOME_UPSTREAM_ERROR and not x.answered
+    cdef bint stale
     exchange_blame(w, x, reason, error)
     if x.state == STATE_FINISH:
         upstream_drop(w, x)
@@ -638,20 +754,22 @@ cdef int upstream_failed(WorkerC *w, ExchangeC *x, uint8_t outcome, uint8_t reas
         return RC_GONE
     if x.forwarded:
         return response_truncate(w, x, OUTCOME_UPSTREAM_ABORT if outcome == OUTCOME_UPSTREAM_ERROR else outcome)
+    if not unconnected and (x.up.lost or x.up.unsent != x.up.total):
+        x.unanswered += 1
+    stale = ended and x.upstream is not NULL and x.upstream.reused and x.unanswered < 2
+    if unconnected or (ended and not stale):
+        backend_failed(w, backend, slot, reason, error)
     upstream_drop(w, x)
-    if stale:
-        # The backend closed an idle connection while the request was on its way (rule B3).
-        x.replayed = True
-        sys_add_counter(&w.stats.stale, 1)
-        request_rewind(x)
-        return dispatch(w, x, slot)
-    if outcome == OUTCOME_CONNECT_ERROR or outcome == OUTCOME_TIMEOUT_CONNECT or (reset_early and untouched):
-        backend_failed(w, slot, reason, error)
-    if not x.up.lost and w.retry_budget >= 100 and pool_choose(w, x) >= 0:
-        w.retry_budget -= 100
-        sys_add_counter(&w.stats.retries, 1)
-        request_rewind(x)
-        return dispatch(w, x, -1)
+    if not x.answered and not x.up.lost and x.unanswered < 2 and outcome != OUTCOME_TIMEOUT_TTFT:
+        if stale:
+            sys_add_counter(&w.stats.stale, 1)
+            request_rewind(x)
+            x.addresses_tried = 0
+            return dispatch(w, x, slot)
+        if pool_has_another(w, x) and retry_take(w.shared):
+            sys_add_counter(&w.stats.retries, 1)
+            request_rewind(x)
+            return dispatch(w, x, -1)
     return answer_error(w, x, 502 if outcome == OUTCOME_CONNECT_ERROR or outcome == OUTCOME_UPSTREAM_ERROR else 504,
                         outcome)
 
@@ -799,7 +917,7 @@ cdef int response_done(WorkerC *w, ExchangeC *x, bint clean) noexcept nogil:
     # The response's framing has ended. `clean` says that nothing stood behind it. The upstream goes back to the pool, or
     # is closed (rules B3 and C4). RC_OK or RC_GONE.
     cdef UpstreamC *upstream = x.upstream
-    if (clean and upstream.keep_alive and x.up_done and not x.up.unsent and not x.up_broken
+    if (clean and upstream.keep_alive and not upstream.orphan and x.up_done and not x.up.unsent and not x.up_broken
             and not upstream.conn.hung_up and w.settings.upstream_idle_timeout and not w.stopping):
         x.upstream = NULL
         upstream_keep(w, upstream)
@@ -820,11 +938,11 @@ cdef int body_forward(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t out,
     return RC_OK
 
 cdef bint status_retries(WorkerC *w, ExchangeC *x, int status) noexcept nogil:
-    # Whether the next backend is asked instead of forwarding this status.
-    if x.client is NULL or x.up.lost or w.retry_budget < 100:
+    # Whether the next backend is asked instead of forwarding this status: then a retry was taken out of the budget.
+    if not ((status == 502 and w.settings.retry_502) or (status == 503 and w.settings.retry_503)
+            or (status == 429 and w.settings.retry_429)):
         return False
-    return (((status == 502 and w.settings.retry_502) or (status == 503 and w.settings.retry_503)
-             or (status == 429 and w.settings.retry_429)) and pool_choose(w, x) >= 0)
+    return x.client is not NULL and not x.up.lost and pool_has_another(w, x) and retry_take(w.shared)
 
 cdef int step_response(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n) noexcept nogil:
     # data[0:n] is all that came of the response so far, its head not yet whole. RC_OK or RC_GONE.
@@ -835,6 +953,7 @@ cdef int step_response(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n) noexce
     cdef size_t used = 0
     cdef size_t out = 0
     cdef int rc
+    x.answered = True
     while True:
         rc = head_scan(data, n, &upstream.inbox.scanned, &length)
         if rc == RC_AGAIN and n < w.settings.max_head:
@@ -849,9 +968,7 @@ cdef int step_response(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n) noexce
         upstream.inbox.scanned = 0
         if head.status >= 200 or head.status == 101:
             break
-        # 100 and 103 on their own way; the final response is still to come. The connection is alive: should it close now,
-        # it was not a stale one, and the request, which the backend has begun to work on, is not sent twice.
-        upstream.reused = False
+        # 100 and 103 on their own way; the final response is still to come.
         if x.minor and x.client is not NULL:
             write_start(&w.out, w.out.data, w.out.size)
             head_write_response(&w.out, head, False, NULL, x.request_id, x.request_id_length)
@@ -865,13 +982,13 @@ cdef int step_response(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n) noexce
     if head.status == 101:
         return step_switch(w, x, data + length, n - length)
     if status_retries(w, x, head.status):
-        w.retry_budget -= 100
         sys_add_counter(&w.stats.retries, 1)
         upstream_drop(w, x)
+        x.answered = False
         request_rewind(x)
         return dispatch(w, x, -1)
-    backend_answered(w, upstream.backend)
-    chain_forget(&x.up, &w.bufs)
+    backend_answered(w, x.counted, x.backend)
+    request_forget(w, x)
     x.framing_down = head.framing
     x.down_left = head.content_length
     x.event_stream = head.event_stream
@@ -1007,8 +1124,8 @@ cdef int step_switch(WorkerC *w, ExchangeC *x, uint8_t *rest, size_t n) noexcept
     # The backend answered 101; data[0:n] stands behind the head. RC_OK or RC_GONE.
     if not x.upgrade or x.client is NULL:
         return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, REASON_UNASKED_UPGRADE, 0)
-    backend_answered(w, x.upstream.backend)
-    chain_forget(&x.up, &w.bufs)
+    backend_answered(w, x.counted, x.backend)
+    request_forget(w, x)
     write_start(&w.out, w.out.data, w.out.size)
     head_write_response(&w.out, w.head, False, b"Upgrade", x.request_id, x.request_id_length)
     write_bytes(&w.out, rest, n)

@@ -152,6 +152,14 @@ cdef extern from *:
     static inline uint32_t sys_load_acquire(const uint32_t *word) { return __atomic_load_n(word, __ATOMIC_ACQUIRE); }
     static inline void sys_store_release(uint32_t *word, uint32_t value) { __atomic_store_n(word, value, __ATOMIC_RELEASE); }
     static inline void sys_add_shared(uint32_t *word, uint32_t n) { __atomic_add_fetch(word, n, __ATOMIC_ACQ_REL); }
+    /* Where it fails, *seen is what is there instead. */
+    static inline int sys_compare_exchange(uint32_t *word, uint32_t *seen, uint32_t value) {
+        return __atomic_compare_exchange_n(word, seen, value, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+    }
+    static inline int sys_compare_exchange_counter(uint64_t *word, uint64_t *seen, uint64_t value) {
+        return __atomic_compare_exchange_n(word, seen, value, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+    }
+    static inline uint64_t sys_add_shared_counter(uint64_t *word, uint64_t n) { return __atomic_add_fetch(word, n, __ATOMIC_RELAXED); }
     static inline uint32_t sys_exchange(uint32_t *word, uint32_t value) { return __atomic_exchange_n(word, value, __ATOMIC_ACQ_REL); }
     static inline void *sys_exchange_pointer(void **word, void *value) { return __atomic_exchange_n(word, value, __ATOMIC_ACQ_REL); }
     static inline uint64_t sys_read_counter(const uint64_t *word) { return __atomic_load_n(word, __ATOMIC_RELAXED); }
@@ -175,6 +183,9 @@ cdef extern from *:
     uint32_t sys_load_acquire(const uint32_t *word) noexcept nogil
     void sys_store_release(uint32_t *word, uint32_t value) noexcept nogil
     void sys_add_shared(uint32_t *word, uint32_t n) noexcept nogil
+    bint sys_compare_exchange(uint32_t *word, uint32_t *seen, uint32_t value) noexcept nogil
+    bint sys_compare_exchange_counter(uint64_t *word, uint64_t *seen, uint64_t value) noexcept nogil
+    uint64_t sys_add_shared_counter(uint64_t *word, uint64_t n) noexcept nogil
     uint32_t sys_exchange(uint32_t *word, uint32_t value) noexcept nogil
     void *sys_exchange_pointer(void **word, void *value) noexcept nogil
     uint64_t sys_read_counter(const uint64_t *word) noexcept nogil

@@ -16,11 +16,6 @@ cdef enum:
     LINGER_TIME = 2000000       # us
     FIRST_REQUEST_TIME = 1000000  # us that a drain gives a connection for its first request: it is on its way
     LINGER_BYTES = 1048576
-    RETRY_FIRST = 1000          # retry budget at the start, in hundredths of a retry
-    RETRY_MOST = 10000
-    RETRY_EARNED = 20           # by each exchange
-    LEFT_OUT_FIRST = 100000     # us
-    LEFT_OUT_MOST = 10000000
 
 cdef struct SettingsC:
     size_t max_request_line
@@ -45,23 +40,26 @@ cdef struct SettingsC:
 
 # One entry of a routing table, as configure() made it.
 cdef struct RouteC:
-    uint8_t used
+    BackendC *backend           # NULL where the slot is not in use
     uint8_t finish_on_abort
     uint8_t address_count
     char authority[AUTHORITY_ROOM]
+    char host[AUTHORITY_ROOM]   # the Host that it gets; empty: the client's
     AddressC addresses[MAX_ADDRESSES]
 
 cdef struct TableC:
     RouteC routes[MAX_BACKENDS]
     int count                   # slots in use
 
-# What a worker knows of a backend beside its route; it outlives a reconfiguration.
-cdef struct BackendC:
-    UpstreamC *idle             # idle upstreams, the last used first
-    int in_flight
-    int failures                # in a row
-    int address                 # index of the one that worked last
-    int64_t left_out_until      # us, 0 where it is not left out
+cdef void table_free(TableC *table) noexcept nogil:
+    # A table that no worker uses any more, or NULL.
+    cdef int slot
+    if table is NULL:
+        return
+    for slot in range(table.count):
+        if table.routes[slot].backend is not NULL:
+            sys_add_shared(&table.routes[slot].backend.users, <uint32_t>-1)
+    free(table)
 
 cdef struct WorkerC
 
@@ -91,9 +89,8 @@ cdef struct WorkerC:
     void *new_listener          # a ListenerC, the same
     ListenerC *listener         # NULL where another worker accepts
     TableC *table
-    BackendC backends[MAX_BACKENDS]
-    int turn_start              # where the choice among equals begins next time
-    int retry_budget            # hundredths
+    SharedC *shared             # what all workers of the process know together
+    UpstreamC *idle[MAX_BACKENDS]   # idle upstreams by slot, the last used first
     SettingsC settings
     BufC *hot                   # every recv goes here
     uint8_t *bulk               # an unpaced stream is looked at here, BULK_SIZE bytes at once

@@ -55,6 +55,8 @@ class Settings(Protocol):
     @property
     def failover_body(self) -> int: ...
     @property
+    def kept_memory(self) -> int: ...
+    @property
     def head_timeout(self) -> float: ...
     @property
     def keepalive_timeout(self) -> float: ...
@@ -79,11 +81,11 @@ class Settings(Protocol):
     @property
     def access_records(self) -> bool: ...
 
-Backend = tuple[int, bytes, Sequence[tuple[str, int]], bool]
-"""(slot, authority, addresses, finish_on_abort).
+Backend = tuple[int, bytes, bytes, bytes, Sequence[tuple[str, int]], bool]
+"""(slot, name, authority, host, addresses, finish_on_abort).
 
-The authority goes into the Host field of a request that came without one. An address is (numeric host, port), or
-("unix:/path", 0).
+The name is the backend's identity among all engines that share. The host is what the backend gets in the Host field, empty for
+what the client sent; the authority goes there where the client sent none. An address is (numeric host, port), or ("unix:/path", 0).
 """
 
 EventRecord = tuple[
@@ -111,7 +113,7 @@ Histogram = tuple[list[int], float]
 """(count of each bucket, not cumulative and one longer than BUCKETS; sum of all values in seconds)."""
 
 class BackendStats(TypedDict):
-    in_flight: int
+    in_flight: int  # of all engines that share, as `left_out`
     idle: int
     exchanges: int
     connects: int
@@ -123,6 +125,7 @@ class Stats(TypedDict):
     clients: int
     accepted: int
     streaming_active: int
+    finishing: int
     streaming_bytes: int
     bytes_up: int
     events: int
@@ -137,6 +140,7 @@ class Stats(TypedDict):
     stale: int
     retries: int
     records_dropped: int
+    kept: int  # bytes of requests that all engines that share keep to send them again
     buffers_held: int
     buffers_made: int
     upstreams: int
@@ -153,8 +157,13 @@ class Engine:
     time; none of them blocks.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, sharing: Engine | None = None) -> None:
         """Takes the memory and the descriptors that the engine starts with.
+
+        Args:
+            settings: what it is told.
+            sharing: another engine of the process. What is decided is then decided together: exchanges in flight by backend,
+                backends that are left out, the retry budget, whose turn it is, how much is kept of requests.
 
         Raises:
             OSError: a descriptor could not be made.
@@ -232,7 +241,8 @@ class Engine:
 
     @property
     def clients(self) -> int:
-        """Client connections that the engine owns, those still in its mailbox included."""
+        """Client connections that the engine owns, those still in its mailbox included, and places of clients that left while
+        their backend finishes."""
 
     def close(self) -> None:
         """Releases memory and descriptors; `run` must have returned. Idempotent."""

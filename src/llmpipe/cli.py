@@ -105,8 +105,8 @@ def cli() -> None:
 @option(
     "--backend",
     "An inference server: http://HOST:PORT, http://[V6]:PORT or unix:/PATH. Repeat it for several: the one with the fewest "
-    "requests in flight is chosen. ?on-abort=finish behind it lets it finish an answer whose client has left. In the "
-    "environment, separated by spaces.",
+    "requests in flight is chosen. ?on-abort=finish behind it lets it finish an answer whose client has left; ?host=backend gives "
+    "it its own name in the Host field (Ollama wants that), ?host=NAME another one. In the environment, separated by spaces.",
     multiple=True,
     metavar="URL",
     show_default=False,
@@ -172,6 +172,12 @@ def cli() -> None:
 @option("--max-fields", "Most fields in a head; more is answered 431.", type=click.IntRange(1, 1024), default=128)
 @option("--max-body", "Longest request body; longer is answered 413.", type=SIZE, default="64MB")
 @option("--failover-body", "How much of a request is kept to send it to another backend.", type=SIZE, default="1MB")
+@option(
+    "--kept-memory",
+    "How much is kept of all requests together; beyond it a request is sent once only. 0 is no limit.",
+    type=SIZE,
+    default="256MB",
+)
 @option(
     "--retry-status",
     "Answer of a backend after which the next one is asked; repeat it. In the environment, separated by spaces.",

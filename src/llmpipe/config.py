@@ -15,6 +15,7 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)?")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SIZE = re.compile(r"(\d+)(B|KB|MB|GB)?", re.IGNORECASE)
 _BYTES = {"B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}
+_AUTHORITY = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,252}|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252}[A-Za-z0-9.])?")
 
 
@@ -81,6 +82,8 @@ class Backend:
     """Of a Unix socket; empty for TCP."""
     finish_on_abort: bool
     """Whether it may finish its answer when the client has left."""
+    host_field: str
+    """What it gets in the Host field; empty for what the client sent."""
 
     @property
     def authority(self) -> str:
@@ -98,7 +101,7 @@ def _shown(text: str) -> str:
 
 
 def parse_backend(text: str) -> Backend:
-    """The backend of `http://host:port`, `http://[v6]:port` or `unix:/path`, with `?on-abort=finish` or without.
+    """The backend of `http://host:port`, `http://[v6]:port` or `unix:/path`, with `?on-abort=` and `&host=` or without.
 
     Raises:
         UsageError: it is no such thing; the text says how to write it.
@@ -111,12 +114,13 @@ def parse_backend(text: str) -> Backend:
             f"backend {shown} has a user name; clients send credentials of their own, so write http://HOST:PORT"
         )
     base, _, query = text.partition("?")
-    finish = _parse_backend_options(shown, query)
+    options = _parse_backend_options(shown, query)
+    finish = options.get("on-abort") == "finish"
     if base.startswith("unix:"):
         path = base[5:]
         if not path.startswith("/"):
             raise UsageError(f"backend {shown}: a Unix socket needs an absolute path, such as unix:/run/vllm.sock")
-        return Backend(base, "", 0, path, finish)
+        return Backend(base, "", 0, path, finish, _host_field(options, "localhost"))
     _check_scheme(shown, base)
     try:
         parts = urlsplit(base)
@@ -130,7 +134,8 @@ def parse_backend(text: str) -> Backend:
     if port == 0:
         raise UsageError(f"backend {shown}: port 0 cannot be connected")
     port = 80 if port is None else port
-    return Backend(f"http://{format_address(host, port)}", host, port, "", finish)
+    authority = format_address(host, port)
+    return Backend(f"http://{authority}", host, port, "", finish, _host_field(options, authority))
 
 
 def _check_scheme(shown: str, base: str) -> None:
@@ -145,15 +150,24 @@ def _check_scheme(shown: str, base: str) -> None:
         raise UsageError(f"backend {shown}: the scheme {scheme!r} is unknown; write http://HOST:PORT or unix:/PATH")
 
 
-def _parse_backend_options(shown: str, query: str) -> bool:
-    finish = False
+def _parse_backend_options(shown: str, query: str) -> dict[str, str]:
+    options: dict[str, str] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):
-        if name != "on-abort":
-            raise UsageError(f"backend {shown}: the option {name!r} is unknown; there is on-abort")
-        if value not in ("close", "finish"):
+        if name not in ("on-abort", "host"):
+            raise UsageError(f"backend {shown}: the option {name!r} is unknown; there are on-abort and host")
+        if name == "on-abort" and value not in ("close", "finish"):
             raise UsageError(f"backend {shown}: on-abort is close or finish, not {value!r}")
-        finish = value == "finish"
-    return finish
+        if name == "host" and value not in ("client", "backend") and not _AUTHORITY.fullmatch(value):
+            raise UsageError(f"backend {shown}: host is client, backend, or a name with or without a port, not {value!r}")
+        if name in options:
+            raise UsageError(f"backend {shown}: the option {name} is there twice")
+        options[name] = value
+    return options
+
+
+def _host_field(options: dict[str, str], authority: str) -> str:
+    host = options.get("host", "client")
+    return {"client": "", "backend": authority}.get(host, host)
 
 
 def parse_backends(texts: Sequence[str], limit: int) -> tuple[Backend, ...]:
@@ -181,6 +195,7 @@ class Settings:
     max_fields: int = 128
     max_body: int = 64 << 20
     failover_body: int = 1 << 20
+    kept_memory: int = 256 << 20
     head_timeout: float = 10.0
     keepalive_timeout: float = 75.0
     connect_timeout: float = 5.0

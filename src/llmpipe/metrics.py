@@ -83,7 +83,14 @@ class EngineCollector(Collector):
         yield _counter(
             "events_forwarded", "Pieces of response bodies forwarded, one a recv.", total(lambda s: s["events"])
         )
-        yield _gauge("clients", "Open client connections.", total(lambda s: s["clients"]))
+        yield _gauge(
+            "clients",
+            "Client connections, with those that left a backend which may finish: limits count them.",
+            total(lambda s: s["clients"]),
+        )
+        yield _gauge(
+            "finishing", "Exchanges whose client has left and whose backend may finish.", total(lambda s: s["finishing"])
+        )
         yield _counter("accepted", "Client connections accepted.", total(lambda s: s["accepted"]))
         refused = CounterMetricFamily(
             "llmpipe_connections_refused",
@@ -102,6 +109,9 @@ class EngineCollector(Collector):
             "access_lines_dropped",
             "Log lines lost because a ring or the queue was full.",
             total(lambda s: s["records_dropped"]) + self._dropped_lines(),
+        )
+        yield _gauge(
+            "request_bytes_kept", "Bytes of requests that are kept to send them again.", float(snapshots[0]["kept"])
         )
         yield _gauge("buffers_held", "8 KB buffers that hold bytes now.", total(lambda s: s["buffers_held"]))
         yield _gauge("buffers", "8 KB buffers that exist, free ones included.", total(lambda s: s["buffers_made"]))
@@ -146,8 +156,17 @@ class EngineCollector(Collector):
         )
 
     def _per_backend(self, snapshots: list[Stats]) -> Iterable[Metric]:
-        gauges: list[tuple[str, str, Callable[[BackendStats], int]]] = [
+        # What the engines share each of them tells alike.
+        shared: list[tuple[str, str, Callable[[BackendStats], float]]] = [
             ("in_flight", "Exchanges that a backend works on now.", lambda b: b["in_flight"]),
+            ("backend_up", "1 unless the backend is left out.", lambda b: float(not b["left_out"])),
+        ]
+        for name, text, read in shared:
+            gauge = GaugeMetricFamily(f"llmpipe_{name}", text, labels=["backend"])
+            for slot, backend in enumerate(self._backends):
+                gauge.add_metric([backend.url], read(snapshots[0]["backends"][slot]))
+            yield gauge
+        gauges: list[tuple[str, str, Callable[[BackendStats], int]]] = [
             ("upstream_idle", "Idle upstream connections.", lambda b: b["idle"]),
         ]
         counters: list[tuple[str, str, Callable[[BackendStats], int]]] = [
@@ -170,12 +189,6 @@ class EngineCollector(Collector):
             for slot, backend in enumerate(self._backends):
                 counter.add_metric([backend.url], sum(get(stats["backends"][slot]) for stats in snapshots))
             yield counter
-        up = GaugeMetricFamily(
-            "llmpipe_backend_up", "1 unless every worker leaves the backend out.", labels=["backend"]
-        )
-        for slot, backend in enumerate(self._backends):
-            up.add_metric([backend.url], float(any(not stats["backends"][slot]["left_out"] for stats in snapshots)))
-        yield up
 
 
 def make_registry(collector: EngineCollector) -> CollectorRegistry:

@@ -38,7 +38,8 @@ class Runner:
             OSError: a descriptor could not be made.
         """
         self.backends = backends
-        self.engines = [Engine(settings) for _ in range(workers)]
+        self.engines = [Engine(settings)]
+        self.engines += [Engine(settings, self.engines[0]) for _ in range(workers - 1)]
         self._threads = [
             threading.Thread(target=self._run, args=(number, engine), name=f"worker-{number}", daemon=True)
             for number, engine in enumerate(self.engines)
@@ -82,7 +83,14 @@ class Runner:
     def configure(self, resolver: Resolver) -> None:
         """Hands the routing table to every engine."""
         table = [
-            (slot, backend.authority.encode(), resolver.addresses(backend), backend.finish_on_abort)
+            (
+                slot,
+                backend.url.encode(),
+                backend.authority.encode(),
+                backend.host_field.encode(),
+                resolver.addresses(backend),
+                backend.finish_on_abort,
+            )
             for slot, backend in enumerate(self.backends)
         ]
         for engine in self.engines:
@@ -107,11 +115,9 @@ class Runner:
         return sum(engine.clients for engine in self.engines)
 
     def usable_backends(self) -> int:
-        """Backends that at least one worker does not leave out."""
-        snapshots = self.stats()
-        return sum(
-            any(not stats["backends"][slot]["left_out"] for stats in snapshots) for slot in range(len(self.backends))
-        )
+        """Backends that are not left out."""
+        backends = self.engines[0].stats()["backends"]
+        return sum(not backends[slot]["left_out"] for slot in range(len(self.backends)))
 
     def _take_records(self, engine: Engine) -> None:
         for record in engine.drain_events():

@@ -1,0 +1,110 @@
+# shared: what all workers of a process know together. Workers share no connection, but what is decided is the process's: which
+# backend has the fewest exchanges in flight, which is left out, how many retries are left, how much is kept of requests.
+#
+# Each word is an atomic of its own, touched per request and never per event. A lock was rejected: a worker that is preempted
+# while it holds one would make the others wait, and none of these words has to agree with another one.
+#
+# A backend is an object with a name, not a slot: workers take a new table at different moments, and for that time one worker's
+# slot may mean another backend than its neighbour's. Tables point to it and are counted; the control plane, the only one that makes
+# backends, frees those that nobody counts when it makes a table.
+
+cdef enum:
+    RETRY_FIRST = 1000          # retry budget at the start, in hundredths of a retry
+    RETRY_MOST = 10000
+    RETRY_COST = 100
+    RETRY_EARNED = 20           # by each exchange
+    EJECT_FIRST = 100000        # us
+    EJECT_MOST = 10000000
+    NAME_ROOM = 264             # a backend's name
+
+cdef struct BackendC:
+    uint32_t in_flight          # exchanges that it works on
+    uint32_t failures           # in a row
+    uint32_t address            # index of the address that was connected last
+    uint32_t users              # tables that point to it; raised by the control plane only
+    uint64_t ejected_until      # us of CLOCK_MONOTONIC; 0 where it is not left out
+    BackendC *next              # the control plane's, as `name`
+    char name[NAME_ROOM]
+
+cdef struct SharedC:
+    uint32_t engines            # that point to it; the control plane's
+    BackendC *backends          # the control plane's
+    uint32_t retry_budget       # hundredths
+    uint32_t next_slot          # where the choice among equals begins
+    uint64_t kept               # bytes of requests that are kept to be sent again
+    uint64_t kept_most          # 0 is no limit
+
+cdef BackendC *backend_find(SharedC *shared, const char *name, size_t n) noexcept nogil:
+    # Control plane: the backend of that name, made where there is none, with one more user; NULL where there is no memory.
+    cdef BackendC **link = &shared.backends
+    cdef BackendC *backend
+    cdef BackendC *found = NULL
+    while link[0] is not NULL:
+        backend = link[0]
+        if strlen(backend.name) == n and memcmp(backend.name, name, n) == 0:
+            found = backend
+        elif not sys_load_acquire(&backend.users) and not sys_load_acquire(&backend.in_flight):
+            link[0] = backend.next
+            free(backend)
+            continue
+        link = &backend.next
+    if found is NULL:
+        found = <BackendC *>calloc(1, sizeof(BackendC))
+        if found is NULL:
+            return NULL
+        memcpy(found.name, name, n)
+        link[0] = found
+    sys_add_shared(&found.users, 1)
+    return found
+
+cdef void shared_free(SharedC *shared) noexcept nogil:
+    # Control plane: one engine less.
+    cdef BackendC *backend
+    if shared is NULL:
+        return
+    shared.engines -= 1
+    if shared.engines:
+        return
+    while shared.backends is not NULL:
+        backend = shared.backends
+        shared.backends = backend.next
+        free(backend)
+    free(shared)
+
+cdef bint retry_take(SharedC *shared) noexcept nogil:
+    # Takes one retry out of the budget. False where none is left.
+    cdef uint32_t budget = sys_load_acquire(&shared.retry_budget)
+    while budget >= RETRY_COST:
+        if sys_compare_exchange(&shared.retry_budget, &budget, budget - RETRY_COST):
+            return True
+    return False
+
+cdef void retry_earn(SharedC *shared) noexcept nogil:
+    # An exchange has ended. Two workers may go over the most by a part of a retry.
+    if sys_load_acquire(&shared.retry_budget) < RETRY_MOST:
+        sys_add_shared(&shared.retry_budget, RETRY_EARNED)
+
+cdef bint backend_left_out(BackendC *backend, int64_t now) noexcept nogil:
+    return <int64_t>sys_read_counter(&backend.ejected_until) > now
+
+cdef int64_t backend_eject(BackendC *backend, int64_t now) noexcept nogil:
+    # Leaves the backend out for a time that doubles with each failure in a row: that time, or 0 where it is left out already.
+    # Failures that come while it is left out, of exchanges that were already there, do not make it longer.
+    cdef uint64_t until = sys_read_counter(&backend.ejected_until)
+    cdef uint32_t failures = sys_load_acquire(&backend.failures)
+    cdef int64_t out = EJECT_MOST
+    if <int64_t>until > now:
+        return 0
+    if failures < 16 and EJECT_FIRST << failures < EJECT_MOST:
+        out = EJECT_FIRST << failures
+    if not sys_compare_exchange_counter(&backend.ejected_until, &until, <uint64_t>(now + out)):
+        return 0                # another worker was faster
+    sys_add_shared(&backend.failures, 1)
+    return out
+
+cdef bint backend_recover(BackendC *backend) noexcept nogil:
+    # It has answered. Whether it had failed before, which one worker is told.
+    if not sys_load_acquire(&backend.failures) or not sys_exchange(&backend.failures, 0):
+        return False
+    sys_set_counter(&backend.ejected_until, 0)
+    return True

@@ -94,7 +94,7 @@ def test_each_exchange_tries_each_address_once(engines, first, workers):
             bad = ("127.0.0.1", int(stack.enter_context(unanswering_address()).rpartition(":")[2]))
         made = engines(workers, connect_timeout=0.5)
         made.configure([bad, port_of(good)])
-        clients = [stack.enter_context(Stream_(made)) for _ in range(8)]
+        clients = [stack.enter_context(OneClient(made)) for _ in range(8)]
         for client in clients:
             client.send(GET)
         assert [status_of(client) for client in clients] == [200] * 8
@@ -103,13 +103,13 @@ def test_each_exchange_tries_each_address_once(engines, first, workers):
         # From now on the address that answered comes first.
         errors = made.total("connect_errors")
         for _ in range(8):
-            with Stream_(made) as client:
+            with OneClient(made) as client:
                 client.send(GET.replace(b"Host", b"Connection: close\r\nHost"))
                 assert status_of(client) == 200
         assert made.total("connect_errors") == errors
 
 
-class Stream_:
+class OneClient:
     """A client of the engines, closed at the end."""
 
     def __init__(self, made: Engines) -> None:
@@ -126,7 +126,7 @@ class Stream_:
 def test_every_address_of_a_backend_before_it_is_left_out(engines):
     made = engines()
     made.configure([("127.0.0.1", free_port()), ("127.0.0.1", free_port()), ("127.0.0.1", free_port())])
-    with Stream_(made) as client:
+    with OneClient(made) as client:
         client.send(GET)
         assert status_of(client) == 502
     assert made.total("connect_errors") == 3
@@ -154,7 +154,7 @@ def test_after_a_new_table_no_request_goes_to_an_address_that_left_it(engines, w
         new = stack.enter_context(Backend(other))
         made = engines(workers)
         made.configure([port_of(old)])
-        waiting = [stack.enter_context(Stream_(made)) for _ in range(2 * workers)]  # in every engine
+        waiting = [stack.enter_context(OneClient(made)) for _ in range(2 * workers)]  # in every engine
         for client in waiting:
             client.send(GET)
         old.wait_connections(2 * workers)
@@ -187,7 +187,7 @@ def test_an_address_that_stays_keeps_its_idle_connection(engines):
     with Backend(answer_all) as kept, Backend(answer_all) as other:
         made = engines()
         made.configure([port_of(kept), port_of(other)])
-        with Stream_(made) as client:
+        with OneClient(made) as client:
             client.send(GET)
             assert status_of(client) == 200
             made.configure([port_of(other), port_of(kept)])

@@ -271,11 +271,17 @@ class TestOnAbortFinish:
 
         options = ["--max-connections-per-ip", "2"]
         with Backend(slow) as backend, Proxy(f"{backend.url}?on-abort=finish", options=options) as proxy:
-            for _ in range(30):
-                client = Client(proxy)
-                client.send(WHOLE)
-                wait_until(lambda: proxy.metric("llmpipe_upstreams") >= 2 or not client.silent(0.01))
-                client.reset()
+            for n in range(30):
+                with Client(proxy) as client:
+                    if n < 2:
+                        client.send(WHOLE)
+                        backend.wait_connections(n + 1)
+                        wait_until(lambda n=n: proxy.metric("llmpipe_in_flight", backend=backend.url) == n + 1)
+                        client.reset()
+                    else:  # refused, or closed where as many are being refused already
+                        with contextlib.suppress(ConnectionError, EOFError):
+                            client.send(WHOLE)
+                            assert client.read_response().status == 429
             wait_until(lambda: proxy.metric("llmpipe_finishing") == 2)
             assert proxy.metric("llmpipe_upstreams") == 2
             backend.catch_up()

@@ -547,7 +547,10 @@ def test_b3_long_posts_to_a_backend_that_closes_after_each_answer(proxy_to):
     proxy = proxy_to(closes)
     with Client(proxy) as client:
         for _ in range(40):
-            assert client.request(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body).status == 200
+            assert (
+                client.request(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body).status
+                == 200
+            )
     assert proxy.outcome("ok") == 40
 
 

@@ -158,7 +158,9 @@ def _parse_backend_options(shown: str, query: str) -> dict[str, str]:
         if name == "on-abort" and value not in ("close", "finish"):
             raise UsageError(f"backend {shown}: on-abort is close or finish, not {value!r}")
         if name == "host" and value not in ("client", "backend") and not _AUTHORITY.fullmatch(value):
-            raise UsageError(f"backend {shown}: host is client, backend, or a name with or without a port, not {value!r}")
+            raise UsageError(
+                f"backend {shown}: host is client, backend, or a name with or without a port, not {value!r}"
+            )
         if name in options:
             raise UsageError(f"backend {shown}: the option {name} is there twice")
         options[name] = value

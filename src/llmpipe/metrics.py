@@ -89,7 +89,9 @@ class EngineCollector(Collector):
             total(lambda s: s["clients"]),
         )
         yield _gauge(
-            "finishing", "Exchanges whose client has left and whose backend may finish.", total(lambda s: s["finishing"])
+            "finishing",
+            "Exchanges whose client has left and whose backend may finish.",
+            total(lambda s: s["finishing"]),
         )
         yield _counter("accepted", "Client connections accepted.", total(lambda s: s["accepted"]))
         refused = CounterMetricFamily(

@@ -292,6 +292,8 @@ class TestOnAbortFinish:
             with Client(proxy) as client:  # their places are free again
                 client.send(WHOLE)
                 backend.wait_connections(1)
+                backend.forget()
+                assert client.read_response().status == 502
 
     @pytest.mark.parametrize("cut", [1, 5, 14])
     def test_what_comes_with_the_clients_fin_is_not_lost(self, cut):

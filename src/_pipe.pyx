@@ -301,6 +301,7 @@ cdef class Engine:
             made.workers[made.count] = engine.w
             made.count += 1
         io_nodelay(listener)
+        io_urgent_inline(listener)
         io_keepalive(listener, w.settings.dead_peer_timeout)
         io_unanswered(listener, w.settings.dead_peer_timeout)
         self.listening = True
@@ -381,6 +382,7 @@ cdef class Engine:
             "events": sys_read_counter(&stats.events),
             "outcomes": [sys_read_counter(&stats.outcomes[i]) for i in range(OUTCOME_COUNT)],
             "reasons": [sys_read_counter(&stats.reasons[i]) for i in range(REASON_COUNT)],
+            "discarded": [sys_read_counter(&stats.discarded[i]) for i in range(DISCARD_COUNT)],
             "over_total": sys_read_counter(&stats.over_total),
             "over_address": sys_read_counter(&stats.over_address),
             "over_memory": sys_read_counter(&stats.over_memory),

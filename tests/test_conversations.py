@@ -43,6 +43,24 @@ def test_a_client_that_leaves_a_tunnel_before_it_took_all_has_left(world):
     assert world.run(bytes(script))["outcomes"] == {"ok": 1}
 
 
+def test_a_backend_that_leaves_a_tunnel_before_it_took_all_has_left(world):
+    script = Script(world).connect().client_say(0, 5).upstream_say(0, 8).upstream_room(0, 0).client_fill(0, 4).upstream_fin(0)
+    run = world.run(bytes(script))
+    assert run["outcomes"] == {"upstream_abort": 1}
+    assert run["stats"]["discarded"][world.DISCARDS.index("tunnel")] == 4 * 256
+
+
+def test_a_reset_passes_held_bytes_in_a_tunnel(world):
+    script = Script(world).connect().client_say(0, 5).upstream_say(0, 8).upstream_room(0, 0).client_fill(0, 4)
+    run = world.run(bytes(script.client_reset(0)))
+    assert run["outcomes"] == {"client_abort": 1}
+    assert run["upstreams"][0].ended == "reset"
+    script = Script(world).connect(0, 1).client_say(0, 5).upstream_say(0, 8).upstream_reset(0).client_room(0, 255)
+    run = world.run(bytes(script))
+    assert run["outcomes"] == {"upstream_abort": 1}
+    assert run["clients"][0].ended == "reset"
+
+
 def test_accepting_begins_when_epoll_has_memory_again(world):
     script = Script(world).backend_answer(0, 1).connect().client_say(0, 0).time(0, 99).time(0, 99)
     for error in world.ERRORS["epoll_ctl"]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import random
 import socket
+import struct
+import termios
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -355,3 +359,138 @@ def test_c2_many_websockets_at_once(echo_proxy):
             assert websocket.recv(timeout=10) == f"message {index}"
         assert echo_proxy.metric("llmpipe_streaming_active") == 30
     echo_proxy.settled()
+
+
+# The edges of a tunnel
+
+
+def test_c1_no_byte_behind_the_101_is_lost(serve, proxy):
+    # Much stands behind the 101 at once, so that a turn's share of reads is used up before the tunnel has taken over.
+    up, down = (random.Random(seed).randbytes(2 * MEGABYTE) for seed in (7, 8))
+    got: dict[int, bytes] = {}
+
+    def both(connection: Connection) -> None:
+        connection.read_head()
+        sender = threading.Thread(target=connection.send, args=(SWITCH + down,), daemon=True)
+        sender.start()
+        got[connection.index] = connection.read(len(up))
+        sender.join(30)
+
+    serve(both)
+    for _ in range(6):
+        with ExitStack() as stack:
+            clients = [stack.enter_context(Client(proxy)) for _ in range(10)]
+            senders = [pump(client, ASK + up) for client in clients]
+            wrong = []
+
+            def read(client: Client, wrong: list[str] = wrong) -> None:
+                client.read_head()
+                data = client.read(len(down))
+                if data != down:
+                    wrong.append(f"differs at {next(i for i in range(len(down)) if data[i] != down[i])}")
+
+            readers = [threading.Thread(target=read, args=(client,), daemon=True) for client in clients]
+            for thread in readers:
+                thread.start()
+            for thread in (*readers, *senders):
+                thread.join(60)
+                assert not thread.is_alive()
+            assert not wrong
+            wait_until(lambda: len(got) == 10, what="all backends have all bytes")
+        assert all(data == up for data in got.values())
+        got.clear()
+        proxy.settled()
+
+
+@pytest.mark.parametrize("how", ["close", "half close"])
+def test_c2_what_the_client_sent_before_it_left_reaches_a_backend_that_had_sent_something(serve, proxy, how):
+    # Something stands unread in the proxy's socket when it closes: a plain close would be an RST, and destroy what it sent.
+    data = random.Random(9).randbytes(200_000)
+    for _ in range(20):
+        with tunnel(proxy, serve) as (client, connection):
+            client.send(data)
+            client.half_close()
+            with contextlib.suppress(OSError):  # the proxy may be done with it
+                for _ in range(50):
+                    connection.send(b"unread" * 100)
+            if how == "close":
+                wait_until(lambda: unacknowledged(client) == 0, what="all that it sent has arrived")  # noqa: B023
+                client.close()
+            assert hashlib.sha256(connection.read_eof(20)).digest() == hashlib.sha256(data).digest()
+            connection.close()
+    proxy.settled()
+    assert proxy.metric("llmpipe_discarded_bytes_total", reason="tunnel") > 0
+    wait_until(lambda: proxy.metric("llmpipe_upstreams") == 0, what="the lingering upstreams are closed")
+
+
+def unacknowledged(stream: Client) -> int:
+    """Bytes that its kernel has sent or will send, and that the proxy's has not."""
+    return int(struct.unpack("i", fcntl.ioctl(stream.sock, termios.TIOCOUTQ, bytes(4)))[0])
+
+
+def fill(sender: Client | Connection) -> None:
+    """Sends until nothing more is taken, for a while."""
+    sender.sock.setblocking(False)
+    quiet = 0
+    while quiet < 20:
+        try:
+            sender.sock.send(bytes(65536))
+            quiet = 0
+        except BlockingIOError:
+            quiet += 1
+            threading.Event().wait(0.02)
+
+
+def test_d_a_reset_passes_a_backend_that_does_not_read(serve, proxy_to):
+    script = Switching()
+    with Backend(script) as backend:
+        proxy = proxy_to(backend, options=["--send-timeout", "0"])
+        with Client(proxy) as client:
+            client.send(ASK)
+            client.read_head()
+            connection = script.wait()
+            fill(client)
+            assert proxy.metric("llmpipe_buffers_held") > 0
+            client.reset()
+            proxy.wait_metric("llmpipe_upstreams", 0)
+            with pytest.raises(ConnectionResetError):  # a FIN would say that all has come
+                connection.read_eof()
+        assert proxy.outcome("client_abort") == 1
+        proxy.settled()
+
+
+def test_d_a_reset_of_the_backend_passes_a_client_that_does_not_read(serve, proxy_to):
+    script = Switching()
+    with Backend(script) as backend:
+        proxy = proxy_to(backend, options=["--send-timeout", "0"])
+        with Client(proxy) as client:
+            client.send(ASK)
+            client.read_head()
+            connection = script.wait()
+            fill(connection)
+            connection.reset()
+            proxy.wait_metric("llmpipe_upstreams", 0)
+            with pytest.raises(ConnectionResetError):
+                client.read_eof()
+        assert proxy.outcome("upstream_abort") == 1
+        proxy.settled()
+
+
+@pytest.mark.parametrize("who", ["client", "backend"])
+def test_f_a_tunnel_that_was_blocked_and_is_silent_is_idle(serve, proxy_to, who):
+    # Without a send time-out nothing was armed while it was blocked.
+    script = Switching()
+    with Backend(script) as backend:
+        proxy = proxy_to(backend, options=["--send-timeout", "0", "--idle-timeout", "500ms"])
+        with Client(proxy) as client:
+            client.send(ASK)
+            client.read_head()
+            connection = script.wait()
+            sender, receiver = (connection, client) if who == "client" else (client, connection)
+            fill(sender)
+            threading.Event().wait(1)
+            assert proxy.metric("llmpipe_upstreams") == 1  # whoever is blocked is not idle
+            with contextlib.suppress(OSError):
+                receiver.read_eof()
+            proxy.wait_metric("llmpipe_exchanges_total", 1, outcome="timeout_idle")
+        proxy.settled()

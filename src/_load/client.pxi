@@ -533,7 +533,7 @@ cdef void client_ready(LoadC *load, ClientC *client, bint writable) noexcept nog
     if client.call == CALL_NONE or client.call == CALL_LEFT:
         return
     if client.call == CALL_CONNECT:
-        error = io_connected(client.end.fd)
+        error = io_error(client.end.fd)
         if error < 0 or (client.end.hung_up and not writable):
             client_failed(load, client, ERROR_CONNECT)
             return

@@ -24,7 +24,9 @@ cdef struct ConnC:
     uint8_t side            # SIDE_*
     uint8_t closed          # parked: its descriptor is closed, its memory is freed at the end of the turn
     uint8_t readable        # epoll said so, and no recv has come back short since
-    uint8_t hung_up         # FIN or RST seen: recv until it says so too
+    uint8_t hung_up         # FIN or RST seen
+    uint8_t failed          # an error waits in the socket: mostly an RST
+    uint8_t to_end          # a short recv does not say that nothing is left: hung up, or an urgent byte cuts a recv short
     uint8_t queued          # in the list of connections that have work left
     uint32_t slot           # of the timer wheel, where armed
     int64_t due             # when the wheel looks at it, 0 where not armed
@@ -49,8 +51,13 @@ cdef struct ClientC:
     uint8_t state           # CLIENT_*
     uint8_t patient         # the kernel must not end it for taking nothing: the send time-out is there for that
     uint16_t refusal        # status that its request is refused with, because there are too many clients; else 0
+    uint8_t rest            # FRAMING_* of what still comes while it lingers, FRAMING_NONE behind the end of its request
+    uint8_t rest_reason     # DISCARD_* of that
+    uint8_t closes          # it said that it sends no further request
     int64_t since           # start of the idle time or the linger
-    uint32_t lingered       # bytes thrown away
+    int64_t heard           # while it lingers: when the last byte came
+    int64_t rest_left       # bytes of a Content-Length body still to come
+    ChunkC rest_chunk
     char address[ADDRESS_ROOM]
     QuotaC *quota           # that it counts in; NULL where no limit on addresses is set
 
@@ -62,8 +69,11 @@ cdef struct UpstreamC:
     uint8_t keep_alive      # may be used again after this response
     uint8_t address         # index in its route's addresses
     uint8_t orphan          # that address is in the table no more: it goes when its exchange has ended
+    uint8_t lingers         # its tunnel has ended and our side is shut; what still comes is thrown away
+    uint8_t reset           # must end with an RST
     uint32_t taken          # turn in which the exchange it has took it out of the pool
-    int64_t since           # start of the connect, or of the idle time
+    int64_t since           # start of the connect, of the idle time or of the linger
+    int64_t heard           # while it lingers: when the last byte came
     UpstreamC *idle_next
     UpstreamC **idle_back   # what points to this one in its backend's idle list, NULL where not idle
 
@@ -94,6 +104,7 @@ cdef struct ExchangeC:
     uint8_t addresses_tried  # of the current backend, in this attempt
     uint8_t skipped_line    # the empty line that may stand before a request was seen
     uint8_t reset           # the client's connection must end with an RST
+    uint8_t deaf            # the client takes no more, but what it sent before is still to be read (tunnels)
     uint8_t reason          # REASON_* of the last failure
     ExchangeC *ended_next   # in the list of those that ended in this turn
     BackendC *counted       # that counts it as in flight, or NULL
@@ -116,8 +127,9 @@ cdef struct ExchangeC:
     int64_t asked           # the head was complete: start of the TTFT that is shown
     int64_t whole           # the request was complete: start of the TTFT limit, one for all attempts
     int64_t first           # first content byte was forwarded
-    int64_t waited          # since when the wait for the upstream, or for the client's body, counts
-    int64_t taken           # the client, or the tunnel's far side, last took bytes
+    int64_t waited          # since when the wait for the upstream's answer counts; in a tunnel, for a byte of either side
+    int64_t moved           # a byte of the request last came, or was last taken by the upstream; in a tunnel only the latter
+    int64_t taken           # the client last took bytes
     int64_t left            # the client left
     int64_t bytes_up        # received from the client
     int64_t bytes_down      # sent to the client

@@ -30,8 +30,12 @@ cdef int64_t exchange_deadline(WorkerC *w, ExchangeC *x, uint8_t *outcome) noexc
     # When the exchange's time is up and with which outcome; 0 for never (rule F).
     cdef SettingsC *limits = &w.settings
     cdef int64_t deadline = sooner(0, x.begun, limits.total_timeout, OUTCOME_TIMEOUT_TOTAL, outcome)
-    if x.down.unsent or (x.state == STATE_TUNNEL and x.up.unsent):
-        return sooner(deadline, x.taken, limits.send_timeout, OUTCOME_TIMEOUT_SEND, outcome)
+    if x.down.unsent:
+        deadline = sooner(deadline, x.taken, limits.send_timeout, OUTCOME_TIMEOUT_SEND, outcome)
+    if x.state == STATE_TUNNEL and x.up.unsent:
+        return sooner(deadline, x.moved, limits.send_timeout, OUTCOME_TIMEOUT_SEND, outcome)
+    if x.down.unsent:
+        return deadline
     if x.state == STATE_HEAD:
         return sooner(deadline, x.begun, limits.head_timeout, OUTCOME_TIMEOUT_HEAD, outcome)
     if x.up_done and not x.content and x.state != STATE_TUNNEL:
@@ -39,20 +43,34 @@ cdef int64_t exchange_deadline(WorkerC *w, ExchangeC *x, uint8_t *outcome) noexc
     if x.state == STATE_CONNECT and x.upstream is not NULL:
         return sooner(deadline, x.upstream.since, limits.connect_timeout, OUTCOME_TIMEOUT_CONNECT, outcome)
     if x.state == STATE_WAIT and not x.up_broken:
+        # The answer is not awaited before the request is there. Once it has begun, it alone counts: a backend that answers
+        # need not take the rest, and a client that sends it must not hide that no answer comes any more.
         if x.up.unsent:
-            return sooner(deadline, x.waited, limits.idle_timeout, OUTCOME_TIMEOUT_IDLE, outcome)
+            return sooner(deadline, x.moved, limits.idle_timeout, OUTCOME_TIMEOUT_IDLE, outcome)
         if not x.up_done:
-            return sooner(deadline, x.waited, limits.idle_timeout, OUTCOME_TIMEOUT_BODY, outcome)
+            return sooner(deadline, x.moved, limits.idle_timeout, OUTCOME_TIMEOUT_BODY, outcome)
     if x.content or x.state == STATE_TUNNEL:
         return sooner(deadline, x.waited, limits.idle_timeout, OUTCOME_TIMEOUT_IDLE, outcome)
     if x.up_done:
         return deadline
     return sooner(deadline, x.waited, limits.ttft_timeout, OUTCOME_TIMEOUT_TTFT, outcome)
 
+cdef int64_t linger_deadline(WorkerC *w, int64_t since, int64_t heard) noexcept nogil:
+    # When a connection that lingers is closed, though its peer has not closed it (rule A6).
+    cdef int64_t deadline = since + LINGER_TIME
+    if heard + LINGER_SILENCE < deadline:
+        deadline = heard + LINGER_SILENCE
+    if w.draining:
+        if since < w.drained:
+            since = w.drained
+        if since + LINGER_DRAIN < deadline:
+            deadline = since + LINGER_DRAIN
+    return deadline
+
 cdef int64_t client_deadline(WorkerC *w, ClientC *client) noexcept nogil:
     # When a connection without an exchange has had its time; 0 is never.
     if client.state == CLIENT_LINGER:
-        return client.since + LINGER_TIME
+        return linger_deadline(w, client.since, client.heard)
     if w.draining:
         return client.since + FIRST_REQUEST_TIME
     if client.refusal and w.settings.head_timeout:
@@ -85,7 +103,9 @@ cdef ExchangeC *exchange_begin(WorkerC *w, ClientC *client) noexcept nogil:
     x.backend = -1
     x.begun = w.now
     x.waited = w.now
+    x.moved = w.now
     x.minor = 1
+    x.framing_up = FRAMING_CLOSE        # before its head is whole, nobody knows where it ends
     client.conn.exchange = x
     client.state = CLIENT_BUSY
     w.exchange_count += 1
@@ -179,6 +199,10 @@ cdef void exchange_end(WorkerC *w, ExchangeC *x, uint8_t phase, uint8_t outcome)
     cdef const char *address = NO_ADDRESS
     if x.client is not NULL:
         address = x.client.address
+    discard(&w.stats, DISCARD_TUNNEL if x.state == STATE_TUNNEL else DISCARD_REQUEST, x.up.unsent)
+    discard(&w.stats, DISCARD_TUNNEL if x.state == STATE_TUNNEL else DISCARD_RESPONSE, x.down.unsent)
+    if x.state == STATE_TUNNEL and x.up.unsent and x.upstream is not NULL:
+        x.upstream.reset = True         # the bytes that it lacks have no other mark
     upstream_drop(w, x)
     if x.left and x.state != STATE_FINISH:
         clock_gettime(CLOCK_MONOTONIC, &clock)

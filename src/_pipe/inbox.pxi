@@ -29,6 +29,14 @@ cdef void inbox_clear(WorkerC *w, InboxC *inbox) noexcept nogil:
         inbox.wide = NULL
     inbox.scanned = 0
 
+cdef void inbox_drop(WorkerC *w, InboxC *inbox, int why) noexcept nogil:
+    # As inbox_clear, of bytes that nobody has read.
+    if inbox.wide is not NULL:
+        discard(&w.stats, why, inbox.wide_used)
+    elif inbox.buf is not NULL:
+        discard(&w.stats, why, inbox.buf.end - inbox.buf.start)
+    inbox_clear(w, inbox)
+
 cdef int hot_replace(WorkerC *w) noexcept nogil:
     # Another hot buffer for one that somebody keeps. On -ENOMEM the old one stays the worker's.
     cdef BufC *buf = buf_get(&w.bufs)

@@ -79,6 +79,12 @@ cdef void io_nodelay(int fd) noexcept nogil:
     cdef int one = 1
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
 
+cdef void io_urgent_inline(int fd) noexcept nogil:
+    # An urgent byte stays in its place among the others (RFC 6093); else the kernel would take it out of the stream. A Unix
+    # socket takes the option too.
+    cdef int one = 1
+    setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &one, sizeof(one))
+
 cdef void io_keepalive(int fd, int64_t dead_after) noexcept nogil:
     # Has the kernel end a connection whose peer has said nothing at all for so many us, though it was asked three times.
     # A Unix socket refuses, and needs none; 0 is off.
@@ -105,7 +111,7 @@ cdef void io_unanswered(int fd, int64_t most) noexcept nogil:
 
 cdef int io_accept(int listener, sockaddr_storage *peer) noexcept nogil:
     # The next connection that waits, and its peer's address; or -errno. On Linux a connection inherits TCP_NODELAY,
-    # keepalive and the like from its listener.
+    # SO_OOBINLINE, keepalive and the like from its listener.
     cdef socklen_t n = sizeof(sockaddr_storage)
     cdef int fd = accept4(listener, <sockaddr *>peer, &n, SOCK_NONBLOCK | SOCK_CLOEXEC)
     return fd if fd >= 0 else -errno
@@ -139,6 +145,7 @@ cdef int io_connect(const AddressC *to, int *fd) noexcept nogil:
     if fd[0] < 0:
         return -errno
     io_nodelay(fd[0])
+    io_urgent_inline(fd[0])
     if connect(fd[0], <const sockaddr *>&to.address, to.length) == 0:
         return RC_OK
     if errno == EINPROGRESS:
@@ -147,8 +154,8 @@ cdef int io_connect(const AddressC *to, int *fd) noexcept nogil:
     close(fd[0])
     return rc
 
-cdef int io_connected(int fd) noexcept nogil:
-    # How a connect ended: 0 or -errno.
+cdef int io_error(int fd) noexcept nogil:
+    # The error that waits in a socket, which is told once: 0 or -errno. So a connect tells how it ended.
     cdef int error = 0
     cdef socklen_t n = sizeof(error)
     if getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &n) < 0:
@@ -158,7 +165,7 @@ cdef int io_connected(int fd) noexcept nogil:
 cdef int io_watch(int epfd, int fd, void *whose) noexcept nogil:
     # Registers once, edge-triggered, for everything; interest is never changed afterwards. 0 or -errno.
     cdef epoll_event event
-    event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
+    event.events = EPOLLIN | EPOLLPRI | EPOLLOUT | EPOLLRDHUP | EPOLLET
     event.data.ptr = whose
     return 0 if epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &event) == 0 else -errno
 

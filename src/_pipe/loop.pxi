@@ -26,7 +26,7 @@ cdef void table_replace(WorkerC *w, TableC *table) noexcept nogil:
                 if memcmp(&route.addresses[i], address, sizeof(AddressC)) == 0:
                     upstream.orphan = False
                     upstream.address = <uint8_t>i
-            if upstream.orphan and conn.exchange is NULL:
+            if upstream.orphan and conn.exchange is NULL and not upstream.lingers:
                 upstream_close(w, upstream)
         conn = following
     w.table = table
@@ -50,11 +50,16 @@ cdef void loop_mail(WorkerC *w) noexcept nogil:
     w.stopping = sys_load_acquire(&w.mail.stopping) != 0
     if not w.draining and sys_load_acquire(&w.mail.draining):
         w.draining = True
+        w.drained = w.now
         conn = w.all
         while conn is not NULL:
             following = conn.all_next
             if conn.side == SIDE_CLIENT and (<ClientC *>conn).state <= CLIENT_IDLE:
                 client_drain(w, <ClientC *>conn)
+            elif conn.exchange is NULL and conn.side == SIDE_CLIENT:
+                timer_arm(w, conn, client_deadline(w, <ClientC *>conn))     # it lingers
+            elif conn.exchange is NULL and conn.side == SIDE_UPSTREAM and (<UpstreamC *>conn).lingers:
+                timer_arm(w, conn, upstream_deadline(w, <UpstreamC *>conn))
             conn = following
 
 cdef void loop_dispatch(WorkerC *w, epoll_event *event) noexcept nogil:
@@ -68,10 +73,14 @@ cdef void loop_dispatch(WorkerC *w, epoll_event *event) noexcept nogil:
         conn.readable = True
         step_listener(w)
         return
-    if event.events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
+    if event.events & (EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
         conn.readable = True
         if event.events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR):
-            conn.hung_up = True
+            conn.hung_up = conn.to_end = True
+            if event.events & EPOLLERR:
+                conn.failed = True
+        if event.events & EPOLLPRI:
+            conn.to_end = True      # a recv stops before an urgent byte
     if conn.side == SIDE_CLIENT:
         step_client(w, <ClientC *>conn)
     else:
@@ -199,7 +208,7 @@ cdef int loop_run(WorkerC *w) noexcept nogil:
             else:
                 step_expired(w, conn)
         loop_reap(w)
-        if w.stopping or (w.draining and w.client_count == 0 and w.exchange_count == 0):
+        if w.stopping or (w.draining and w.client_count == 0 and w.exchange_count == 0 and w.lingering == 0):
             break
     loop_mail(w)
     loop_cut_all(w)

@@ -35,6 +35,11 @@ cdef void conn_queue(WorkerC *w, ConnC *conn) noexcept nogil:
     w.busy_end[0] = conn
     w.busy_end = &conn.busy_next
 
+cdef void conn_received(ConnC *conn, ssize_t got) noexcept nogil:
+    # After a recv into an empty buffer: one that came back short left nothing.
+    if got < BUF_SIZE and not conn.to_end:
+        conn.readable = False
+
 cdef void client_uncount(WorkerC *w, uint16_t refusal, QuotaC *quota) noexcept nogil:
     # A client connection that was counted when it was accepted is no more.
     if refusal:
@@ -45,7 +50,7 @@ cdef void client_uncount(WorkerC *w, uint16_t refusal, QuotaC *quota) noexcept n
 
 cdef void client_release(WorkerC *w, ClientC *client, bint reset) noexcept nogil:
     # Closes the connection; its place among the clients stays taken, and is the caller's to give back.
-    inbox_clear(w, &client.inbox)
+    inbox_drop(w, &client.inbox, DISCARD_REQUEST)
     conn_close(w, &client.conn, reset)
     w.client_count -= 1
 
@@ -65,8 +70,10 @@ cdef void upstream_leave_pool(WorkerC *w, UpstreamC *upstream) noexcept nogil:
 
 cdef void upstream_close(WorkerC *w, UpstreamC *upstream) noexcept nogil:
     upstream_leave_pool(w, upstream)
-    inbox_clear(w, &upstream.inbox)
-    conn_close(w, &upstream.conn, False)
+    inbox_drop(w, &upstream.inbox, DISCARD_BROKEN)
+    if upstream.lingers:
+        w.lingering -= 1
+    conn_close(w, &upstream.conn, upstream.reset)
     sys_add_counter(&w.stats.upstreams, <uint64_t>-1)
 
 cdef void upstream_keep(WorkerC *w, UpstreamC *upstream) noexcept nogil:

@@ -22,7 +22,7 @@ cdef enum:
     CLIENT_NEW = 0      # before its first request; ended by a byte, a FIN, the keep-alive time-out, FIRST_REQUEST_TIME
     CLIENT_IDLE = 1     # between exchanges; ended by a byte, a FIN, the keep-alive time-out, the drain
     CLIENT_BUSY = 2     # has an exchange; ended by the exchange's end
-    CLIENT_LINGER = 3   # our side is shut; what still comes is thrown away, until a FIN or LINGER_TIME
+    CLIENT_LINGER = 3   # our side is shut; what still comes is thrown away, until a FIN or linger_deadline()
 
 # States of an exchange. exchange_set_state() is the only writer.
 cdef enum:
@@ -80,7 +80,24 @@ cdef enum:
     FRAMING_NONE = 0
     FRAMING_LENGTH = 1
     FRAMING_CHUNKED = 2
-    FRAMING_CLOSE = 3   # a response only: until the upstream's FIN
+    FRAMING_CLOSE = 3   # until the peer's FIN: a response, a tunnel, and what follows a head or a chunk that is broken
+
+# Bytes that were received and went nowhere, by why (rule C1). DISCARDS has the names; change both together.
+cdef enum:
+    DISCARD_REQUEST = 0         # of a request that was refused or answered before its end, or whose backend is gone
+    DISCARD_BEHIND_REQUEST = 1  # stood behind a request on a connection that closes
+    DISCARD_RESPONSE = 2        # of a response whose client has left, or takes no more
+    DISCARD_BEHIND_RESPONSE = 3  # stood behind the end of a response (rule C4)
+    DISCARD_BROKEN = 4          # of a response that broke its framing, or whose head never was whole
+    DISCARD_RETRIED = 5         # of a response in whose place the next backend was asked
+    DISCARD_INTERIM = 6         # an interim response to an HTTP/1.0 client
+    DISCARD_TUNNEL = 7          # of a tunnel whose far side is gone
+    DISCARD_COUNT = 8
+
+DISCARDS = (
+    "request", "behind_request", "response", "behind_response", "broken_response", "retried_response", "interim_response",
+    "tunnel",
+)
 
 # Kinds of event records.
 cdef enum:

@@ -43,6 +43,7 @@ cdef struct StatsC:
     uint64_t events             # pieces of response bodies forwarded, one a recv
     uint64_t outcomes[OUTCOME_COUNT]
     uint64_t reasons[REASON_COUNT]
+    uint64_t discarded[DISCARD_COUNT]   # bytes
     uint64_t connects
     uint64_t connect_errors
     uint64_t reuses
@@ -55,3 +56,8 @@ cdef struct StatsC:
     HistogramC duration
     HistogramC disconnect
     BackendStatsC backends[MAX_BACKENDS]
+
+cdef void discard(StatsC *stats, int why, size_t n) noexcept nogil:
+    # Counts bytes that were received and will go nowhere (rule C1).
+    if n:
+        sys_add_counter(&stats.discarded[why], n)

@@ -20,7 +20,9 @@
 #   head, body time-out       408, linger                              -
 #   send time-out             -                                        upstream closed, client reset
 #   stop                      503                                      truncated, outcome shutdown
-#   tunnel: FIN, either side  -                                        both closed, after the bytes held towards the other
+#   tunnel: client FIN        -                                        the same to the backend behind all bytes, linger there
+#   tunnel: client error      -                                        the same to the backend at once
+#   tunnel: upstream FIN      -                                        the same to the client behind all bytes, linger
 #
 #   truncated: chunked ends without the last chunk, Content-Length short, until-close with an RST; bytes held go first.
 #
@@ -30,9 +32,35 @@
 
 # ---------------------------------------------------------------------------------------------------- the client leaves
 
+cdef size_t body_skip(uint8_t *framing, int64_t *left, ChunkC *chunk, const uint8_t *data, size_t n) noexcept nogil:
+    # Follows a request body that nobody wants, so that its end is known: how many of the bytes belong to it. `framing` is
+    # FRAMING_NONE behind its end.
+    cdef const uint8_t *body = NULL
+    cdef size_t length = 0
+    cdef size_t used = 0
+    cdef int rc = RC_OK
+    if framing[0] == FRAMING_NONE:
+        return 0
+    if framing[0] == FRAMING_LENGTH:
+        used = n if <int64_t>n < left[0] else <size_t>left[0]
+        left[0] -= used
+        if left[0] == 0:
+            framing[0] = FRAMING_NONE
+        return used
+    if framing[0] == FRAMING_CHUNKED:
+        while rc == RC_OK:
+            rc = chunk_next(chunk, data, n, &used, &body, &length)
+        if rc == RC_DONE:
+            framing[0] = FRAMING_NONE
+            return used
+        if rc == RC_BAD:
+            framing[0] = FRAMING_CLOSE      # who knows where it ends
+    return n
+
 cdef void client_linger(WorkerC *w, ClientC *client) noexcept nogil:
-    # Sends our FIN and throws away what still comes, so that no RST destroys an answer that the client has not read.
-    inbox_clear(w, &client.inbox)
+    # Sends our FIN and throws away what still comes, so that no RST destroys an answer that the client has not read: the
+    # rest of its request, and what stands behind that, until its FIN (rule A6).
+    inbox_drop(w, &client.inbox, DISCARD_BEHIND_REQUEST)
     if client.conn.hung_up and not client.conn.readable:
         client_close(w, client, False)
         return
@@ -41,23 +69,70 @@ cdef void client_linger(WorkerC *w, ClientC *client) noexcept nogil:
         conn_queue(w, &client.conn)
     client.state = CLIENT_LINGER
     client.since = w.now
+    client.heard = w.now
     timer_arm(w, &client.conn, client_deadline(w, client))
 
 cdef void step_linger(WorkerC *w, ClientC *client) noexcept nogil:
     cdef ssize_t got
+    cdef size_t used
     cdef int i
     for i in range(TURN_READS):
         if not client.conn.readable:
+            if client.closes and client.rest == FRAMING_NONE:
+                client_close(w, client, False)      # it said that it sends no more
             return
         got = io_recv(client.conn.fd, w.hot.data, BUF_SIZE)
         if got == -EAGAIN:
             client.conn.readable = False
-            return
-        if got <= 0 or client.lingered > LINGER_BYTES:
+            continue
+        if got <= 0:
             client_close(w, client, False)
             return
-        client.lingered += <uint32_t>got
+        conn_received(&client.conn, got)
+        client.heard = w.now
+        used = body_skip(&client.rest, &client.rest_left, &client.rest_chunk, w.hot.data, got)
+        discard(&w.stats, client.rest_reason, used)
+        discard(&w.stats, DISCARD_BEHIND_REQUEST, got - used)
     conn_queue(w, &client.conn)
+
+cdef int64_t upstream_deadline(WorkerC *w, UpstreamC *upstream) noexcept nogil:
+    # When an upstream without an exchange has had its time.
+    if upstream.lingers:
+        return linger_deadline(w, upstream.since, upstream.heard)
+    return upstream.since + w.settings.upstream_idle_timeout
+
+cdef void upstream_linger(WorkerC *w, UpstreamC *upstream) noexcept nogil:
+    # As client_linger, for what a tunnel has sent to its backend. The exchange has let go of it.
+    upstream.conn.exchange = NULL
+    if upstream.conn.hung_up and not upstream.conn.readable:
+        upstream_close(w, upstream)
+        return
+    io_shut(upstream.conn.fd)
+    upstream.lingers = True
+    upstream.since = w.now
+    upstream.heard = w.now
+    w.lingering += 1
+    if upstream.conn.readable:
+        conn_queue(w, &upstream.conn)
+    timer_arm(w, &upstream.conn, upstream_deadline(w, upstream))
+
+cdef void step_upstream_linger(WorkerC *w, UpstreamC *upstream) noexcept nogil:
+    cdef ssize_t got
+    cdef int i
+    for i in range(TURN_READS):
+        if not upstream.conn.readable:
+            return
+        got = io_recv(upstream.conn.fd, w.hot.data, BUF_SIZE)
+        if got == -EAGAIN:
+            upstream.conn.readable = False
+            return
+        if got <= 0:
+            upstream_close(w, upstream)
+            return
+        conn_received(&upstream.conn, got)
+        upstream.heard = w.now
+        discard(&w.stats, DISCARD_TUNNEL, got)
+    conn_queue(w, &upstream.conn)
 
 cdef void client_await(WorkerC *w, ClientC *client, uint8_t state) noexcept nogil:
     # For a request. A pipelined one is read in the next turn, not here: its answer would come back here.
@@ -82,6 +157,12 @@ cdef int exchange_finish(WorkerC *w, ExchangeC *x) noexcept nogil:
     cdef bint keeps = x.client_keeps and x.up_done and not w.draining
     cdef bint reset = x.reset
     cdef bint wanted = x.up_done and x.client_closes    # then it sends no more, and no RST can follow
+    if client is not NULL:
+        client.rest = <uint8_t>(FRAMING_NONE if x.up_done else x.framing_up)
+        client.rest_reason = <uint8_t>(DISCARD_TUNNEL if x.state == STATE_TUNNEL else DISCARD_REQUEST)
+        client.rest_left = x.up_left
+        client.rest_chunk = x.up_chunk
+        client.closes = x.client_closes
     exchange_end(w, x, exchange_phase(x), x.outcome)
     if client is NULL:
         return RC_GONE
@@ -99,8 +180,11 @@ cdef int client_left(WorkerC *w, ExchangeC *x, int error) noexcept nogil:
     cdef uint8_t phase = <uint8_t>exchange_phase(x)
     x.left = w.now
     x.error = error
+    if x.state == STATE_TUNNEL and error and x.upstream is not NULL:
+        x.upstream.reset = True         # passed on: a FIN would say that all has come
     if (x.upstream is not NULL and w.table.routes[x.backend].finish_on_abort and x.up_done and not x.up.unsent
             and (x.state == STATE_WAIT or x.state == STATE_STREAM)):
+        discard(&w.stats, DISCARD_RESPONSE, x.down.unsent)
         chain_clear(&x.down, &w.bufs)
         client.conn.exchange = NULL
         x.quota = client.quota
@@ -118,6 +202,18 @@ cdef int client_left(WorkerC *w, ExchangeC *x, int error) noexcept nogil:
 
 # ------------------------------------------------------------------------------------------------ bytes for the client
 
+cdef int client_takes_no_more(WorkerC *w, ExchangeC *x, int error) noexcept nogil:
+    # A send to the client failed. RC_OK where the exchange goes on, or RC_GONE.
+    if x.state != STATE_TUNNEL or error != EPIPE:
+        return client_left(w, x, error)
+    # Its RST came after its FIN, so all that it sent is here, and is still to be passed on.
+    x.deaf = True
+    discard(&w.stats, DISCARD_TUNNEL, x.down.unsent)
+    chain_clear(&x.down, &w.bufs)
+    x.client.conn.readable = True
+    conn_queue(w, &x.client.conn)
+    return RC_OK
+
 cdef int flush_down(WorkerC *w, ExchangeC *x) noexcept nogil:
     # Sends what the client has not taken. RC_OK all taken, RC_AGAIN not yet, RC_GONE.
     cdef ssize_t took
@@ -125,35 +221,41 @@ cdef int flush_down(WorkerC *w, ExchangeC *x) noexcept nogil:
         return RC_OK
     took = io_send_chain(x.client.conn.fd, &x.down, &w.bufs)
     if took < 0:
-        return RC_GONE if client_left(w, x, <int>-took) == RC_GONE else RC_OK
+        return client_takes_no_more(w, x, <int>-took)
     x.bytes_down += took
     if took:
         x.taken = w.now
     if x.down.unsent:
         return RC_AGAIN
-    x.waited = w.now        # the wait for the upstream starts anew: it was not its fault
     if x.state == STATE_FLUSH:
         return exchange_finish(w, x)
+    x.waited = w.now        # the wait for the upstream starts anew: it was not its fault
+    exchange_rearm(w, x)
     return RC_OK
 
 cdef int client_send(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t n) noexcept nogil:
     # Sends, at once; what the socket does not take is kept, and the upstream is not read until it is taken.
     # RC_OK or RC_GONE.
     cdef ssize_t took = 0
-    if x.client is NULL or n == 0:
+    if x.client is NULL or x.deaf:
+        discard(&w.stats, DISCARD_TUNNEL if x.deaf else DISCARD_RESPONSE, n)
+        return RC_OK
+    if n == 0:
         return RC_OK
     if not x.down.unsent:
         took = io_send(x.client.conn.fd, data, n)
         if took == -EAGAIN:
             took = 0
         if took < 0:
-            return client_left(w, x, <int>-took)
+            discard(&w.stats, DISCARD_TUNNEL if x.state == STATE_TUNNEL else DISCARD_RESPONSE, n)
+            return client_takes_no_more(w, x, <int>-took)
         x.bytes_down += took
         if <size_t>took == n:
             return RC_OK
         x.taken = w.now
     if chain_take_hot(w, &x.down, data + took, n - took) != RC_OK:
         # A hole in the stream would be worse than its end.
+        discard(&w.stats, DISCARD_RESPONSE, n - took)
         exchange_blame(w, x, REASON_NO_MEMORY, ENOMEM)
         x.reset = True
         x.client_keeps = False
@@ -342,6 +444,7 @@ cdef int response_end(WorkerC *w, ExchangeC *x) noexcept nogil:
         if x.client.conn.hung_up:
             return client_left(w, x, 0)     # its FIN came with the request that is answered; no event will tell of it again
         exchange_set_state(w, x, STATE_FLUSH)
+        request_goes_on(w, x)
         return RC_OK
     return exchange_finish(w, x)
 
@@ -410,6 +513,12 @@ cdef void exchange_note(WorkerC *w, ExchangeC *x, HeadC *head) noexcept nogil:
     else:
         request_id_make(w, x)
 
+cdef void request_distrust(ExchangeC *x) noexcept nogil:
+    # The head was broken: nothing that it says of its body, or of a close, is believed.
+    x.framing_up = FRAMING_CLOSE
+    x.up_done = False
+    x.client_closes = False
+
 cdef int up_follow(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t n, size_t *used) noexcept nogil:
     # Follows the request body's framing: data[0:used] belongs to it. RC_OK, or the status to answer with.
     cdef const uint8_t *body = NULL
@@ -426,17 +535,62 @@ cdef int up_follow(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t n, size
             if rc == RC_OK:
                 x.up_body += length
                 if x.up_body > w.settings.max_body:
-                    return 413
+                    return up_refused(w, x, data, n, used[0], 413)
         if rc == RC_BAD:
-            return 400
+            x.framing_up = FRAMING_CLOSE
+            return up_refused(w, x, data, n, used[0], 400)
         # A size that goes over the limit is refused before it is forwarded; some count in fewer than 64 bits.
         if x.up_chunk.left > <uint64_t>(w.settings.max_body - x.up_body):
-            return 413
+            return up_refused(w, x, data, n, used[0], 413)
         x.up_done = rc == RC_DONE
     if x.up_done:
         x.waited = w.now        # from here the backend is waited for
         x.whole = w.now
         exchange_rearm(w, x)
+    return RC_OK
+
+cdef void request_skip(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t n) noexcept nogil:
+    # Throws away what comes of a request that is answered already, or will be.
+    cdef size_t used
+    if x.up_done:
+        used = 0
+    else:
+        used = body_skip(&x.framing_up, &x.up_left, &x.up_chunk, data, n)
+        x.up_done = x.framing_up == FRAMING_NONE
+        x.whole = w.now
+    discard(&w.stats, DISCARD_REQUEST, used)
+    discard(&w.stats, DISCARD_BEHIND_REQUEST, n - used)
+
+cdef int up_refused(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t n, size_t used, int status) noexcept nogil:
+    # data[0:used] were followed, and none of the bytes will be forwarded. `status`.
+    discard(&w.stats, DISCARD_REQUEST, used)
+    request_skip(w, x, data + used, n - used)
+    return status
+
+cdef void request_goes_on(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # From here the rest of the request is thrown away: no event tells of what is there already.
+    if not x.up_done and x.client is not NULL and x.client.conn.readable:
+        conn_queue(w, &x.client.conn)
+
+cdef int step_skip(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # Reads what the client still sends of a request that nobody takes, so that it comes to read its answer (rule A6).
+    # RC_OK or RC_GONE.
+    cdef ClientC *client = x.client
+    cdef ssize_t got
+    cdef int i
+    for i in range(TURN_READS):
+        if x.up_done or not client.conn.readable:
+            return RC_OK
+        got = io_recv(client.conn.fd, w.hot.data, BUF_SIZE)
+        if got == -EAGAIN:
+            client.conn.readable = False
+            return RC_OK
+        if got <= 0:
+            return client_left(w, x, <int>-got)
+        conn_received(&client.conn, got)
+        x.bytes_up += got
+        request_skip(w, x, w.hot.data, got)
+    conn_queue(w, &client.conn)
     return RC_OK
 
 cdef int up_hold(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t n) noexcept nogil:
@@ -462,11 +616,16 @@ cdef int step_request(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t leng
     x.asked = w.now
     x.whole = w.now
     x.waited = w.now
+    x.moved = w.now
     if status != RC_OK:
         head.request_id_length = 0      # it may not have been looked at
     exchange_note(w, x, head)
+    if status != RC_OK:
+        request_distrust(x)
     if status == RC_OK and head.content_length > w.settings.max_body:
         status = 413
+    if status != RC_OK or client.refusal:
+        request_skip(w, x, data + length, n - length)
     if status != RC_OK:
         return refuse(w, x, status)
     if client.refusal:
@@ -475,6 +634,7 @@ cdef int step_request(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t leng
     write_start(&w.out, w.out.data, w.out.size)
     head_write_request(&w.out, head, client.address, b"", x.request_id, x.request_id_length)
     if w.out.full:
+        request_skip(w, x, data + length, n - length)
         return refuse(w, x, 431)
     x.head_length = <uint32_t>w.out.used
     x.no_host = not head.absolute and head.host_count == 0
@@ -486,6 +646,10 @@ cdef int step_request(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t leng
     if (chain_copy(&x.up, &w.bufs, w.out.data, w.out.used) != RC_OK
             or (used and chain_copy(&x.up, &w.bufs, data + length, used) != RC_OK)
             or inbox_keep(w, &client.inbox, data + length + used, n - length - used) != RC_OK):
+        # The request may stand in the inbox still: it must not be read once more.
+        discard(&w.stats, DISCARD_BEHIND_REQUEST, n - length - used)
+        inbox_clear(w, &client.inbox)
+        x.client_keeps = False
         return answer_error(w, x, 503, OUTCOME_OVERLOAD)
     if client.conn.hung_up:
         return client_left(w, x, 0)
@@ -525,8 +689,8 @@ cdef void step_head(WorkerC *w, ClientC *client) noexcept nogil:
                 else:
                     client_left(w, x, <int>-got)
                 return
-            if got < BUF_SIZE and not client.conn.hung_up and inbox.wide is NULL and inbox.buf is NULL:
-                client.conn.readable = False    # came back short: nothing is left
+            if inbox.wide is NULL and inbox.buf is NULL:
+                conn_received(&client.conn, got)
             if x is not NULL:
                 x.bytes_up += got
         else:
@@ -553,7 +717,8 @@ cdef void step_head(WorkerC *w, ClientC *client) noexcept nogil:
         if rc == RC_OK or rc == RC_BAD:
             refuse(w, x, 400)
             return
-        if n > w.settings.max_request_line and memchr(data, c"\n", w.settings.max_request_line + 2) is NULL:
+        # Behind the longest line stand a CR and an LF.
+        if n >= w.settings.max_request_line + 2 and memchr(data, c"\n", w.settings.max_request_line + 2) is NULL:
             refuse(w, x, 414)
             return
         if rc == RC_DONE or n >= w.settings.max_head:
@@ -783,6 +948,8 @@ cdef int step_up_broken(WorkerC *w, ExchangeC *x, int error) noexcept nogil:
     x.up_broken = True
     x.error = error
     x.upstream.conn.readable = True
+    if x.forwarded:
+        request_goes_on(w, x)
     return step_down(w, x)
 
 cdef int step_up(WorkerC *w, ExchangeC *x) noexcept nogil:
@@ -797,13 +964,15 @@ cdef int step_up(WorkerC *w, ExchangeC *x) noexcept nogil:
     cdef int i
     for i in range(TURN_READS):
         if x.up_broken:
-            return RC_OK
+            return step_skip(w, x) if x.forwarded else RC_OK
         if x.up.unsent:
             took = io_send_chain(upstream.conn.fd, &x.up, &w.bufs)
             if took < 0:
                 return step_up_broken(w, x, <int>-took)
             if took:
-                x.waited = w.now
+                x.moved = w.now
+                if x.state == STATE_WAIT:
+                    x.waited = w.now
             exchange_rearm(w, x)    # what is waited for has changed
             if x.up.unsent:
                 return RC_OK
@@ -815,9 +984,8 @@ cdef int step_up(WorkerC *w, ExchangeC *x) noexcept nogil:
             return RC_OK
         if got <= 0:
             return client_left(w, x, <int>-got)
-        if got < BUF_SIZE and not client.conn.hung_up:
-            client.conn.readable = False
-        x.waited = w.now
+        conn_received(&client.conn, got)
+        x.moved = w.now
         status = up_follow(w, x, w.hot.data, got, &used)
         if status != RC_OK:
             return request_broken(w, x, status)
@@ -944,6 +1112,12 @@ cdef bint status_retries(WorkerC *w, ExchangeC *x, int status) noexcept nogil:
         return False
     return x.client is not NULL and not x.up.lost and pool_has_another(w, x) and retry_take(w.shared)
 
+cdef int response_broken(WorkerC *w, ExchangeC *x, uint8_t reason, size_t n) noexcept nogil:
+    # The n bytes that came of a response cannot be understood. RC_OK or RC_GONE.
+    if x.upstream.inbox.buf is NULL and x.upstream.inbox.wide is NULL:
+        discard(&w.stats, DISCARD_BROKEN, n)        # else upstream_close counts them
+    return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, reason, 0)
+
 cdef int step_response(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n) noexcept nogil:
     # data[0:n] is all that came of the response so far, its head not yet whole. RC_OK or RC_GONE.
     cdef UpstreamC *upstream = x.upstream
@@ -964,7 +1138,7 @@ cdef int step_response(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n) noexce
             return RC_OK
         if (rc != RC_DONE or length > w.settings.max_head or head_read_response(
                 head, data, length, w.settings.max_fields, x.to_head) != RC_OK):
-            return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, REASON_BAD_HEAD, 0)
+            return response_broken(w, x, REASON_BAD_HEAD, n)
         upstream.inbox.scanned = 0
         if head.status >= 200 or head.status == 101:
             break
@@ -974,6 +1148,8 @@ cdef int step_response(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n) noexce
             head_write_response(&w.out, head, False, NULL, x.request_id, x.request_id_length)
             if client_send(w, x, w.out.data, w.out.used) == RC_GONE:
                 return RC_GONE
+        else:
+            discard(&w.stats, DISCARD_INTERIM, length)
         data += length
         n -= length
         if n == 0:
@@ -983,6 +1159,8 @@ cdef int step_response(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n) noexce
         return step_switch(w, x, data + length, n - length)
     if status_retries(w, x, head.status):
         sys_add_counter(&w.stats.retries, 1)
+        discard(&w.stats, DISCARD_RETRIED, n)
+        inbox_clear(w, &upstream.inbox)
         upstream_drop(w, x)
         x.answered = False
         request_rewind(x)
@@ -1005,10 +1183,12 @@ cdef int step_response(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n) noexce
     write_start(&w.out, w.out.data, w.out.size)
     head_write_response(&w.out, head, not x.dechunk, connection, x.request_id, x.request_id_length)
     if w.out.full:
-        return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, REASON_HEAD_TOO_LONG, 0)
+        return response_broken(w, x, REASON_HEAD_TOO_LONG, n)
     x.status = head.status
     if x.client is not NULL:
         x.forwarded = True
+        if x.up_broken:
+            request_goes_on(w, x)
         if head.framing != FRAMING_NONE:
             exchange_set_state(w, x, STATE_STREAM)
     # What came with the head goes with it, in one send.
@@ -1019,6 +1199,7 @@ cdef int step_response(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n) noexce
         sys_add_counter(&w.stats.events, 1)
         sys_add_counter(&w.stats.streaming_bytes, out)
     write_bytes(&w.out, data, out)
+    discard(&w.stats, DISCARD_BROKEN if rc == RC_BAD else DISCARD_BEHIND_RESPONSE, n - used)
     inbox_clear(w, &upstream.inbox)
     return body_forward(w, x, w.out.data, w.out.used, rc, used == n)
 
@@ -1094,16 +1275,17 @@ cdef int step_down(WorkerC *w, ExchangeC *x) noexcept nogil:
             if got == 0 and x.framing_down == FRAMING_CLOSE and x.status:
                 return response_done(w, x, False)
             return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, reason_of_end(x, got), <int>-got)
-        if got < BUF_SIZE and not upstream.conn.hung_up and upstream.inbox.buf is NULL and upstream.inbox.wide is NULL:
-            upstream.conn.readable = False
+        if upstream.inbox.buf is NULL and upstream.inbox.wide is NULL:
+            conn_received(&upstream.conn, got)
         if not x.status:
             rc = step_response(w, x, data, n)
-        elif x.state == STATE_TUNNEL:
-            return RC_OK
+            if rc == RC_OK and x.state == STATE_TUNNEL:
+                return RC_OK            # step_tunnel has taken over, and what is left with it
         else:
             rc = body_follow(w, x, data, n, &used, &out)
             sys_add_counter(&w.stats.events, 1)
             sys_add_counter(&w.stats.streaming_bytes, out)
+            discard(&w.stats, DISCARD_BROKEN if rc == RC_BAD else DISCARD_BEHIND_RESPONSE, n - used)
             rc = body_forward(w, x, data, out, rc, used == n)
         if rc == RC_GONE:
             return RC_GONE
@@ -1121,8 +1303,10 @@ cdef int step_down(WorkerC *w, ExchangeC *x) noexcept nogil:
 # ---------------------------------------------------------------------------------------------------------- the tunnel
 
 cdef int step_switch(WorkerC *w, ExchangeC *x, uint8_t *rest, size_t n) noexcept nogil:
-    # The backend answered 101; data[0:n] stands behind the head. RC_OK or RC_GONE.
+    # The backend answered 101; rest[0:n] stands behind the head. RC_OK or RC_GONE.
     if not x.upgrade or x.client is NULL:
+        discard(&w.stats, DISCARD_BROKEN, n)
+        inbox_clear(w, &x.upstream.inbox)
         return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, REASON_UNASKED_UPGRADE, 0)
     backend_answered(w, x.counted, x.backend)
     request_forget(w, x)
@@ -1132,8 +1316,12 @@ cdef int step_switch(WorkerC *w, ExchangeC *x, uint8_t *rest, size_t n) noexcept
     x.status = 101
     x.forwarded = True
     x.client_keeps = False
+    x.client_closes = False         # of HTTP: in a tunnel either side sends for as long as it likes
+    x.framing_up = FRAMING_CLOSE
     x.framing_down = FRAMING_CLOSE
+    x.up_done = False
     x.waited = w.now
+    x.moved = w.now
     inbox_clear(w, &x.upstream.inbox)
     exchange_set_state(w, x, STATE_TUNNEL)
     if n:
@@ -1142,27 +1330,49 @@ cdef int step_switch(WorkerC *w, ExchangeC *x, uint8_t *rest, size_t n) noexcept
         return RC_GONE
     return step_tunnel(w, x)
 
+cdef void tunnel_up_broken(WorkerC *w, ExchangeC *x, int error) noexcept nogil:
+    # The backend takes no more. What it sent before it closed is still to be read, and the recv tells how it closed.
+    x.up_broken = True
+    x.error = error
+    discard(&w.stats, DISCARD_TUNNEL, x.up.unsent)
+    chain_clear(&x.up, &w.bufs)
+    x.upstream.conn.readable = True
+    conn_queue(w, &x.client.conn)
+
+cdef int tunnel_hold(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t n) noexcept nogil:
+    # Keeps what the backend did not take yet; the client is not read meanwhile. RC_OK or RC_GONE.
+    if chain_take_hot(w, &x.up, data, n) != RC_OK:
+        discard(&w.stats, DISCARD_TUNNEL, n)
+        return request_lost(w, x)
+    x.moved = w.now
+    exchange_rearm(w, x)
+    return RC_OK
+
 cdef int tunnel_up(WorkerC *w, ExchangeC *x) noexcept nogil:
     # Client to upstream. RC_OK nothing more now, RC_AGAIN there may be more, RC_GONE.
     cdef ClientC *client = x.client
     cdef uint8_t *data = NULL
     cdef size_t n = 0
     cdef ssize_t got
-    cdef ssize_t took
+    cdef ssize_t took = 0
+    cdef bint lost
     if x.up.unsent:
         took = io_send_chain(x.upstream.conn.fd, &x.up, &w.bufs)
         if took < 0:
-            return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, reason_of_errno(<int>-took), <int>-took)
+            tunnel_up_broken(w, x, <int>-took)
+            return RC_OK
         if took:
-            x.taken = w.now
+            x.moved = w.now
         if x.up.unsent:
             return RC_OK
+        x.waited = w.now
+        exchange_rearm(w, x)
     if inbox_holds(&client.inbox, &data, &n):
         # Bytes of the new protocol that the client sent before it had the 101.
-        if chain_copy(&x.up, &w.bufs, data, n) != RC_OK:
-            return request_lost(w, x)
+        if tunnel_hold(w, x, data, n) == RC_GONE:
+            return RC_GONE
+        x.bytes_up += n
         inbox_clear(w, &client.inbox)
-        x.taken = w.now
         return RC_AGAIN
     if not client.conn.readable:
         return RC_OK
@@ -1170,25 +1380,30 @@ cdef int tunnel_up(WorkerC *w, ExchangeC *x) noexcept nogil:
     if got == -EAGAIN:
         client.conn.readable = False
         return RC_OK
-    if got < 0 or (got == 0 and x.down.unsent):
-        return client_left(w, x, <int>-got)     # what it has not taken is lost
-    if got == 0:
-        return exchange_finish(w, x)
-    if got < BUF_SIZE and not client.conn.hung_up:
-        client.conn.readable = False
+    if got < 0 and got != -EPIPE:
+        return client_left(w, x, <int>-got)
+    if got <= 0:
+        # Its FIN (EPIPE is an RST behind one). The backend gets one too, behind all that came before it; what it has sent and
+        # the client has not taken is lost (RFC 9110 section 9.3.6).
+        lost = x.down.unsent or x.deaf
+        upstream_linger(w, x.upstream)
+        x.upstream = NULL
+        return client_left(w, x, 0) if lost else exchange_finish(w, x)
+    conn_received(&client.conn, got)
     x.bytes_up += got
     x.waited = w.now
+    if x.up_broken:
+        discard(&w.stats, DISCARD_TUNNEL, got)
+        return RC_AGAIN if client.conn.readable else RC_OK
     took = io_send(x.upstream.conn.fd, w.hot.data, got)
     if took == -EAGAIN:
         took = 0
     if took < 0:
-        return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, reason_of_errno(<int>-took), <int>-took)
-    if took < got:
-        x.taken = w.now
-        if chain_take_hot(w, &x.up, w.hot.data + took, got - took) != RC_OK:
-            return request_lost(w, x)
-        exchange_rearm(w, x)
+        discard(&w.stats, DISCARD_TUNNEL, got)
+        tunnel_up_broken(w, x, <int>-took)
         return RC_OK
+    if took < got:
+        return tunnel_hold(w, x, w.hot.data + took, got - took)
     return RC_AGAIN if client.conn.readable else RC_OK
 
 cdef int tunnel_down(WorkerC *w, ExchangeC *x) noexcept nogil:
@@ -1204,12 +1419,19 @@ cdef int tunnel_down(WorkerC *w, ExchangeC *x) noexcept nogil:
     if got == -EAGAIN:
         upstream.conn.readable = False
         return RC_OK
-    if got < 0:
+    if got == 0 and x.up_broken:
+        got = -x.error          # the kernel tells of an RST once, and told the send
+    if got < 0 and got != -EPIPE:
         return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, reason_of_errno(<int>-got), <int>-got)
-    if got == 0:
+    if got <= 0:
+        if x.deaf:
+            return client_left(w, x, 0)
+        if x.up.unsent or x.up_broken:
+            # It closed before it had all: the client had the whole of what came, but this is no good end.
+            exchange_blame(w, x, REASON_FIN_IN_BODY, x.error)
+            x.outcome = OUTCOME_UPSTREAM_ABORT
         return exchange_finish(w, x)
-    if got < BUF_SIZE and not upstream.conn.hung_up:
-        upstream.conn.readable = False
+    conn_received(&upstream.conn, got)
     x.waited = w.now
     sys_add_counter(&w.stats.streaming_bytes, got)
     if client_send(w, x, w.hot.data, got) == RC_GONE:
@@ -1220,7 +1442,20 @@ cdef int step_tunnel(WorkerC *w, ExchangeC *x) noexcept nogil:
     # Bytes both ways. RC_OK or RC_GONE.
     cdef int up = RC_AGAIN
     cdef int down = RC_AGAIN
+    cdef int error
     cdef int i
+    if x.client.conn.failed:
+        # Nothing may be read while bytes are held, so the error is asked for. EPIPE is an RST behind a FIN: all that it
+        # sent is here.
+        x.client.conn.failed = False
+        error = -io_error(x.client.conn.fd)
+        if error and error != EPIPE:
+            return client_left(w, x, error)
+    if x.upstream.conn.failed and x.down.unsent:
+        x.upstream.conn.failed = False
+        error = -io_error(x.upstream.conn.fd)
+        if error and error != EPIPE:
+            return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, reason_of_errno(error), error)
     for i in range(TURN_READS):
         if up == RC_AGAIN:
             up = tunnel_up(w, x)
@@ -1247,6 +1482,8 @@ cdef bint only_end_missing(WorkerC *w, ExchangeC *x) noexcept nogil:
             or x.down_chunk.state == CHUNK_DATA or w.table.routes[x.backend].finish_on_abort):
         return False        # what is received here is lost, so a backend that may finish is not asked
     got = io_recv(x.upstream.conn.fd, w.hot.data, BUF_SIZE)
+    if got > 0:
+        discard(&w.stats, DISCARD_RESPONSE, got)
     if got <= 0 or chunk_next(&x.down_chunk, w.hot.data, got, &used, &body, &length) != RC_DONE:
         return False
     response_done(w, x, used == <size_t>got)
@@ -1271,11 +1508,16 @@ cdef void step_client(WorkerC *w, ClientC *client) noexcept nogil:
             # Bytes may be held without the upstream having refused any: a turn's share of reads was used up before.
             if ((client.conn.readable and not x.up_done) or x.up.unsent) and x.upstream is not NULL:
                 step_up(w, x)
+        elif x.state == STATE_FLUSH:
+            step_skip(w, x)
 
 cdef void step_upstream(WorkerC *w, UpstreamC *upstream, bint writable) noexcept nogil:
     # Something happened to an upstream.
     cdef ExchangeC *x = upstream.conn.exchange
     cdef int error
+    if upstream.lingers:
+        step_upstream_linger(w, upstream)
+        return
     if x is NULL:
         # Idle. A FIN, or bytes that nobody asked for, end it; the event may also be of bytes that were read since.
         if upstream.conn.readable and io_peek(upstream.conn.fd) != -EAGAIN:
@@ -1283,7 +1525,7 @@ cdef void step_upstream(WorkerC *w, UpstreamC *upstream, bint writable) noexcept
         upstream.conn.readable = False
         return
     if x.state == STATE_CONNECT:
-        error = io_connected(upstream.conn.fd)
+        error = io_error(upstream.conn.fd)
         if error < 0:
             connect_failed(w, x, OUTCOME_CONNECT_ERROR, reason_of_errno(-error), -error)
             return
@@ -1340,7 +1582,7 @@ cdef void step_expired(WorkerC *w, ConnC *conn) noexcept nogil:
             io_unanswered(conn.fd, w.settings.dead_peer_timeout)
         deadline = exchange_deadline(w, x, &outcome)
     elif conn.side == SIDE_UPSTREAM:
-        deadline = (<UpstreamC *>conn).since + w.settings.upstream_idle_timeout
+        deadline = upstream_deadline(w, <UpstreamC *>conn)
     else:
         deadline = client_deadline(w, client)
     if not deadline:

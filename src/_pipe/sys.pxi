@@ -73,6 +73,7 @@ cdef extern from "<sys/socket.h>" nogil:
     int SO_ERROR
     int SO_LINGER
     int SO_KEEPALIVE
+    int SO_OOBINLINE
     int SHUT_WR
     int MSG_NOSIGNAL
     int MSG_PEEK
@@ -132,6 +133,7 @@ cdef extern from "<sys/epoll.h>" nogil:
         uint32_t events
         epoll_data_t data
     uint32_t EPOLLIN
+    uint32_t EPOLLPRI
     uint32_t EPOLLOUT
     uint32_t EPOLLERR
     uint32_t EPOLLHUP

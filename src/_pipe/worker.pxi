@@ -13,9 +13,10 @@ cdef enum:
     TURN_READS = 16             # recv calls a connection and turn, so that one fast stream starves nobody
     BULK_SIZE = 65536
     BULK_LOOKS = 2              # a connection and turn
-    LINGER_TIME = 2000000       # us
+    LINGER_TIME = 30000000      # us that a linger lasts at most; the three are nginx's and HAProxy's order of magnitude
+    LINGER_SILENCE = 5000000    # the same, without a byte
+    LINGER_DRAIN = 2000000      # the same, once the worker drains
     FIRST_REQUEST_TIME = 1000000  # us that a drain gives a connection for its first request: it is on its way
-    LINGER_BYTES = 1048576
 
 cdef struct SettingsC:
     size_t max_request_line
@@ -84,6 +85,7 @@ cdef struct WorkerC:
     int64_t date_second         # that `date` was made for
     char date[80]               # room for whatever the C library may hold for a date
     bint draining               # as the mail said
+    int64_t drained             # us, when it said so
     bint stopping
     void *new_table             # a TableC handed over by the control plane, or NULL
     void *new_listener          # a ListenerC, the same
@@ -100,6 +102,7 @@ cdef struct WorkerC:
     SlabC exchanges
     int64_t client_count
     int64_t exchange_count
+    int64_t lingering           # upstreams that linger
     WriterC out                 # heads are written here
     HeadC *head                 # heads are read into this
     ConnC *busy                 # connections with work left, first come first served

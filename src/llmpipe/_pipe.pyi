@@ -16,6 +16,9 @@ PHASES: tuple[str, ...]
 REASONS: tuple[str, ...]
 """Why an attempt failed or a request was refused; an index into it is the `reason` of an event record. The first is none."""
 
+DISCARDS: tuple[str, ...]
+"""Why received bytes went nowhere; an index into it is one into the `discarded` of the statistics."""
+
 BUCKETS: tuple[float, ...]
 """Upper bounds, in seconds, of the histogram buckets; one more bucket, without bound, follows the last."""
 
@@ -131,6 +134,7 @@ class Stats(TypedDict):
     events: int
     outcomes: list[int]
     reasons: list[int]
+    discarded: list[int]  # bytes
     over_total: int
     over_address: int
     over_memory: int

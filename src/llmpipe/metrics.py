@@ -11,7 +11,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from llmpipe import __version__
-from llmpipe._pipe import BUCKETS, OUTCOMES, REASONS
+from llmpipe._pipe import BUCKETS, DISCARDS, OUTCOMES, REASONS
 
 if TYPE_CHECKING:
     from llmpipe._pipe import BackendStats, Histogram, Stats
@@ -136,6 +136,12 @@ class EngineCollector(Collector):
         yield exchanges
         yield errors
         yield failures
+        discarded = CounterMetricFamily(
+            "llmpipe_discarded_bytes", "Bytes that were received and went nowhere, by reason.", labels=["reason"]
+        )
+        for index, reason in enumerate(DISCARDS):
+            discarded.add_metric([reason], sum(stats["discarded"][index] for stats in snapshots))
+        yield discarded
 
     def _histograms(self, snapshots: list[Stats]) -> Iterable[Metric]:
         yield _histogram(

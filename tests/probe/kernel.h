@@ -70,6 +70,7 @@ struct sim_end {
     uint8_t dead;               /* reset, refused: both directions are over */
     uint8_t shut;               /* the engine sent its FIN */
     uint8_t lingers;            /* SO_LINGER 0: close sends an RST */
+    uint8_t urgent_inline;      /* SO_OOBINLINE was asked for, here or at the listener */
     uint8_t starved;            /* the last send found too little room; room is an edge */
     uint8_t watched;
     uint8_t woken;              /* in the ready list */
@@ -326,6 +327,7 @@ SIM_API int sim_accept4(int fd, struct sockaddr *address, socklen_t *n, int flag
         if (sim.ends[i].kind == END_CLIENT && !sim.ends[i].accepted) {
             sim.ends[i].accepted = 1;
             end->count--;
+            sim.ends[i].urgent_inline = end->urgent_inline;
             memset(peer, 0, sizeof(*peer));
             peer->sin_family = AF_INET;
             peer->sin_port = htons(sim.ends[i].port);
@@ -347,6 +349,8 @@ SIM_API ssize_t sim_recv(int fd, void *data, size_t n, int flags) {
         sim_fail("a call that may wait", "recv", fd);
     if (n == 0)
         sim_fail("no room", "recv", fd);
+    if (!end->urgent_inline)
+        sim_fail("an urgent byte would be lost", "recv", fd);
     there = sim_unread(end);
     if (!there) {
         if (end->error) {
@@ -499,6 +503,8 @@ SIM_API int sim_getsockopt(int fd, int level, int name, void *value, socklen_t *
 SIM_API int sim_setsockopt(int fd, int level, int name, const void *value, socklen_t n) {
     struct sim_end *end = sim_find(fd, SIM_SETSOCKOPT);
     struct linger linger;
+    if (end && level == SOL_SOCKET && name == SO_OOBINLINE)
+        end->urgent_inline = 1;
     SIM_ENTER(SIM_SETSOCKOPT, -1)
     if (!end)
         return -1;

@@ -585,7 +585,7 @@ cdef void world_check_conn(WorkerC *w, ConnC *conn) noexcept nogil:
         if waits and (x.state == STATE_HEAD or (not x.up.unsent and (x.state == STATE_TUNNEL or (
                 not x.up_done and not x.up_broken and (x.state == STATE_WAIT or x.state == STATE_STREAM))))):
             sim_fail("not read, and nothing is in its way", name, conn.fd)
-        if (end.fin or end.dead) and not (x.state == STATE_TUNNEL and x.up.unsent):
+        if (end.fin or end.dead) and not (x.state == STATE_TUNNEL and x.up.unsent and end.fin):
             sim_fail("it left, and nobody noticed", name, conn.fd)
         if x.down.unsent and end.room:
             sim_fail("not sent, though there is room", name, conn.fd)

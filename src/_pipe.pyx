@@ -35,6 +35,7 @@ include "_pipe/head.pxi"
 include "_pipe/chunk.pxi"
 include "_pipe/sse.pxi"
 include "_pipe/io.pxi"
+include "_pipe/trust.pxi"
 include "_pipe/quota.pxi"
 include "_pipe/shared.pxi"
 include "_pipe/conn.pxi"
@@ -74,18 +75,38 @@ cdef int _ranged(str name, value, int64_t low, int64_t high) except -1:
     return 0
 
 
+cdef int _read_trust(TrustC *to, networks, bint local) except -1:
+    # (packed address, bits of it) of each network.
+    cdef bytes packed
+    if len(networks) > MAX_NETWORKS:
+        raise ValueError(f"{len(networks)} trusted networks are more than {MAX_NETWORKS}")
+    for packed, bits in networks:
+        if len(packed) != 4 and len(packed) != 16:
+            raise ValueError(f"an address has 4 or 16 bytes, not {len(packed)}")
+        _ranged("bits", bits, 0, len(packed) * 8)
+        host_set(&to.networks[to.count].host, <const uint8_t *><const char *>packed, len(packed))
+        to.networks[to.count].bits = bits + 128 - len(packed) * 8
+        to.count += 1
+    to.local = local
+    return 0
+
+
 cdef int _read_settings(SettingsC *to, settings) except -1:
     # Takes the settings in the engine's units.
     _ranged("max_request_line", settings.max_request_line, 64, 1 << 20)
     _ranged("max_head", settings.max_head, 256, 1 << 20)
     _ranged("max_fields", settings.max_fields, 1, HEAD_MAX_FIELDS)
+    _ranged("max_response_head", settings.max_response_head, 256, 1 << 20)
+    _ranged("max_response_fields", settings.max_response_fields, 1, HEAD_MAX_FIELDS)
     _ranged("max_body", settings.max_body, 0, 1 << 50)
     _ranged("failover_body", settings.failover_body, 0, 1 << 30)
     _ranged("kept_memory", settings.kept_memory, 0, 1 << 50)
     to.max_request_line = settings.max_request_line
     to.max_head = settings.max_head
     to.max_fields = settings.max_fields
-    to.max_body = settings.max_body
+    to.max_response_head = settings.max_response_head
+    to.max_response_fields = settings.max_response_fields
+    to.max_body = settings.max_body or INT64_MAX    # 0 is off
     to.failover_body = settings.failover_body
     to.head_timeout = _microseconds(settings.head_timeout)
     to.keepalive_timeout = _microseconds(settings.keepalive_timeout)
@@ -102,6 +123,7 @@ cdef int _read_settings(SettingsC *to, settings) except -1:
     to.retry_503 = 503 in settings.retry_statuses
     to.midstream_error_event = settings.midstream_error_event
     to.access_records = settings.access_records
+    _read_trust(&to.trust, settings.trusted_proxies, settings.trust_unix)
     return 0
 
 
@@ -224,7 +246,7 @@ cdef class Engine:
             w.mail.adopts = <AdoptC *>calloc(MAIL_IN, sizeof(AdoptC))
             w.mail.records = <RecordC *>calloc(MAIL_OUT, sizeof(RecordC))
             # A head grows by what we add to it, and what came with it goes in the same send.
-            w.out.size = w.settings.max_head + 2048 + BUF_SIZE
+            w.out.size = wide_size(w) + 2048 + BUF_SIZE
             w.out.data = <uint8_t *>malloc(w.out.size)
             w.hot = buf_get(&w.bufs)
             w.bulk = <uint8_t *>malloc(BULK_SIZE)

@@ -35,10 +35,13 @@ SERVE_DEFAULTS = {
     "--dead-peer-timeout": "45s",
     "--max-connections": "0",
     "--max-connections-per-ip": "0",
+    "--trusted-proxies": "127.0.0.0/8, ::1, unix",
     "--drain-timeout": "10m",
     "--max-request-line": "8KB",
     "--max-head": "32KB",
     "--max-fields": "128",
+    "--max-response-head": "64KB",
+    "--max-response-fields": "512",
     "--max-body": "64MB",
     "--failover-body": "1MB",
     "--retry-status": "(none)",
@@ -114,7 +117,7 @@ def test_help_shows_variable_default_and_units_of_every_option(command: str, def
 def test_every_duration_and_size_is_marked_as_one() -> None:
     text = llmpipe_command("serve", "--help").stdout
     assert all(f"{name} DURATION" in text for name in SERVE_DEFAULTS if name.endswith("-timeout"))
-    sizes = ("--max-request-line", "--max-head", "--max-body", "--failover-body")
+    sizes = ("--max-request-line", "--max-head", "--max-response-head", "--max-body", "--failover-body")
     assert all(f"{name} SIZE" in text for name in sizes)
 
 
@@ -168,6 +171,17 @@ def test_completion_completes() -> None:
         (["--demo", "--ttft-timeout", "-1"], "is not a duration"),
         (["--demo", "--idle-timeout", "1e12"], "is not a duration"),
         (["--demo", "--max-body", "64 apples"], "is not a size"),
+        (["--demo", "--max-response-head", "1"], "max_response_head is 1; it must be from 256 to 1048576"),
+        (["--demo", "--max-response-fields", "0"], "not in the range"),
+        (
+            ["--demo", "--trusted-proxies", "10.0.0.1/8"],
+            "trusted proxy '10.0.0.1/8' is neither an address nor a network",
+        ),
+        (["--demo", "--trusted-proxies", "none", "--trusted-proxies", "::1"], "'none' stands alone"),
+        (
+            ["--demo", "--trusted-proxies", " ".join(f"10.0.0.{i}" for i in range(65))],
+            "65 trusted networks are more than 64",
+        ),
         (["--demo", "--max-head", "1"], "max_head is 1; it must be from 256 to 1048576"),
         (["--demo", "--max-fields", "0"], "not in the range"),
         (["--demo", "--workers", "0"], "not in the range"),
@@ -213,6 +227,7 @@ def test_environment_variables_and_options_which_win_over_them() -> None:
             "LLMPIPE_MAX_BODY": "3",
             "LLMPIPE_MAX_FIELDS": "not read, since the option is given",
             "LLMPIPE_RETRY_STATUS": "502 503",
+            "LLMPIPE_TRUSTED_PROXIES": "10.0.0.0/8,::1 unix",
         }
         with Proxy(options=["--max-fields", "50"], env=variables) as proxy:
             assert proxy.wait_log("listening")["backends"] == f"{one.url},{two.url}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import threading
@@ -290,6 +291,44 @@ def test_a3_a_chunked_body_is_cut_off_at_its_limit_while_it_is_forwarded(proxy_t
         assert client.read_eof() == b""
     wait_until(lambda: seen.broken_off == 1, what="the backend's connection closed")
     assert seen.requests == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "begin"),
+    [
+        (b"Content-Length: 999999999999999999\r\n", b"hello"),
+        (b"Transfer-Encoding: chunked\r\n", b"7fffffffffffffff\r\nhello"),
+        (b"Content-Length: 5\r\n", b"hello"),
+    ],
+    ids=["the longest length", "the longest chunk", "a short one"],
+)
+def test_a3_a_body_limit_of_0_is_none(proxy_to, fields, begin):
+    got = []
+
+    def script(connection: Connection) -> None:
+        head = connection.read_head()
+        got.append((head, connection.read(len(begin))))
+        respond(connection)
+        connection.wait_eof()
+
+    proxy = proxy_to(script, options=["--max-body", "0"])
+    with Client(proxy) as client:
+        client.send(b"POST / HTTP/1.1\r\nHost: a\r\n" + fields + b"\r\n" + begin)
+        assert client.read_response().status == 200
+    assert fields in got[0][0]
+    assert got[0][1] == begin
+
+
+def test_a4_a_chunk_size_is_judged_alike_in_any_pieces(proxy_to):
+    proxy = proxy_to(Recorder(), options=["--max-body", "1KB"])
+    for size, status in ((b"8000000000000005", 400), (b"7fffffffffffffff", 413), (b"fffffffffg", 400), (b"401", 413)):
+        for pieces in ([size + b"\r\nhello"], [bytes([byte]) for byte in size + b"\r\n"]):
+            with Client(proxy) as client:
+                client.send(CHUNKED)
+                for piece in pieces:
+                    with contextlib.suppress(ConnectionError):  # it may be answered before it is whole
+                        client.send(piece)
+                assert client.read_response().status == status, (size, len(pieces))
 
 
 def test_a3_half_a_head_is_answered_408(proxy_to):

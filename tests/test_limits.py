@@ -87,7 +87,9 @@ def test_max_connections_are_served_and_the_next_is_answered_503(backend: Backen
 
 def test_max_connections_per_ip_answers_429_to_that_address_only(backend: Backend) -> None:
     with (
-        Proxy(backend.url, options=("--max-connections-per-ip", "2", "--workers", "2")) as proxy,
+        Proxy(
+            backend.url, options=("--max-connections-per-ip", "2", "--trusted-proxies", "none", "--workers", "2")
+        ) as proxy,
         contextlib.ExitStack() as stack,
     ):
         here = [stack.enter_context(From(proxy, "127.0.0.1")) for _ in range(2)]
@@ -116,7 +118,9 @@ def test_max_connections_per_ip_answers_429_to_that_address_only(backend: Backen
 def test_an_address_gets_no_more_refusals_than_connections(backend: Backend) -> None:
     """One that opens connections without end holds few of our descriptors: those above twice its share are closed unanswered."""
     with (
-        Proxy(backend.url, options=("--max-connections-per-ip", "4", "--head-timeout", "1h")) as proxy,
+        Proxy(
+            backend.url, options=("--max-connections-per-ip", "4", "--trusted-proxies", "none", "--head-timeout", "1h")
+        ) as proxy,
         contextlib.ExitStack() as stack,
     ):
         clients = [stack.enter_context(Client(proxy)) for _ in range(50)]
@@ -154,7 +158,7 @@ def test_a_broken_request_of_a_refused_connection_is_a_bad_request(backend: Back
 
 
 def test_openai_clients_see_a_rate_limit_and_come_through_when_there_is_room(backend: Backend) -> None:
-    with Proxy(backend.url, options=("--max-connections-per-ip", "1")) as proxy:
+    with Proxy(backend.url, options=("--max-connections-per-ip", "1", "--trusted-proxies", "none")) as proxy:
         with Client(proxy) as served:
             begin(served)
             with (
@@ -172,7 +176,16 @@ def test_openai_clients_see_a_rate_limit_and_come_through_when_there_is_room(bac
 
 def test_a_crowd_leaves_nothing_behind(backend: Backend) -> None:
     """Hundreds at once, most of them refused: every one is answered or served, and the counts go back to nothing."""
-    options = ("--max-connections", "20", "--max-connections-per-ip", "15", "--workers", "2")
+    options = (
+        "--max-connections",
+        "20",
+        "--max-connections-per-ip",
+        "15",
+        "--trusted-proxies",
+        "none",
+        "--workers",
+        "2",
+    )
     with Proxy(backend.url, options=options) as proxy:
         proxy.settled()  # the first look at the admin endpoint opens one for good
         before = proxy.descriptors()

@@ -314,8 +314,26 @@ ROUTING = [
 ]
 CONNECTION = ["Connection names Host", "Connection names Content-Length", "Connection names Transfer-Encoding"]
 TRAILERS = [f"chunks: trailer {name}" for name in ("Host", "Connection", "Trailer", "Upgrade", "Expect")]
-LIMITS = ["chunks: extension of 257 bytes", "chunks: endless trailers", "long line", "long head", "many fields"]
-FRAMED_BODILESS = ["204 with a length", "chunked 204", "100 with a length", "chunked 103"]
+LIMITS = [
+    "chunks: extension of 257 bytes",
+    "chunks: quoted extension of 257 bytes",
+    "chunks: extensions of 257 bytes",
+    "chunks: endless trailers",
+    "long line",
+    "long head",
+    "many fields",
+]
+LOOSE_EXTENSIONS = [
+    *(
+        f"chunks: {name}"
+        for name in cases.BAD_CHUNKS
+        if name.startswith("extension b") and "' ;" not in name and "b'\\t" not in name
+    ),
+    "chunks: last size with an empty extension",
+]
+LOOSE_TO_LLHTTP = [f"chunks: extension {text!r}" for text in (b";;a", b";=", b";=b", b";a=", b";a=;b", b';a=b"c"')]
+HUGE_CHUNKS = ["chunks: 2^63", "chunks: 2^63 + 5", "chunks: 2^64 - 1"]
+FRAMED_BODILESS = ["100 with a length", "chunked 103"]
 NOT_FOR_A_FORWARDER = ["HTTP/2.0", "CONNECT", "other expectation"]
 
 DIFFERENCES: dict[str, dict[str, dict[str, list[str]]]] = {
@@ -355,8 +373,9 @@ DIFFERENCES: dict[str, dict[str, dict[str, list[str]]]] = {
                 "Content-Length beyond 64 bits",
                 "chunks: 17 digits",
                 "chunks: 17 digits that overflow",
+                *HUGE_CHUNKS,
             ],
-            "compares codings without case; a backend might not": ["Transfer-Encoding in capitals"],
+            "takes any text as an extension": LOOSE_EXTENSIONS,
             "takes chunked in 1.0, where many do not know it": ["Transfer-Encoding in 1.0"],
             "takes white space behind a chunk size": ["chunks: space behind", "chunks: tab behind"],
             "takes every field as a trailer": [
@@ -374,8 +393,9 @@ DIFFERENCES: dict[str, dict[str, dict[str, list[str]]]] = {
             "skips any number of empty lines, LF alone too": ["two empty lines first", "bare LF first"],
             "leaves Connection to its user": CONNECTION,
             "takes leading zeros of a number without end": ["Content-Length of 19 digits", "chunks: 17 digits"],
+            "counts chunks in unsigned numbers": HUGE_CHUNKS,
+            "takes extensions without a name, or with nothing or with a quote in its value": LOOSE_TO_LLHTTP,
             "knows other codings": ["Transfer-Encoding as a list"],
-            "compares codings without case; a backend might not": ["Transfer-Encoding in capitals"],
             "takes chunked in 1.0, where many do not know it": ["Transfer-Encoding in 1.0"],
             "takes every field as a trailer, but those of the framing": TRAILERS,
             "has no such limit": LIMITS,
@@ -391,21 +411,23 @@ DIFFERENCES: dict[str, dict[str, dict[str, list[str]]]] = {
             ],
             "unfolds": ["obs-fold"],
             "leaves Connection to its user": ["Connection names the framing"],
-            "reads no body where a 1xx or 204 announces one; a client may wait for it": FRAMED_BODILESS,
+            "reads no body where a 1xx announces one; a client may wait for it": FRAMED_BODILESS,
             "merges lengths that say the same": ["Content-Length twice", "Content-Length as a list"],
             "prefers chunked to a length beside it": [
                 "both framings",
                 "both framings, other order",
                 "both framings to a 304",
+                "both framings to a 204",
             ],
-            "takes longer numbers, being Python": ["Content-Length of 19 digits", "chunks: 17 digits"],
+            "takes longer numbers, being Python": ["Content-Length of 19 digits", "chunks: 17 digits", "chunks: 2^63"],
+            "takes any text as an extension": ["chunks: empty extension", "chunks: extension with an open quote"],
             "takes chunked in 1.0, where many do not know it": ["Transfer-Encoding in 1.0"],
             "takes white space behind a chunk size": ["chunks: space"],
             "takes every field as a trailer": ["chunks: forbidden trailer"],
             "knows versions to come": ["HTTP/1.2"],
             "has no such limit": [
-                "longer than 32 KB",
-                "more than 128 fields",
+                "longer than 64 KB",
+                "more than 512 fields",
                 "endless head",
                 "chunks: extension too long",
             ],
@@ -414,12 +436,13 @@ DIFFERENCES: dict[str, dict[str, dict[str, list[str]]]] = {
             "lets control characters through": ["control character in the reason"],
             "skips any number of empty lines": ["empty line first"],
             "leaves Connection to its user": ["Connection names the framing"],
-            "reads no body where a 1xx or 204 announces one; a client may wait for it": FRAMED_BODILESS,
+            "reads no body where a 1xx announces one; a client may wait for it": FRAMED_BODILESS,
             "takes leading zeros of a number without end": [
                 "Content-Length of 19 digits",
                 "chunks: 17 digits",
                 "status 099",
             ],
+            "counts chunks in unsigned numbers": ["chunks: 2^63"],
             "knows other codings, and reads until close for them": [
                 "Transfer-Encoding gzip",
                 "Transfer-Encoding identity",
@@ -428,8 +451,8 @@ DIFFERENCES: dict[str, dict[str, dict[str, list[str]]]] = {
             "takes chunked in 1.0, where many do not know it": ["Transfer-Encoding in 1.0"],
             "judges the first bytes of a status line; we wait for the whole head": ["no head at all"],
             "has no such limit": [
-                "longer than 32 KB",
-                "more than 128 fields",
+                "longer than 64 KB",
+                "more than 512 fields",
                 "endless head",
                 "chunks: extension too long",
             ],
@@ -781,10 +804,10 @@ def inputs(source: str, seed: int, count: int = 0) -> Iterable[bytes]:
 TOKENS = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 NOT_IN_TRAILERS = re.compile(
     rb"(?im)^(?:host|connection|content-(?:length|type)|transfer-encoding|te|trailer|upgrade|expect|keep-alive|http2-settings"
-    rb"|x-forwarded-(?:for|host|proto)|proxy-(?:connection|authenticate|authorization)):"
+    rb"|forwarded|x-real-ip|x-forwarded-(?:for|host|proto)|proxy-(?:connection|authenticate|authorization)):"
 )
 CHUNK_LINE = rb"(?im)^[0-9a-f]+"
-EXTENSION = TOKENS.pattern + rb"(?:=(?:" + TOKENS.pattern + rb'|"[^"\\\r\n]*"))?'
+EXTENSION = TOKENS.pattern + rb"(?:=(?:" + TOKENS.pattern + rb'|"(?:[^"\\\r\n]|\\[^\r\n])*"))?'
 
 
 def connection_members(given: Input) -> list[bytes]:
@@ -825,15 +848,13 @@ def both_framings(given: Input) -> bool:
 
 
 def long_number(given: Input) -> bool:
-    return any(len(value) > 18 for value in lengths(given)) or given.has(rb"(?im)^[0-9a-f]{17,}", given.framing)
+    return any(len(value) > 18 for value in lengths(given)) or given.has(
+        rb"(?im)^(?:[0-9a-f]{17}|[89a-f][0-9a-f]{15})", given.framing
+    )
 
 
 def old_chunked(given: Input) -> bool:
     return b"HTTP/1.0" in given.first and bool(given.values(b"transfer-encoding"))
-
-
-def capital_coding(given: Input) -> bool:
-    return any(value != b"chunked" and value.lower() == b"chunked" for value in given.values(b"transfer-encoding"))
 
 
 def other_coding(given: Input) -> bool:
@@ -858,6 +879,10 @@ def long_extension(given: Input) -> bool:
 
 def many_fields(given: Input) -> bool:
     return len(given.lines) > 128
+
+
+def many_response_fields(given: Input) -> bool:
+    return len(given.lines) > 512
 
 
 def no_target(given: Input) -> bool:
@@ -926,7 +951,7 @@ def coding_before_tab(given: Input) -> bool:
 
 
 def bodiless_with_framing(given: Input) -> bool:
-    return given.has(rb"^HTTP/1\.[01] (?:1\d\d|204)", given.first) and bool(
+    return given.has(rb"^HTTP/1\.[01] 1\d\d", given.first) and bool(
         given.values(b"transfer-encoding") or given.values(b"content-length")
     )
 
@@ -1004,7 +1029,7 @@ KNOWN = [
         "request",
         "h11",
         "takes",
-        "18 digits of a length, 16 of a chunk size; it takes more, leading zeros or being Python",
+        "18 digits of a length, 16 of a chunk size below 2^63; it takes more, leading zeros or being Python",
         long_number,
         b"POT /x HTTP/1.1\r\nHost:a\r\nContent-Length: 0000000000000000001\r\n\r\nx",
     ),
@@ -1015,14 +1040,6 @@ KNOWN = [
         "no chunked in 1.0, where many do not know it",
         old_chunked,
         b"PST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    ),
-    Known(
-        "request",
-        "h11",
-        "takes",
-        "a request says `chunked` in lower case, as a backend might compare it so",
-        capital_coding,
-        b"PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n0\r\n\r\n",
     ),
     Known(
         "request",
@@ -1046,15 +1063,15 @@ KNOWN = [
         "takes",
         "an extension has at most 256 bytes; it has no such limit",
         long_extension,
-        b"OST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5;xxxxxxxxxxxxxxxxxxxxxx:xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\xb4xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\r\nhello\r\n0\r\n\r\n",
+        b"OST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5;" + b"x" * 300 + b"\r\nhello\r\n0\r\n\r\n",
     ),
     Known(
         "request",
         "h11",
         "takes",
-        "a head has at most 128 fields; it has no such limit",
+        "a request head has at most 128 fields; it has no such limit",
         many_fields,
-        b"GET / HTTP/1.1\r\nHost: a\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX:\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: 1\r\n" * 128 + b"\r\n",
     ),
     Known(
         "request",
@@ -1101,14 +1118,6 @@ KNOWN = [
         "request",
         "llhttp",
         "refuses",
-        "an extension is any text without control characters; it wants a name, and a token or a quoted string as value",
-        loose_extension,
-        b"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0;\r\n\r\n",
-    ),
-    Known(
-        "request",
-        "llhttp",
-        "refuses",
         "a tab behind a value is white space (9110 5.6.3); it knows the space only",
         coding_before_tab,
         b"PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\t\r\n\r\n0\r\n\r\n",
@@ -1136,7 +1145,7 @@ KNOWN = [
         "request",
         "llhttp",
         "takes",
-        "18 digits of a length, 16 of a chunk size; it takes more, leading zeros or being Python",
+        "18 digits of a length, 16 of a chunk size below 2^63; it takes more, leading zeros or being Python",
         long_number,
         b"POST /x HTTP/1.1\r\nHost:\r\nContent-Length: 0000000000000000001\r\n\r\nx",
     ),
@@ -1147,14 +1156,6 @@ KNOWN = [
         "no chunked in 1.0, where many do not know it",
         old_chunked,
         b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    ),
-    Known(
-        "request",
-        "llhttp",
-        "takes",
-        "a request says `chunked` in lower case, as a backend might compare it so",
-        capital_coding,
-        b"PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n0\r\n\r\n",
     ),
     Known(
         "request",
@@ -1178,15 +1179,15 @@ KNOWN = [
         "takes",
         "an extension has at most 256 bytes; it has no such limit",
         long_extension,
-        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5;xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\r\nhello\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5;" + b"x" * 300 + b"\r\nhello\r\n0\r\n\r\n",
     ),
     Known(
         "request",
         "llhttp",
         "takes",
-        "a head has at most 128 fields; it has no such limit",
+        "a request head has at most 128 fields; it has no such limit",
         many_fields,
-        b"GET / HTTP/1.1\r\nHost: a\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX:\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: 1\r\n" * 128 + b"\r\n",
     ),
     Known(
         "request",
@@ -1252,6 +1253,38 @@ KNOWN = [
         "an upgrade with a body is an ordinary request; it stops behind the head, for its user to decide",
         upgrade,
         b"DELETE / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n0x0\r\n\r\n",
+    ),
+    Known(
+        "request",
+        "h11",
+        "takes",
+        "an extension is a name, and a token or a quoted string as its value, without white space; it takes any text",
+        loose_extension,
+        b"POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5;\r\nhello\r\n0\r\n\r\n",
+    ),
+    Known(
+        "request",
+        "llhttp",
+        "takes",
+        "an extension has a name, and a token or a quoted string as its value; it takes an empty name or value, and a quote behind a token",
+        loose_extension,
+        b"POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5;a=\r\nhello\r\n0\r\n\r\n",
+    ),
+    Known(
+        "response",
+        "h11",
+        "takes",
+        "an extension is a name, and a token or a quoted string as its value, without white space; it takes any text",
+        loose_extension,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;\r\nhello\r\n0\r\n\r\n",
+    ),
+    Known(
+        "response",
+        "llhttp",
+        "takes",
+        "an extension has a name, and a token or a quoted string as its value; it takes an empty name or value, and a quote behind a token",
+        loose_extension,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;a=\r\nhello\r\n0\r\n\r\n",
     ),
     Known(
         "response",
@@ -1322,7 +1355,7 @@ KNOWN = [
         "response",
         "h11",
         "takes",
-        "18 digits of a length, 16 of a chunk size; it takes more, leading zeros or being Python",
+        "18 digits of a length, 16 of a chunk size below 2^63; it takes more, leading zeros or being Python",
         long_number,
         b"HTTP/1.1 200\r\nContent-Length: 00000000000000000005\r\n\r\nhello",
     ),
@@ -1356,15 +1389,15 @@ KNOWN = [
         "takes",
         "an extension has at most 256 bytes; it has no such limit",
         long_extension,
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding:chunked\r\n\r\n4\r\ngood\r\n4;xxxxxxxxx?xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxixxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\r\nevil\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding:chunked\r\n\r\n4\r\ngood\r\n4;" + b"x" * 300 + b"\r\nevil\r\n0\r\n\r\n",
     ),
     Known(
         "response",
         "h11",
         "takes",
-        "a head has at most 128 fields; it has no such limit",
-        many_fields,
-        b"HTTP/1.1 200 OK\r\nX: 1\r\nX: 1\r\nX: 1\r\nX:\xa21\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX:\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX:1\r\nX: 1\r\nX: 1\r\nContent-Length: 5\r\n\r\nhello",
+        "a response head has at most 512 fields; it has no such limit",
+        many_response_fields,
+        b"HTTP/1.1 200 OK\r\n" + b"X: 1\r\n" * 512 + b"Content-Length: 5\r\n\r\nhello",
     ),
     Known(
         "response",
@@ -1378,17 +1411,9 @@ KNOWN = [
         "response",
         "h11",
         "takes",
-        "no framing in 1xx and 204; it leaves it out, where others wait for a body",
+        "no framing in a 1xx; it leaves it out, where others wait for a body",
         bodiless_with_framing,
-        b"HTTP/1.1 204 No\r\ncontent-length:5\r\n\r\nhello",
-    ),
-    Known(
-        "response",
-        "llhttp",
-        "refuses",
-        "an extension is any text without control characters; it wants a name, and a token or a quoted string as value",
-        loose_extension,
-        b"HTTP/1.1 200\r\nTransfer-Encoding: chunked\r\n\r\n0;\r\n\r\n",
+        b"HTTP/1.1 103 Hints\r\ncontent-length:5\r\n\r\n",
     ),
     Known(
         "response",
@@ -1426,7 +1451,7 @@ KNOWN = [
         "response",
         "llhttp",
         "takes",
-        "18 digits of a length, 16 of a chunk size; it takes more, leading zeros or being Python",
+        "18 digits of a length, 16 of a chunk size below 2^63; it takes more, leading zeros or being Python",
         long_number,
         b"HTTP/1.1 200\r\nContent-Length: 00000000000000000005\r\n\r\nhello",
     ),
@@ -1468,15 +1493,15 @@ KNOWN = [
         "takes",
         "an extension has at most 256 bytes; it has no such limit",
         long_extension,
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\ngood\r\n4;xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxrxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\r\nevil\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\ngood\r\n4;" + b"x" * 300 + b"\r\nevil\r\n0\r\n\r\n",
     ),
     Known(
         "response",
         "llhttp",
         "takes",
-        "a head has at most 128 fields; it has no such limit",
-        many_fields,
-        b"HTTP/1.1 200 OK\r\nX: 1\r\nX: 1\r\nX: 1\r\nX:\xa21\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX:\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX: 1\r\nX:1\r\nX: 1\r\nX: 1\r\nContent-Length: 5\r\n\r\nhello",
+        "a response head has at most 512 fields; it has no such limit",
+        many_response_fields,
+        b"HTTP/1.1 200 OK\r\n" + b"X: 1\r\n" * 512 + b"Content-Length: 5\r\n\r\nhello",
     ),
     Known(
         "response",
@@ -1498,9 +1523,9 @@ KNOWN = [
         "response",
         "llhttp",
         "takes",
-        "no framing in 1xx and 204; it leaves it out, where others wait for a body",
+        "no framing in a 1xx; it leaves it out, where others wait for a body",
         bodiless_with_framing,
-        b"HTTP/1.1 204 No\r\ncontent-length:5\r\n\r\nhello",
+        b"HTTP/1.1 103 Hints\r\ncontent-length:5\r\n\r\n",
     ),
     Known(
         "response",

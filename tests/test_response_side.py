@@ -12,7 +12,19 @@ from dataclasses import dataclass
 
 import cases
 import pytest
-from harness import LAST_CHUNK, Backend, Client, Connection, Proxy, answer_all, chunk, respond, sse_head, wait_until
+from harness import (
+    LAST_CHUNK,
+    Backend,
+    Client,
+    Connection,
+    Proxy,
+    answer_all,
+    chunk,
+    respond,
+    split_head,
+    sse_head,
+    wait_until,
+)
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\nX-Request-ID: id\r\n\r\n"
 HEAD = GET.replace(b"GET", b"HEAD")
@@ -219,6 +231,16 @@ CASES = [
     ),
     Case("204", b"HTTP/1.1 204 No Content\r\n\r\n", b"HTTP/1.1 204 No Content\r\n" + ID + b"\r\n"),
     Case(
+        "130 fields",
+        OK + b"X: 1\r\n" * 129 + LENGTH + b"\r\nhello",
+        OK + b"X: 1\r\n" * 129 + LENGTH + ID + b"\r\nhello",
+    ),
+    Case(
+        "512 fields",
+        OK + b"X: 1\r\n" * 511 + LENGTH + b"\r\nhello",
+        OK + b"X: 1\r\n" * 511 + LENGTH + ID + b"\r\nhello",
+    ),
+    Case(
         "304",
         b"HTTP/1.1 304 Not Modified\r\nETag: x\r\n\r\n",
         b"HTTP/1.1 304 Not Modified\r\nETag: x\r\n" + ID + b"\r\n",
@@ -309,6 +331,96 @@ def test_c2_every_framing(proxy, backend, serve, case, cut):
                 assert client.silent(0.01)
         assert len(backend.connections) == (1 if case.reused else turn)
     proxy.wait_metric("llmpipe_exchanges_total", before + 2, outcome="ok")
+
+
+@pytest.mark.parametrize("request_", [GET, HEAD], ids=["GET", "HEAD"])
+@pytest.mark.parametrize("when", ["with the head", "behind it", "never"])
+@pytest.mark.parametrize(
+    ("framing", "body"),
+    [(b"Content-Length: 4\r\n", b"null"), (CHUNKED, b"4\r\nnull\r\n0\r\n\r\n")],
+    ids=["length", "chunked"],
+)
+def test_c2_a_204_that_announces_a_body_is_one_without(proxy, backend, serve, framing, body, when, request_):
+    failures = proxy.metric("llmpipe_failures_total", reason="204 with a body")
+
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        head = b"HTTP/1.1 204 No Content\r\nX-A: 1\r\n" + framing + b"X-B: 2\r\n\r\n"
+        connection.send(head + (body if when == "with the head" else b""))
+        if when == "behind it":
+            with contextlib.suppress(ConnectionError):
+                connection.send(body)
+        connection.wait_eof()
+
+    serve(script)
+    with Client(proxy) as client:
+        for turn in (1, 2):
+            client.send(request_)
+            assert client.read_head() == b"HTTP/1.1 204 No Content\r\nX-A: 1\r\nX-B: 2\r\n" + ID + b"\r\n"
+            assert client.silent(0.01)
+            backend.wait_connections(turn)
+            wait_until(lambda: backend.connections[-1].script_ended, what="the upstream closed")
+        assert len(backend.connections) == 2
+    proxy.wait_metric("llmpipe_failures_total", failures + 2, reason="204 with a body")
+    assert [line["reason"] for line in proxy.access() if line["status"] == 204][-2:] == ["204 with a body"] * 2
+
+
+def head_of(length: int) -> bytes:
+    """The head of a response with a body of five bytes, of this length."""
+    rest = OK + b"X: \r\n" + LENGTH + b"\r\n"
+    return OK + b"X: " + b"x" * (length - len(rest)) + b"\r\n" + LENGTH + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [
+        (head_of(65536), None),
+        (head_of(65537), "head over the limit"),
+        (OK + b"X: " + b"x" * 70_000, "head over the limit"),
+        (OK + b"X: 1\r\n" * 511 + LENGTH + b"\r\n", None),
+        (OK + b"X: 1\r\n" * 512 + LENGTH + b"\r\n", "more fields than the limit"),
+    ],
+    ids=["64 KB", "over 64 KB", "without an end", "512 fields", "513 fields"],
+)
+@pytest.mark.parametrize("cut", ["whole", "pieces"])
+def test_a3_limits_of_a_response_head(proxy, serve, client, head, reason, cut):
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        step = 1000 if cut == "pieces" else 1 << 20
+        with contextlib.suppress(ConnectionError):
+            for start in range(0, len(head), step):
+                connection.send(head[start : start + step])
+            connection.send(b"hello")
+            connection.wait_eof()
+
+    serve(script)
+    path = b"/%d" % time.monotonic_ns()
+    response = client.request(b"GET " + path + b" HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert (response.status, response.body == b"hello") == ((200, True) if reason is None else (502, False))
+    assert reason is not None or response.fields[:-1] == split_head(head)[1]
+    assert proxy.access(path=path.decode())[0]["reason"] == reason
+
+
+def test_a3_limits_of_a_response_head_can_be_set(proxy_to):
+    head = [b""]
+
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(head[0] + b"hello")
+        connection.wait_eof()
+
+    proxy = proxy_to(
+        script, options=["--max-response-head", "40000", "--max-response-fields", "600", "--max-head", "1000"]
+    )
+    for sent, status in (
+        (head_of(40000), 200),
+        (head_of(40001), 502),
+        (OK + b"X: 1\r\n" * 599 + LENGTH + b"\r\n", 200),
+        (OK + b"X: 1\r\n" * 600 + LENGTH + b"\r\n", 502),
+    ):
+        head[0] = sent
+        with Client(proxy) as client:
+            assert client.request(GET).status == status
 
 
 def test_c2_a_1xx_is_forwarded_when_it_comes(steps, client):

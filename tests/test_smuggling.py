@@ -182,8 +182,6 @@ OBSCURED = [
     b"Transfer-Encoding: chunked\x85",
     b"Transfer-Encoding: \xef\xbb\xbfchunked",
     b"Transfer-Encoding: c\xc2\xadhunked",
-    b"Transfer-Encoding: chunKed",
-    b"Transfer-Encoding: CHUNKED",
     b"Transfer-Encoding: xchunked",
     b"Transfer-Encoding: chunkedx",
     b"Transfer-Encoding: x chunked",
@@ -243,12 +241,14 @@ NOT_FRAMING = [
     b"TE: chunked",
     b"Trailer: Transfer-Encoding",
 ]
-# The one coding, with optional white space as RFC 9110 section 5.6.3 has it.
+# The one coding, in any case (RFC 9112 section 7), with optional white space as RFC 9110 section 5.6.3 has it.
 PLAIN = [
     b"Transfer-Encoding: chunked",
     b"transfer-ENCODING:chunked",
     b"Transfer-Encoding:\tchunked",
     b"Transfer-Encoding: \t chunked \t",
+    b"Transfer-Encoding: chunKed",
+    b"transfer-encoding:CHUNKED\t",
 ]
 
 TE: dict[str, Attack] = {}
@@ -353,6 +353,10 @@ BAD_CHUNKS = [
     b"5\x00\r\nhello\r\n" + LAST, b"5,5\r\nhello\r\n" + LAST, b"5.0\r\nhello\r\n" + LAST, b"5_0\r\nhello\r\n" + LAST, b"#\r\n",
     b"5 5\r\nhello\r\n" + LAST, b'"5"\r\nhello\r\n' + LAST, b"\xb5\r\nhello\r\n" + LAST, b"00000000000000000\r\n\r\n",
     b"10000000000000005\r\nhello\r\n" + LAST, b"0000000000000000000000005\r\nhello\r\n" + LAST, b"5\r\n hello\r\n" + LAST,
+    b"8000000000000005\r\nhello\r\n" + LAST, b"FFFFFFFFFFFFFFFB\r\nhello\r\n" + LAST, b"8000000000000000\r\n\r\n",
+    # extensions that end elsewhere for whom they are more than bytes up to the line end
+    b"5;\r\nhello\r\n" + LAST, b"5;;a=b\r\nhello\r\n" + LAST, b'5;a="\r\nhello\r\n' + LAST, b'5;a="b\\"\r\nhello\r\n' + LAST,
+    b"5;GET /smuggled HTTP/1.1\r\nhello\r\n" + LAST, b"5; a\r\nhello\r\n" + LAST, b"0;\r\n\r\n",
     # no last chunk, and a request behind
     b"5\r\nhello\r\n", b"0\r\n", b"0\r\nX: y\r\n",
     # trailers that are heads
@@ -362,20 +366,17 @@ BAD_CHUNKS = [
 ]  # fmt: skip
 TOO_LONG = [
     b"7fffffffffffffff",
-    b"8000000000000005",
-    b"ffffffffffffffff",
-    b"FFFFFFFFFFFFFFFB",
+    b"7FFFFFFFFFFFFFFB",
     b"100000000",
     b"0100001",
 ]
 GOOD_CHUNKS = {
-    b"5;\r\nhello\r\n" + LAST: b"hello",
-    b"5;;a=b;=\r\nhello\r\n0;\r\n\r\n": b"hello",
+    b'5;a="\\"\\\\";b=c;d\r\nhello\r\n0;a=";5"\r\n\r\n': b"hello",
     b"25\r\n" + HIDDEN + b"\r\n" + LAST: HIDDEN,
     b"2;x\r\n\r\n\r\n2A\r\n" + LAST + HIDDEN + b"\r\n" + LAST: b"\r\n" + LAST + HIDDEN,
     b"0000000000000005\r\nhello\r\n0000000000000000\r\n\r\n": b"hello",
     b"0\r\nX: GET /smuggled HTTP/1.1\r\nX-GET: /smuggled HTTP/1.1\r\n\r\n": b"",
-    b"5;GET /smuggled HTTP/1.1\r\nhello\r\n0;GET /smuggled HTTP/1.1\r\n\r\n": b"hello",
+    b'5;a="GET /smuggled HTTP/1.1"\r\nhello\r\n0;a="GET /smuggled HTTP/1.1"\r\n\r\n': b"hello",
 }
 
 BAD_HOSTS = [
@@ -393,7 +394,7 @@ BAD_TARGETS = [
     b"x", b"http://a\x00/", b"http://a\xe9/", b"h\x00ttp://a/",
 ]  # fmt: skip
 OTHER_EXPECTATIONS = [
-    b"", b"100", b"100-continuex", b"x100-continue", b"100-continue, 100-continue", b"100-continue;x",
+    b"100", b"100-continuex", b"x100-continue", b"100-continue, 100-continue", b"100-continue;x",
     b"y 100-continue", b"100_continue",
 ]  # fmt: skip
 BROKEN_EXPECTATIONS = [
@@ -487,6 +488,12 @@ HEADS: dict[str, Attack] = {
         framed(b"Expect: 100-continue\r\nExpect: x\r\n" + LENGTH[:-2], BODY), status=417
     ),
     "Expect without a body": Attack(framed(b"Expect: 100-continue", NEXT), [X, NEXT_SEEN], None),
+    "Expect of nothing": Attack(
+        framed(b"Expect:\r\nExpect: , \t,\r\n" + LENGTH[:-2], BODY + NEXT), [(b"POST", b"/x", BODY), NEXT_SEEN], None
+    ),
+    "Expect of nothing and of something else": Attack(
+        framed(b"Expect:\r\nExpect: x\r\n" + LENGTH[:-2], BODY), status=417
+    ),
     "Expect with a length of nothing": Attack(
         framed(b"Expect: 100-Continue\r\nContent-Length: 0", NEXT), [X, NEXT_SEEN], None
     ),
@@ -899,10 +906,25 @@ ANSWERS: dict[str, Answer] = {
     "a 304 with chunks": Answer(
         b"HTTP/1.1 304 Not\r\n" + CHUNKED + b"\r\n" + GOOD + LAST, b"HTTP/1.1 304 Not\r\n" + CHUNKED + ID + b"\r\n"
     ),
-    # RFC 9110 section 8.6, RFC 9112 section 6.1: no framing in 1xx and 204. A client that obeys it would wait for a body.
-    "a 204 with a length": spoiled(b"HTTP/1.1 204 No\r\n" + FIVE + b"\r\n"),
-    "a 204 with a length and a body": spoiled(b"HTTP/1.1 204 No\r\n" + FIVE + b"\r\nhello"),
-    "a 204 that is chunked": spoiled(b"HTTP/1.1 204 No\r\n" + CHUNKED + b"\r\n" + LAST),
+    # RFC 9110 section 8.6, RFC 9112 section 6.1: no framing in 1xx and 204. A client that obeys it would wait for a body; so it
+    # does not get it, and nobody gets what stands behind.
+    "a 204 with a length": Answer(b"HTTP/1.1 204 No\r\n" + FIVE + b"\r\n", b"HTTP/1.1 204 No\r\n" + ID + b"\r\n"),
+    "a 204 with a length and a body": Answer(
+        b"HTTP/1.1 204 No\r\n" + FIVE + b"X: y\r\n\r\nhello", b"HTTP/1.1 204 No\r\nX: y\r\n" + ID + b"\r\n"
+    ),
+    "a 204 with a length and another answer": Answer(
+        b"HTTP/1.1 204 No\r\n" + FIVE + b"\r\nhello" + EVIL, b"HTTP/1.1 204 No\r\n" + ID + b"\r\n"
+    ),
+    "a 204 that is chunked": Answer(
+        b"HTTP/1.1 204 No\r\n" + CHUNKED + b"\r\n" + LAST, b"HTTP/1.1 204 No\r\n" + ID + b"\r\n"
+    ),
+    "a 204 that is chunked, with another answer for its body": Answer(
+        b"HTTP/1.1 204 No\r\n" + CHUNKED + b"\r\n2a\r\n" + EVIL + b"\r\n" + LAST, b"HTTP/1.1 204 No\r\n" + ID + b"\r\n"
+    ),
+    "a 204 that is chunked in capitals": Answer(
+        b"HTTP/1.1 204 No\r\nTransfer-Encoding: Chunked\r\n\r\n" + LAST, b"HTTP/1.1 204 No\r\n" + ID + b"\r\n"
+    ),
+    "a 204 with both framings": spoiled(b"HTTP/1.1 204 No\r\n" + FIVE + CHUNKED + b"\r\n" + LAST),
     "a 204 with a length of nothing": whole(b"HTTP/1.1 204 No\r\n", b"Content-Length: 0\r\n", reused=True),
     "a 205 with a length of nothing": whole(b"HTTP/1.1 205 Reset\r\n", b"Content-Length: 0\r\n", reused=True),
     # Interim responses.

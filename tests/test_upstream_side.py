@@ -137,11 +137,34 @@ def test_b1_x_forwarded_for_that_is_empty(seen, client):
     assert b", ".join(request.values(b"x-forwarded-for")).strip(b", ") == b"127.0.0.1"
 
 
-def test_b1_x_forwarded_proto_and_host_are_replaced(seen, client):
-    lines = [b"X-Forwarded-Proto: https", b"X-Forwarded-Host: evil", b"x-forwarded-host: evil"]
+def test_b1_a_second_x_forwarded_proto_or_host_is_believed_of_nobody(seen, client):
+    lines = [
+        b"X-Forwarded-Proto: https",
+        b"X-Forwarded-Proto: http",
+        b"X-Forwarded-Host: evil",
+        b"x-forwarded-host: evil",
+    ]
     request = sent_up(client, seen, b"Host: a:8", *lines)
     assert request.values(b"x-forwarded-proto") == [b"http"]
     assert request.values(b"x-forwarded-host") == [b"a:8"]
+
+
+@pytest.mark.parametrize("coding", [b"Chunked", b"CHUNKED", b"chunkeD"])
+def test_b1_chunked_is_written_in_lower_case(seen, client, coding):
+    request = [
+        b"POST / HTTP/1.1",
+        b"Host: a",
+        b"X-One: 1",
+        b"transfer-ENCODING: \t" + coding + b" ",
+        b"X-Two: 2",
+        b"",
+        b"",
+    ]
+    client.send(b"\r\n".join(request) + b"5\r\nhello\r\n0\r\n\r\n")
+    assert client.read_response().status == 200
+    kept = b"\r\nX-One: 1\r\ntransfer-ENCODING: \tchunked \r\nX-Two: 2\r\n"
+    assert kept in seen[0].raw_head
+    assert seen[0].body == b"hello"
 
 
 def test_b1_via_is_appended_to(seen, client):

@@ -15,6 +15,7 @@ cdef void client_adopt(WorkerC *w, AdoptC *adopt) noexcept nogil:
         return
     conn_open(w, &client.conn, adopt.fd, SIDE_CLIENT)
     w.client_count += 1
+    client.trusted = adopt.trusted
     client.refusal = adopt.refusal
     client.quota = adopt.quota
     memcpy(client.address, adopt.address, ADDRESS_ROOM)
@@ -76,12 +77,14 @@ cdef int64_t listener_refused(ListenerC *listener) noexcept nogil:
 
 cdef bint listener_admits(WorkerC *w, const sockaddr_storage *peer, int64_t clients, AdoptC *adopt) noexcept nogil:
     # Counts a new client in its address and decides whether it is served, or gets an error answer to its request. False
-    # where it gets not even that: its address has as many refused connections as it may have served ones.
+    # where it gets not even that: its address has as many refused connections as it may have served ones. A trusted proxy
+    # stands for many clients, and is not counted in its address.
     cdef ListenerC *listener = w.listener
     cdef uint64_t key[2]
     adopt.refusal = 0
     adopt.quota = NULL
-    if listener.quotas is not NULL and quota_key(peer, key):
+    adopt.trusted = trust_peer(&w.settings.trust, peer)
+    if not adopt.trusted and listener.quotas is not NULL and quota_key(peer, key):
         adopt.quota = quota_find(listener.quotas, key)
         if adopt.quota is NULL:
             sys_add_counter(&w.stats.over_memory, 1)

@@ -5,7 +5,7 @@
 cdef enum:
     CHUNK_SIZE = 0          # first digit of a size
     CHUNK_SIZE_MORE = 1     # further digits, or what follows them
-    CHUNK_EXTENSION = 2
+    CHUNK_EXTENSION = 2     # behind a ";": the first character of a name
     CHUNK_SIZE_LF = 3
     CHUNK_DATA = 4
     CHUNK_DATA_CR = 5
@@ -16,6 +16,12 @@ cdef enum:
     CHUNK_TRAILER_LF = 10
     CHUNK_LAST_LF = 11
     CHUNK_END = 12
+    CHUNK_EXTENSION_NAME = 13
+    CHUNK_EXTENSION_IS = 14         # behind the "=": the first character of a value
+    CHUNK_EXTENSION_TOKEN = 15
+    CHUNK_EXTENSION_QUOTED = 16
+    CHUNK_EXTENSION_ESCAPED = 17    # behind a backslash
+    CHUNK_EXTENSION_UNQUOTED = 18   # behind the closing quote
 
 cdef enum:
     CHUNK_MAX_DIGITS = 16
@@ -41,6 +47,40 @@ cdef bint chunk_trailer_allowed(ChunkC *chunk) noexcept nogil:
         return False
     kind = field_kind(chunk.name, chunk.name_length)
     return kind == FIELD_OTHER or kind == FIELD_REQUEST_ID or kind == FIELD_VIA
+
+cdef uint8_t chunk_fault(ChunkC *chunk) noexcept nogil:
+    # Why chunk_next refused what it met: REASON_*.
+    if chunk.state == CHUNK_EXTENSION or chunk.state >= CHUNK_EXTENSION_NAME:
+        return REASON_CHUNK_EXTENSION
+    if chunk.state == CHUNK_DATA_CR or chunk.state == CHUNK_DATA_LF:
+        return REASON_CHUNK_END
+    return REASON_TRAILER if chunk.state >= CHUNK_TRAILER else REASON_CHUNK_SIZE
+
+# The next state of an extension, which `c` belongs to; CHUNK_END where it breaks the grammar: *( ";" token [ "=" ( token /
+# quoted-string ) ] ) (RFC 9112 section 7.1.1). The white space that the RFC has readers tolerate there (BWS) is refused:
+# senders may not make it, and a reader that does not know it ends the size elsewhere.
+cdef uint8_t chunk_extension_next(uint8_t state, uint8_t c) noexcept nogil:
+    cdef bint token = text_class[c] & TEXT_TOKEN
+    if state == CHUNK_EXTENSION:
+        return CHUNK_EXTENSION_NAME if token else CHUNK_END
+    if state == CHUNK_EXTENSION_IS:
+        return CHUNK_EXTENSION_TOKEN if token else CHUNK_EXTENSION_QUOTED if c == c'"' else CHUNK_END
+    if state == CHUNK_EXTENSION_ESCAPED:
+        return CHUNK_EXTENSION_QUOTED if text_class[c] & TEXT_VALUE else CHUNK_END
+    if state == CHUNK_EXTENSION_QUOTED:
+        if c == c'"':
+            return CHUNK_EXTENSION_UNQUOTED
+        if c == c"\\":
+            return CHUNK_EXTENSION_ESCAPED
+        return CHUNK_EXTENSION_QUOTED if text_class[c] & TEXT_VALUE else CHUNK_END
+    # Here a name or a value may end.
+    if c == c"\r":
+        return CHUNK_SIZE_LF
+    if c == c";":
+        return CHUNK_EXTENSION
+    if state == CHUNK_EXTENSION_NAME:
+        return CHUNK_EXTENSION_NAME if token else CHUNK_EXTENSION_IS if c == c"=" else CHUNK_END
+    return CHUNK_EXTENSION_TOKEN if token and state == CHUNK_EXTENSION_TOKEN else CHUNK_END
 
 # The line ends and the size between two pieces of data where they are all there and plain, in one go: an unpaced stream is
 # many small chunks, and a turn of the loop below for each of their bytes cost 5 % of its throughput. Whatever is not plain is
@@ -70,6 +110,7 @@ cdef int chunk_next(ChunkC *chunk, const uint8_t *data, size_t n, size_t *consum
                     size_t *length) noexcept nogil:
     cdef size_t i = consumed[0]
     cdef uint8_t c
+    cdef uint8_t state
     while i < n:
         if chunk.state == CHUNK_DATA_CR or chunk.state == CHUNK_SIZE:
             i = chunk_next_size(chunk, data, n, i)
@@ -94,7 +135,8 @@ cdef int chunk_next(ChunkC *chunk, const uint8_t *data, size_t n, size_t *consum
             chunk.state = CHUNK_SIZE_MORE
         elif chunk.state == CHUNK_SIZE_MORE:
             if text_class[c] & TEXT_HEX:
-                if chunk.digits == CHUNK_MAX_DIGITS:
+                # A size of 2^63 or more is a negative one to whoever counts in signed numbers.
+                if chunk.digits == CHUNK_MAX_DIGITS or chunk.left >> 59:
                     break
                 chunk.digits += 1
                 chunk.left = chunk.left << 4 | text_hex[c]
@@ -104,13 +146,12 @@ cdef int chunk_next(ChunkC *chunk, const uint8_t *data, size_t n, size_t *consum
                 chunk.state = CHUNK_EXTENSION
             else:
                 break
-        elif chunk.state == CHUNK_EXTENSION:
-            if c == c"\r":
-                chunk.state = CHUNK_SIZE_LF
-            else:
-                chunk.extension += 1
-                if not text_class[c] & TEXT_VALUE or chunk.extension > CHUNK_MAX_EXTENSION:
-                    break
+        elif chunk.state == CHUNK_EXTENSION or chunk.state >= CHUNK_EXTENSION_NAME:
+            state = chunk_extension_next(chunk.state, c)
+            chunk.extension += state != CHUNK_SIZE_LF
+            if state == CHUNK_END or chunk.extension > CHUNK_MAX_EXTENSION:
+                break
+            chunk.state = state
         elif chunk.state == CHUNK_SIZE_LF:
             if c != c"\n":
                 break

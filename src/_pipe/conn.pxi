@@ -50,6 +50,7 @@ cdef struct ClientC:
     InboxC inbox
     uint8_t state           # CLIENT_*
     uint8_t patient         # the kernel must not end it for taking nothing: the send time-out is there for that
+    uint8_t trusted         # what it tells of the hops before it is believed
     uint16_t refusal        # status that its request is refused with, because there are too many clients; else 0
     uint8_t rest            # FRAMING_* of what still comes while it lingers, FRAMING_NONE behind the end of its request
     uint8_t rest_reason     # DISCARD_* of that
@@ -116,6 +117,7 @@ cdef struct ExchangeC:
     int status              # sent to the client, 0 for none
     int error               # errno that ended it
     uint64_t tried[MAX_BACKEND_WORDS]
+    HostC origin            # the client that a trusted peer speaks for, where it names one
     int64_t up_left         # bytes of a Content-Length body still to be received
     int64_t down_left
     int64_t up_body         # body bytes so far, for the limit

@@ -185,7 +185,10 @@ cdef void exchange_record(WorkerC *w, ExchangeC *x, const char *address, uint8_t
     record.request_id_length = x.request_id_length
     record.method_length = x.method_length
     record.path_length = x.path_length
-    memcpy(record.address, address, ADDRESS_ROOM)
+    if host_known(&x.origin):
+        host_text(&x.origin, record.address, ADDRESS_ROOM)
+    else:
+        memcpy(record.address, address, ADDRESS_ROOM)
     memcpy(record.request_id, x.request_id, x.request_id_length)
     memcpy(record.method, x.method, x.method_length)
     memcpy(record.path, x.path, x.path_length)

@@ -3,13 +3,17 @@
 # A recv goes into the hot buffer where the inbox is empty, else behind what the inbox holds. Only a head that is not
 # whole after its first recv costs a buffer, and only one longer than a buffer costs a wide area.
 
+cdef size_t wide_size(WorkerC *w) noexcept nogil:
+    # Room for the longest head of either side.
+    return w.settings.max_head if w.settings.max_head > w.settings.max_response_head else w.settings.max_response_head
+
 cdef uint8_t *wide_get(WorkerC *w) noexcept nogil:
-    # max_head bytes, or NULL. The first word of the allocation links all of them, that of a free one the free ones.
+    # wide_size() bytes, or NULL. The first word of the allocation links all of them, that of a free one the free ones.
     cdef void *area = w.wides
     if area is not NULL:
         w.wides = (<void **>area)[0]
         return <uint8_t *>area
-    area = malloc(sizeof(void *) * 2 + w.settings.max_head)
+    area = malloc(sizeof(void *) * 2 + wide_size(w))
     if area is NULL:
         return NULL
     (<void **>area)[0] = w.wide_blocks
@@ -76,7 +80,7 @@ cdef ssize_t inbox_recv(WorkerC *w, InboxC *inbox, int fd, uint8_t **data, size_
             inbox.buf = NULL
             buf_put(&w.bufs, buf)
     if inbox.wide is not NULL:
-        room = w.settings.max_head - inbox.wide_used
+        room = wide_size(w) - inbox.wide_used
         got = io_recv(fd, inbox.wide + inbox.wide_used, room if room < BUF_SIZE else BUF_SIZE)
         data[0] = inbox.wide
         if got > 0:

@@ -11,6 +11,7 @@ cdef enum:
 cdef struct AdoptC:
     int fd
     uint16_t refusal            # as in ClientC
+    uint8_t trusted             # the same
     QuotaC *quota               # the same
     char address[ADDRESS_ROOM]
 

@@ -130,21 +130,65 @@ cdef enum:
     REASON_ERRNO = 10           # any other; the log line has its number
     # a time-out of the proxy's own: the outcome says which
     REASON_DEADLINE = 11
-    # of the backend's bytes
-    REASON_BAD_HEAD = 12
+    # of a head, of either side (rules A2, A4 and C2)
+    REASON_FIRST_LINE = 12
     REASON_HEAD_TOO_LONG = 13
-    REASON_BAD_CHUNK = 14
+    # of the backend's bytes
+    REASON_BEHIND_END = 14
     REASON_UNASKED = 15
     REASON_UNASKED_UPGRADE = 16
     # of the proxy itself
     REASON_NO_MEMORY = 17
     REASON_NO_DESCRIPTORS = 18
-    REASON_COUNT = 19
+    # of a head again
+    REASON_FIELDS = 19
+    REASON_TLS = 20
+    REASON_BARE_LF = 21
+    REASON_BARE_CR = 22
+    REASON_CONTROL = 23
+    REASON_FOLDED = 24
+    REASON_SPACE_BEFORE_COLON = 25
+    REASON_FIELD_NAME = 26
+    REASON_LENGTH = 27
+    REASON_TWO_LENGTHS = 28
+    REASON_CODING = 29
+    REASON_TWO_CODINGS = 30
+    REASON_TWO_FRAMINGS = 31
+    REASON_OLD_CHUNKED = 32
+    REASON_CONNECTION = 33
+    REASON_HOST = 34
+    REASON_TWO_HOSTS = 35
+    # of a request's head
+    REASON_NO_HOST = 36
+    REASON_LINE_TOO_LONG = 37
+    REASON_TARGET = 38
+    REASON_VERSION = 39
+    REASON_CONNECT = 40
+    REASON_EXPECTATION = 41
+    REASON_BODY_TOO_LONG = 42
+    # of a response's head
+    REASON_INTERIM_BODY = 43
+    REASON_EMPTY_BODY = 44
+    # of the chunks of either side
+    REASON_CHUNK_SIZE = 45
+    REASON_CHUNK_EXTENSION = 46
+    REASON_CHUNK_END = 47
+    REASON_TRAILER = 48
+    # of too many clients
+    REASON_CONNECTIONS_OF_ADDRESS = 49
+    REASON_CONNECTIONS = 50
+    REASON_COUNT = 51
 
 REASONS = (
     "", "FIN before the head", "FIN in the head", "FIN in the body", "ECONNRESET", "EPIPE", "ECONNREFUSED", "ETIMEDOUT",
-    "EHOSTUNREACH", "ENETUNREACH", "other errno", "deadline", "bad head", "head too long", "bad chunk",
-    "bytes before the request", "101 without a request to upgrade", "no memory", "no descriptors",
+    "EHOSTUNREACH", "ENETUNREACH", "other errno", "deadline", "broken first line", "head over the limit",
+    "bytes behind the end", "bytes before the request", "101 without a request to upgrade", "no memory", "no descriptors",
+    "more fields than the limit", "TLS", "bare LF", "bare CR", "control character", "folded line", "space before the colon",
+    "bad field name", "bad Content-Length", "two Content-Lengths", "bad Transfer-Encoding", "two Transfer-Encodings",
+    "Content-Length and Transfer-Encoding", "Transfer-Encoding in HTTP/1.0", "bad Connection", "bad Host", "two Hosts",
+    "no Host", "request line over the limit", "bad target", "other version", "CONNECT", "other expectation",
+    "body over the limit", "1xx with a body", "204 with a body", "bad chunk size", "bad chunk extension",
+    "no line end behind a chunk", "bad trailer", "connections of one address", "connections of all",
 )
 
 cdef uint8_t reason_of_errno(int error) noexcept nogil:

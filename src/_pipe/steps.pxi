@@ -375,20 +375,68 @@ cdef const char *outcome_message(uint8_t outcome) noexcept nogil:
         return b"The proxy is shutting down."
     return b"The request was refused."
 
-cdef const char *refusal_message(int status) noexcept nogil:
-    # What was wrong with a request.
-    if status == 413:
+cdef const char *refusal_message(uint8_t reason) noexcept nogil:
+    # What was wrong with a request, to a person who wrote a client.
+    if reason == REASON_BODY_TOO_LONG:
         return b"The request body is longer than the limit."
-    if status == 414:
+    if reason == REASON_LINE_TOO_LONG:
         return b"The request line is longer than the limit."
-    if status == 417:
+    if reason == REASON_EXPECTATION:
         return b"No other expectation than 100-continue is understood."
-    if status == 431:
-        return b"The request head is longer, or has more fields, than the limit."
-    if status == 501:
+    if reason == REASON_HEAD_TOO_LONG:
+        return b"The request head is longer than the limit."
+    if reason == REASON_FIELDS:
+        return b"The request head has more fields than the limit."
+    if reason == REASON_CONNECT:
         return b"The method CONNECT is not supported."
-    if status == 505:
+    if reason == REASON_VERSION:
         return b"Only HTTP/1.0 and HTTP/1.1 are supported."
+    if reason == REASON_TLS:
+        return b"This port speaks plain HTTP, and TLS was sent to it; use http:// in the URL."
+    if reason == REASON_FIRST_LINE:
+        return b"The first line is no request line: METHOD, one space, target, one space, HTTP/1.1, CRLF."
+    if reason == REASON_TARGET:
+        return b"The request target is neither a path, an http URL nor the * of OPTIONS, or holds a character that none may."
+    if reason == REASON_BARE_LF:
+        return b"A line ends with LF; each has to end with CRLF."
+    if reason == REASON_BARE_CR:
+        return b"There is a CR without an LF behind it."
+    if reason == REASON_CONTROL:
+        return b"There is a control character in the head."
+    if reason == REASON_FOLDED:
+        return b"A line begins with white space; fields may not be folded."
+    if reason == REASON_SPACE_BEFORE_COLON:
+        return b"There is white space between the name of a field and its colon."
+    if reason == REASON_FIELD_NAME:
+        return b"A line of the head is no field: the name has a character that none may have, or the colon is missing."
+    if reason == REASON_LENGTH:
+        return b"Content-Length is not a number of at most 18 digits."
+    if reason == REASON_TWO_LENGTHS:
+        return b"There is more than one Content-Length."
+    if reason == REASON_CODING:
+        return b"Transfer-Encoding is something else than chunked."
+    if reason == REASON_TWO_CODINGS:
+        return b"There is more than one Transfer-Encoding."
+    if reason == REASON_TWO_FRAMINGS:
+        return b"There are both Content-Length and Transfer-Encoding."
+    if reason == REASON_OLD_CHUNKED:
+        return b"HTTP/1.0 has no Transfer-Encoding."
+    if reason == REASON_CONNECTION:
+        return b"Connection is not a list of at most 16 names, or names Host or a field of the framing."
+    if reason == REASON_HOST:
+        return b"Host is not a host and perhaps a port."
+    if reason == REASON_TWO_HOSTS:
+        return b"There is more than one Host."
+    if reason == REASON_NO_HOST:
+        return b"There is no Host."
+    if reason == REASON_CHUNK_SIZE:
+        return b"The size of a chunk is not a hexadecimal number of at most 16 digits, below 2^63, with CRLF or an extension behind it."
+    if reason == REASON_CHUNK_EXTENSION:
+        return b"A chunk extension is not ;name, ;name=token or ;name=quoted-string, or longer than 256 bytes."
+    if reason == REASON_CHUNK_END:
+        return b"There is no CRLF behind the data of a chunk."
+    if reason == REASON_TRAILER:
+        return b"A trailer is no field, is too long, or is a field that no trailer may be."
     return b"The request is not well-formed HTTP/1."
 
 cdef int answer_error(WorkerC *w, ExchangeC *x, int status, uint8_t outcome) noexcept nogil:
@@ -399,7 +447,7 @@ cdef int answer_error(WorkerC *w, ExchangeC *x, int status, uint8_t outcome) noe
     cdef uint8_t room[512]
     upstream_drop(w, x)
     if outcome == OUTCOME_BAD_REQUEST:
-        message = refusal_message(status)
+        message = refusal_message(x.reason)
         x.client_keeps = False
     elif x.client.refusal and outcome == OUTCOME_OVERLOAD:
         message = (b"Your address has as many connections open as it may have." if status == 429
@@ -539,8 +587,9 @@ cdef int up_follow(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t n, size
         if rc == RC_BAD:
             x.framing_up = FRAMING_CLOSE
             return up_refused(w, x, data, n, used[0], 400)
-        # A size that goes over the limit is refused before it is forwarded; some count in fewer than 64 bits.
-        if x.up_chunk.left > <uint64_t>(w.settings.max_body - x.up_body):
+        # A size that goes over the limit is refused before its data is forwarded; some count in fewer than 64 bits. While its
+        # line is not whole the size may still be no size at all.
+        if x.up_chunk.state == CHUNK_DATA and x.up_chunk.left > <uint64_t>(w.settings.max_body - x.up_body):
             return up_refused(w, x, data, n, used[0], 413)
         x.up_done = rc == RC_DONE
     if x.up_done:
@@ -593,6 +642,10 @@ cdef int step_skip(WorkerC *w, ExchangeC *x) noexcept nogil:
     conn_queue(w, &client.conn)
     return RC_OK
 
+cdef uint8_t up_fault(ExchangeC *x, int status) noexcept nogil:
+    # Why up_follow gave this status.
+    return REASON_BODY_TOO_LONG if status == 413 else chunk_fault(&x.up_chunk)
+
 cdef int up_hold(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t n) noexcept nogil:
     # Puts bytes behind those that wait for the upstream. RC_OK or -ENOMEM.
     cdef int rc
@@ -622,26 +675,29 @@ cdef int step_request(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t leng
     exchange_note(w, x, head)
     if status != RC_OK:
         request_distrust(x)
+    elif client.trusted:
+        trust_origin(&w.settings.trust, head, &x.origin)
     if status == RC_OK and head.content_length > w.settings.max_body:
-        status = 413
+        status = head_refused(head, 413, REASON_BODY_TOO_LONG)
     if status != RC_OK or client.refusal:
         request_skip(w, x, data + length, n - length)
     if status != RC_OK:
-        return refuse(w, x, status)
+        return refuse(w, x, status, head.fault)
     if client.refusal:
         inbox_clear(w, &client.inbox)
+        exchange_blame(w, x, REASON_CONNECTIONS_OF_ADDRESS if client.refusal == 429 else REASON_CONNECTIONS, 0)
         return answer_error(w, x, client.refusal, OUTCOME_OVERLOAD)
     write_start(&w.out, w.out.data, w.out.size)
-    head_write_request(&w.out, head, client.address, b"", x.request_id, x.request_id_length)
+    head_write_request(&w.out, head, client.address, client.trusted, b"", x.request_id, x.request_id_length)
     if w.out.full:
         request_skip(w, x, data + length, n - length)
-        return refuse(w, x, 431)
+        return refuse(w, x, 431, REASON_HEAD_TOO_LONG)
     x.head_length = <uint32_t>w.out.used
     x.no_host = not head.absolute and head.host_count == 0
     x.up.kept = True
     status = up_follow(w, x, data + length, n - length, &used)
     if status != RC_OK:
-        return refuse(w, x, status)
+        return refuse(w, x, status, up_fault(x, status))
     x.bytes_up = length + used      # and not what stands behind it
     if (chain_copy(&x.up, &w.bufs, w.out.data, w.out.used) != RC_OK
             or (used and chain_copy(&x.up, &w.bufs, data + length, used) != RC_OK)
@@ -655,9 +711,10 @@ cdef int step_request(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t leng
         return client_left(w, x, 0)
     return dispatch(w, x, -1)
 
-cdef int refuse(WorkerC *w, ExchangeC *x, int status) noexcept nogil:
+cdef int refuse(WorkerC *w, ExchangeC *x, int status, uint8_t reason) noexcept nogil:
     # Answers a bad request; what stands behind it is not read. RC_OK or RC_GONE.
     inbox_clear(w, &x.client.inbox)
+    exchange_blame(w, x, reason, 0)
     return answer_error(w, x, status, OUTCOME_BAD_REQUEST)
 
 cdef void step_head(WorkerC *w, ClientC *client) noexcept nogil:
@@ -715,14 +772,14 @@ cdef void step_head(WorkerC *w, ClientC *client) noexcept nogil:
             step_request(w, x, data, length, n)
             return
         if rc == RC_OK or rc == RC_BAD:
-            refuse(w, x, 400)
+            refuse(w, x, 400, head_scan_fault(data, n))
             return
         # Behind the longest line stand a CR and an LF.
         if n >= w.settings.max_request_line + 2 and memchr(data, c"\n", w.settings.max_request_line + 2) is NULL:
-            refuse(w, x, 414)
+            refuse(w, x, 414, REASON_LINE_TOO_LONG)
             return
         if rc == RC_DONE or n >= w.settings.max_head:
-            refuse(w, x, 431)
+            refuse(w, x, 431, REASON_HEAD_TOO_LONG)
             return
         length = inbox.scanned      # inbox_keep starts a new count
         if inbox_keep(w, inbox, data, n) != RC_OK:
@@ -849,7 +906,7 @@ cdef int dispatch(WorkerC *w, ExchangeC *x, int again) noexcept nogil:
     if rc != RC_OK:
         if upstream is not NULL:
             upstream_keep(w, upstream)
-        return refuse(w, x, 431) if rc == RC_BAD else request_lost(w, x)
+        return refuse(w, x, 431, REASON_HEAD_TOO_LONG) if rc == RC_BAD else request_lost(w, x)
     if upstream is not NULL:
         x.upstream = upstream
         upstream.conn.exchange = x
@@ -988,7 +1045,7 @@ cdef int step_up(WorkerC *w, ExchangeC *x) noexcept nogil:
         x.moved = w.now
         status = up_follow(w, x, w.hot.data, got, &used)
         if status != RC_OK:
-            return request_broken(w, x, status)
+            return request_broken(w, x, status, up_fault(x, status))
         x.bytes_up += used
         took = 0
         if not x.up.kept:
@@ -1015,11 +1072,12 @@ cdef int request_lost(WorkerC *w, ExchangeC *x) noexcept nogil:
         return response_truncate(w, x, OUTCOME_OVERLOAD)
     return answer_error(w, x, 503, OUTCOME_OVERLOAD)
 
-cdef int request_broken(WorkerC *w, ExchangeC *x, int status) noexcept nogil:
+cdef int request_broken(WorkerC *w, ExchangeC *x, int status, uint8_t reason) noexcept nogil:
     # The client broke the framing of its body, or went over its limit. RC_OK or RC_GONE.
     if x.forwarded:
+        exchange_blame(w, x, reason, 0)
         return response_truncate(w, x, OUTCOME_BAD_REQUEST)
-    return refuse(w, x, status)
+    return refuse(w, x, status, reason)
 
 # -------------------------------------------------------------------------------------------- from the backend, down
 
@@ -1100,9 +1158,11 @@ cdef int body_forward(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t out,
     if client_send(w, x, data, out) == RC_GONE:
         return RC_GONE
     if rc == RC_DONE:
+        if not clean and x.reason != REASON_EMPTY_BODY:
+            exchange_blame(w, x, REASON_BEHIND_END, 0)
         return response_done(w, x, clean)
     if rc == RC_BAD:
-        return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, REASON_BAD_CHUNK, 0)
+        return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, chunk_fault(&x.down_chunk), 0)
     return RC_OK
 
 cdef bint status_retries(WorkerC *w, ExchangeC *x, int status) noexcept nogil:
@@ -1130,15 +1190,18 @@ cdef int step_response(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n) noexce
     x.answered = True
     while True:
         rc = head_scan(data, n, &upstream.inbox.scanned, &length)
-        if rc == RC_AGAIN and n < w.settings.max_head:
+        if rc == RC_AGAIN and n < w.settings.max_response_head:
             used = upstream.inbox.scanned
             if inbox_keep(w, &upstream.inbox, data, n) != RC_OK:
                 return request_lost(w, x)
             upstream.inbox.scanned = <uint32_t>used
             return RC_OK
-        if (rc != RC_DONE or length > w.settings.max_head or head_read_response(
-                head, data, length, w.settings.max_fields, x.to_head) != RC_OK):
-            return response_broken(w, x, REASON_BAD_HEAD, n)
+        if rc == RC_OK or rc == RC_BAD:
+            return response_broken(w, x, head_scan_fault(data, n), n)
+        if rc == RC_AGAIN or length > w.settings.max_response_head:
+            return response_broken(w, x, REASON_HEAD_TOO_LONG, n)
+        if head_read_response(head, data, length, w.settings.max_response_fields, x.to_head) != RC_OK:
+            return response_broken(w, x, head.fault, n)
         upstream.inbox.scanned = 0
         if head.status >= 200 or head.status == 101:
             break
@@ -1185,6 +1248,8 @@ cdef int step_response(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n) noexce
     if w.out.full:
         return response_broken(w, x, REASON_HEAD_TOO_LONG, n)
     x.status = head.status
+    if head.unframed:
+        exchange_blame(w, x, REASON_EMPTY_BODY, 0)      # the body that it announces is not read, whether it comes or not
     if x.client is not NULL:
         x.forwarded = True
         if x.up_broken:

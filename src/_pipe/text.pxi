@@ -107,6 +107,12 @@ cdef bint text_next_member(const uint8_t **p, size_t *n, const uint8_t **member,
     n[0] -= i
     return True
 
+cdef bint text_lists_nothing(const uint8_t *p, size_t n) noexcept nogil:
+    # Whether a list has no member.
+    cdef const uint8_t *member = NULL
+    cdef size_t length = 0
+    return not text_next_member(&p, &n, &member, &length)
+
 # Writes into data[0:size]. What does not fit is not written and sets `full`; look at it once, at the end.
 cdef struct WriterC:
     uint8_t *data

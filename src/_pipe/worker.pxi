@@ -22,6 +22,8 @@ cdef struct SettingsC:
     size_t max_request_line
     size_t max_head
     int max_fields
+    size_t max_response_head
+    int max_response_fields
     int64_t max_body
     int64_t failover_body
     int64_t head_timeout        # us, as all time-outs here; 0 is off
@@ -38,6 +40,7 @@ cdef struct SettingsC:
     bint retry_503
     bint midstream_error_event
     bint access_records
+    TrustC trust
 
 # One entry of a routing table, as configure() made it.
 cdef struct RouteC:

@@ -45,7 +45,8 @@ EVENT_ACCEPT_RESUMED: int
 """Kind of an event record: clients are accepted again."""
 
 class Settings(Protocol):
-    """What an engine is told once, when it is made; `llmpipe.config.Settings` satisfies it. A timeout of 0 is off."""
+    """What an engine is told once, when it is made; `llmpipe.config.Settings` satisfies it. A timeout, or a
+    `max_body`, of 0 is off."""
 
     @property
     def max_request_line(self) -> int: ...
@@ -53,6 +54,10 @@ class Settings(Protocol):
     def max_head(self) -> int: ...
     @property
     def max_fields(self) -> int: ...
+    @property
+    def max_response_head(self) -> int: ...
+    @property
+    def max_response_fields(self) -> int: ...
     @property
     def max_body(self) -> int: ...
     @property
@@ -83,6 +88,12 @@ class Settings(Protocol):
     def midstream_error_event(self) -> bool: ...
     @property
     def access_records(self) -> bool: ...
+    @property
+    def trusted_proxies(self) -> Sequence[tuple[bytes, int]]:
+        """Networks whose peers are believed when they tell of the hops before them: (packed address, its bits that count)."""
+    @property
+    def trust_unix(self) -> bool:
+        """Whether peers on a Unix socket are."""
 
 Backend = tuple[int, bytes, bytes, bytes, Sequence[tuple[str, int]], bool]
 """(slot, name, authority, host, addresses, finish_on_abort).
@@ -204,7 +215,7 @@ class Engine:
             most, resume_at: clients of all engines.
             max_connections: clients that are served; what comes above is accepted and answered 503. 0 is no limit.
             max_per_address: clients of one address (of one /64 of IPv6) that are served; those above are answered 429, and
-                those above twice as many closed. 0 is no limit.
+                those above twice as many closed. Trusted proxies are not counted. 0 is no limit.
 
         Raises:
             RuntimeError: the engine listens already.

@@ -17,7 +17,16 @@ from llmpipe._pipe import MAX_BACKENDS, Engine
 from llmpipe.background import make_server
 from llmpipe.bench import command as bench_command
 from llmpipe.bench.work import DEFAULT_PROMPT, SHAPES
-from llmpipe.config import Serve, Settings, parse_address, parse_backends, parse_duration, parse_size
+from llmpipe.config import (
+    TRUSTED_BY_DEFAULT,
+    Serve,
+    Settings,
+    parse_address,
+    parse_backends,
+    parse_duration,
+    parse_size,
+    parse_trusted,
+)
 from llmpipe.errors import UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -162,15 +171,33 @@ def cli() -> None:
 )
 @option(
     "--max-connections-per-ip",
-    "The same for one client address (an IPv6 one: its /64); further ones are answered 429. 0 is no limit.",
+    "The same for one client address (an IPv6 one: its /64), trusted proxies excepted; further ones are answered 429. 0 is no "
+    "limit.",
     type=click.IntRange(0),
     default=0,
 )
+@option(
+    "--trusted-proxies",
+    "Who is believed when it tells of the client behind it (X-Forwarded-*): addresses and networks, 'unix' for Unix sockets, "
+    "'*' for everybody or 'none'. Repeat it, or separate them by commas or spaces.",
+    multiple=True,
+    default=TRUSTED_BY_DEFAULT,
+    metavar="NETWORK",
+)
 @option("--drain-timeout", "Time for streams to finish after SIGTERM; 0 is no limit.", type=DURATION, default="10m")
 @option("--max-request-line", "Longest request line; longer is answered 414.", type=SIZE, default="8KB")
-@option("--max-head", "Longest request or response head; longer is answered 431.", type=SIZE, default="32KB")
-@option("--max-fields", "Most fields in a head; more is answered 431.", type=click.IntRange(1, 1024), default=128)
-@option("--max-body", "Longest request body; longer is answered 413.", type=SIZE, default="64MB")
+@option("--max-head", "Longest request head; longer is answered 431.", type=SIZE, default="32KB")
+@option(
+    "--max-fields", "Most fields in a request head; more is answered 431.", type=click.IntRange(1, 1024), default=128
+)
+@option("--max-response-head", "Longest head of a backend's answer; longer is a 502.", type=SIZE, default="64KB")
+@option(
+    "--max-response-fields",
+    "Most fields in the head of a backend's answer; more is a 502.",
+    type=click.IntRange(1, 1024),
+    default=512,
+)
+@option("--max-body", "Longest request body; longer is answered 413. 0 is off.", type=SIZE, default="64MB")
 @option("--failover-body", "How much of a request is kept to send it to another backend.", type=SIZE, default="1MB")
 @option(
     "--kept-memory",
@@ -213,9 +240,12 @@ def serve(**given: Any) -> None:
 
 
 def _read_serve(given: dict[str, Any]) -> Serve:
+    trust = parse_trusted(given.pop("trusted_proxies"))
     names = Settings.__dataclass_fields__.keys() & given.keys()
     settings = Settings(
         **{name: given[name] for name in names},
+        trusted_proxies=trust.networks,
+        trust_unix=trust.unix,
         retry_statuses=frozenset(map(int, given["retry_status"])),
         midstream_error_event=given["on_midstream_error"] == "event",
         access_records=given["log_level"] in ("debug", "info"),

@@ -3,8 +3,9 @@
 Only text is read here; nothing is opened, resolved or started.
 """
 
+import ipaddress
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, urlsplit
 
@@ -188,13 +189,58 @@ def parse_backends(texts: Sequence[str], limit: int) -> tuple[Backend, ...]:
     return backends
 
 
+TRUSTED_BY_DEFAULT = ("127.0.0.0/8", "::1", "unix")
+"""Who is on this machine. uvicorn trusts loopback by default too."""
+
+
+@dataclass(frozen=True)
+class Trust:
+    """Peers that are believed when they tell of the hops before them (rule B1)."""
+
+    networks: tuple[tuple[bytes, int], ...]
+    """(packed address, how many of its bits count) of each."""
+    unix: bool
+    """Whether those on a Unix socket are."""
+
+
+def _parse_network(text: str) -> tuple[bytes, int]:
+    try:
+        network = ipaddress.ip_network(text)
+    except ValueError as error:
+        raise UsageError(
+            f"trusted proxy {text!r} is neither an address nor a network ({error}); write 10.0.0.0/8, ::1, unix, * or none"
+        ) from None
+    mapped = getattr(network.network_address, "ipv4_mapped", None)
+    if mapped is not None and network.prefixlen >= 96:
+        return mapped.packed, network.prefixlen - 96
+    return network.network_address.packed, network.prefixlen
+
+
+def parse_trusted(texts: Iterable[str]) -> Trust:
+    """The peers that `texts` name: addresses and networks with commas or spaces between them, `unix`, `*` for all, or `none`.
+
+    Raises:
+        UsageError: one is no such thing, or `none` has company.
+    """
+    words = re.split(r"[\s,]+", ",".join(texts).strip(" ,\t\n"))
+    if words in ([""], ["none"]):
+        return Trust((), False)
+    if "none" in words:
+        raise UsageError("trusted proxies: 'none' stands alone")
+    everybody = ["0.0.0.0/0", "::/0", "unix"]
+    named = [name for word in words for name in (everybody if word == "*" else [word])]
+    return Trust(tuple(_parse_network(name) for name in named if name != "unix"), "unix" in named)
+
+
 @dataclass(frozen=True)
 class Settings:
-    """What each engine is told; times in seconds, 0 for off, sizes in bytes (rules A3, B2 and F)."""
+    """What each engine is told; times in seconds, sizes in bytes; a time, or `max_body`, of 0 is off (rules A3, B and F)."""
 
     max_request_line: int = 8 << 10
     max_head: int = 32 << 10
     max_fields: int = 128
+    max_response_head: int = 64 << 10
+    max_response_fields: int = 512
     max_body: int = 64 << 20
     failover_body: int = 1 << 20
     kept_memory: int = 256 << 20
@@ -210,6 +256,8 @@ class Settings:
     retry_statuses: frozenset[int] = field(default_factory=frozenset)
     midstream_error_event: bool = False
     access_records: bool = True
+    trusted_proxies: tuple[tuple[bytes, int], ...] = parse_trusted(TRUSTED_BY_DEFAULT).networks
+    trust_unix: bool = True
 
 
 @dataclass(frozen=True)

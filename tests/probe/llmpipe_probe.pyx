@@ -13,6 +13,7 @@ include "_pipe/head.pxi"
 include "_pipe/chunk.pxi"
 include "_pipe/sse.pxi"
 include "_pipe/io.pxi"
+include "_pipe/trust.pxi"
 include "_pipe/quota.pxi"
 
 cdef extern from "<sys/mman.h>" nogil:
@@ -69,6 +70,7 @@ cdef class _HeadReader:
     cdef size_t max_head
     cdef int max_fields
     cdef bytes method
+    cdef uint8_t reason
 
     def __cinit__(self, *, bytes method=None, size_t max_request_line=8192, size_t max_head=32768, int max_fields=128):
         self.head = <HeadC *>calloc(1, sizeof(HeadC))
@@ -83,6 +85,11 @@ cdef class _HeadReader:
     def __dealloc__(self):
         free(self.head)
 
+    @property
+    def why(self):
+        """Why the last feed refused the head; the limits of its length are the engine's business."""
+        return REASONS[self.reason]
+
     def feed(self, bytes data not None):
         cdef size_t length = 0
         cdef int rc
@@ -96,7 +103,9 @@ cdef class _HeadReader:
             rest = self.got[2:]
             self.got = b""
             return self.feed(rest)
+        self.reason = REASON_NONE
         if rc == RC_BAD or rc == RC_OK:
+            self.reason = head_scan_fault((<Guarded>guarded).data, (<Guarded>guarded).n)
             return ("bad", 400, None)
         if rc == RC_DONE and length <= self.max_head:
             return self._read((<Guarded>guarded).data, length)
@@ -111,6 +120,7 @@ cdef class _HeadReader:
         cdef int status
         if self.method is None:
             status = head_read_request(head, data, length, self.max_request_line, self.max_fields)
+            self.reason = head.fault
             if status != RC_OK:
                 return ("bad", status, None)
             target = _bytes(head.target, head.target_length)
@@ -130,6 +140,7 @@ cdef class _HeadReader:
                 "upgrade": bool(head.has_upgrade),
             })
         if head_read_response(head, data, length, self.max_fields, self.method == b"HEAD") != RC_OK:
+            self.reason = head.fault
             return ("bad", 502, None)
         return ("ok", length, {
             "status": head.status,
@@ -146,16 +157,16 @@ def RequestReader(**limits):
     return _HeadReader(**limits)
 
 
-def ResponseReader(method=b"GET", **limits):
+def ResponseReader(method=b"GET", max_head=65536, max_fields=512):
     """The same for a response to a request with this method."""
-    return _HeadReader(method=method, **limits)
+    return _HeadReader(method=method, max_head=max_head, max_fields=max_fields)
 
 
 def parse_request(data, max_request_line=8192, max_head=32768, max_fields=128):
     return RequestReader(max_request_line=max_request_line, max_head=max_head, max_fields=max_fields).feed(data)
 
 
-def parse_response(data, method=b"GET", max_head=32768, max_fields=128):
+def parse_response(data, method=b"GET", max_head=65536, max_fields=512):
     return ResponseReader(method, max_head=max_head, max_fields=max_fields).feed(data)
 
 
@@ -166,6 +177,11 @@ cdef class ChunkReader:
 
     def __cinit__(self):
         memset(&self.chunk, 0, sizeof(ChunkC))
+
+    @property
+    def why(self):
+        """Why the last feed refused what it met."""
+        return REASONS[chunk_fault(&self.chunk)]
 
     def feed(self, bytes data not None):
         cdef const uint8_t *body = NULL
@@ -202,8 +218,8 @@ cdef bytes _written(WriterC *out):
     return _bytes(out.data, out.used)
 
 
-def rewrite_request(data, bytes client=b"127.0.0.1", bytes authority=b"backend:1", bytes request_id=b""):
-    """The head that the backend gets for the request head `data`."""
+def rewrite_request(data, bytes client=b"127.0.0.1", bytes authority=b"backend:1", bytes request_id=b"", bint trusted=True):
+    """The head that the backend gets for the request head `data` of a peer that is trusted or not."""
     cdef uint8_t room[65536]
     cdef WriterC out
     reader = <_HeadReader>RequestReader()
@@ -213,7 +229,7 @@ def rewrite_request(data, bytes client=b"127.0.0.1", bytes authority=b"backend:1
     if status != RC_OK:
         raise ValueError(status)
     write_start(&out, room, sizeof(room))
-    head_write_request(&out, reader.head, client, authority, request_id, len(request_id))
+    head_write_request(&out, reader.head, client, trusted, authority, request_id, len(request_id))
     return _written(&out)
 
 
@@ -225,13 +241,38 @@ def rewrite_response(data, bytes method=b"GET", version=(1, 1), bint close=False
     reader = <_HeadReader>ResponseReader(method)
     guarded = Guarded(data)
     length = data.index(b"\r\n\r\n") + 4
-    if head_read_response(reader.head, (<Guarded>guarded).data, length, 128, method == b"HEAD") != RC_OK:
+    if head_read_response(reader.head, (<Guarded>guarded).data, length, 512, method == b"HEAD") != RC_OK:
         raise ValueError(502)
     if close:
         connection = b"close"
     write_start(&out, room, sizeof(room))
     head_write_response(&out, reader.head, version >= (1, 1), connection, request_id, len(request_id))
     return _written(&out)
+
+
+def origin(data, networks):
+    """The client that the request head `data` names, as one of the trusted `networks` of (packed address, bits) would; empty for
+    none.
+    """
+    cdef TrustC trust
+    cdef HostC found
+    cdef char text[46]
+    reader = <_HeadReader>RequestReader()
+    guarded = Guarded(data)
+    status = head_read_request(reader.head, (<Guarded>guarded).data, data.index(b"\r\n\r\n") + 4, 8192, 128)
+    if status != RC_OK:
+        raise ValueError(status)
+    memset(&trust, 0, sizeof(trust))
+    memset(&found, 0, sizeof(found))
+    for packed, bits in networks:
+        host_set(&trust.networks[trust.count].host, <const uint8_t *><const char *><bytes>packed, len(packed))
+        trust.networks[trust.count].bits = bits + 128 - len(packed) * 8
+        trust.count += 1
+    trust_origin(&trust, reader.head, &found)
+    if not host_known(&found):
+        return b""
+    host_text(&found, text, sizeof(text))
+    return <bytes>text
 
 
 cdef class Quotas:

@@ -66,9 +66,54 @@ cdef void target_fields(HeadC *head, bint upgrade) noexcept nogil:
         target_same("Upgrade", upgrade or field.kind != FIELD_UPGRADE, i)
         target_same("a field that Connection names", not field.dropped, i)
 
+cdef int target_count(HeadC *head, uint8_t kind) noexcept nogil:
+    cdef int count = 0
+    cdef int i
+    for i in range(head.count):
+        count += head.fields[i].kind == kind
+    return count
+
+cdef void target_forwarded(HeadC *head, bint trusted) noexcept nogil:
+    # What has been written about the hops before: one scheme and one that is one of two, and of a peer that is not trusted no word.
+    cdef FieldC *scheme = head_single(head, FIELD_FORWARDED_PROTO)
+    cdef FieldC *client = head_single(head, FIELD_FORWARDED_FOR)
+    cdef int i
+    target_same("a single X-Forwarded-Proto", scheme is not NULL and text_same_exactly(
+        scheme.value, scheme.value_length, b"http" if scheme.value_length == 4 else b"https", scheme.value_length), 0)
+    if trusted:
+        return
+    target_same("http of an untrusted peer", scheme is not NULL and scheme.value_length == 4, 0)
+    target_same("the address of an untrusted peer", client is not NULL and text_same_exactly(
+        client.value, client.value_length, b"127.0.0.1", 9), 0)
+    target_same("at most one X-Forwarded-Host", target_count(head, FIELD_FORWARDED_HOST) <= 1, 0)
+    target_same("Forwarded of an untrusted peer", target_count(head, FIELD_FORWARDED) == 0, 0)
+    for i in range(head.count):
+        head.fields[i].dropped = False
+    head_distrust(head)
+    for i in range(head.count):
+        target_same("a name that folds into one of ours", not head.fields[i].dropped, i)
+
+cdef bint target_reads_trust(HeadC *head) noexcept nogil:
+    # Who asked, as everybody's word or nobody's: an address in either case, and the same for the last member.
+    cdef TrustC trust
+    cdef HostC first
+    cdef HostC last
+    cdef char text[46]
+    memset(&trust, 0, sizeof(trust))
+    memset(&first, 0, sizeof(first))
+    memset(&last, 0, sizeof(last))
+    trust_origin(&trust, head, &last)
+    trust.count = 2
+    trust.networks[0].host.bytes[10] = trust.networks[0].host.bytes[11] = 0xFF
+    trust.networks[0].bits = 96
+    trust_origin(&trust, head, &first)
+    if not host_known(&first) and not host_known(&last):
+        return True
+    host_text(&first, text, sizeof(text))
+    host_text(&last, text, sizeof(text))
+    return host_known(&first) or not host_known(&last)
+
 cdef void target_request(const uint8_t *data, size_t n) noexcept nogil:
-    cdef uint8_t room[MOST_INPUT * 3]
-    cdef WriterC out
     cdef HeadC *head = &target_head
     cdef HeadC *again = &target_again
     cdef size_t length = 0
@@ -85,14 +130,26 @@ cdef void target_request(const uint8_t *data, size_t n) noexcept nogil:
         target_same("refused byte by byte only", rc != RC_DONE or status != RC_OK, status)
     else:
         target_same("verdict", rc == bytewise, rc)
+    target_same("a reason", rc != RC_DONE or (status == RC_OK) == (head.fault == REASON_NONE), head.fault)
     if rc != RC_DONE or status != RC_OK:
         return
     target_same("method", head.method_length and text_is(head.method, head.method_length, TEXT_TOKEN), 0)
     target_same("target", text_is(head.target, head.target_length, TEXT_TARGET), 0)
     target_same("framings", not (head.chunked and head.content_length >= 0), 0)
     target_same("Host", head.host_count == 1 or (head.minor == 0 and head.host_count == 0), head.host_count)
+    target_same("who asked", target_reads_trust(head), 0)
+    target_written(head, again, True)
+    target_written(head, again, False)
+
+cdef void target_written(HeadC *head, HeadC *again, bint trusted) noexcept nogil:
+    # What the backend gets of a request reads as the same one.
+    cdef uint8_t room[MOST_INPUT * 3]
+    cdef WriterC out
+    cdef size_t in_bytes = 0
+    cdef int status
+    cdef int i
     write_start(&out, room, sizeof(room))
-    head_write_request(&out, head, b"127.0.0.1", b"backend:1", b"id", 2)
+    head_write_request(&out, head, b"127.0.0.1", trusted, b"backend:1", b"id", 2)
     if out.full:
         return
     target_same("written scan", target_scan(room, out.used, out.used, &in_bytes) == RC_DONE and in_bytes == out.used, 0)
@@ -106,7 +163,11 @@ cdef void target_request(const uint8_t *data, size_t n) noexcept nogil:
     target_same("written framing", again.framing == head.framing and (
         head.framing != FRAMING_LENGTH or again.content_length == head.content_length), again.framing)
     target_same("written Host", again.host_count == 1, again.host_count)
+    for i in range(again.count):
+        target_same("chunked in capitals", not again.fields[i].recoded, i)
+    target_same("written expectation", again.expects == head.expects, again.expects)
     target_fields(again, head.has_upgrade)
+    target_forwarded(again, trusted)
 
 cdef bint text_same_exactly(const uint8_t *p, size_t n, const uint8_t *q, size_t m) noexcept nogil:
     return n == m and memcmp(p, q, n) == 0
@@ -141,6 +202,7 @@ cdef void target_response(const uint8_t *data, size_t n) noexcept nogil:
         target_same("refused byte by byte only", status != RC_OK, status)
     else:
         target_same("verdict", rc == bytewise, rc)
+    target_same("a reason", rc != RC_DONE or (status == RC_OK) == (head.fault == REASON_NONE), head.fault)
     if status != RC_OK:
         return
     target_same("status", 100 <= head.status <= 999, head.status)
@@ -155,7 +217,9 @@ cdef void target_response(const uint8_t *data, size_t n) noexcept nogil:
     if status != RC_OK:
         return
     target_same("written status", again.status == head.status, again.status)
-    if keeps or not head.chunked:
+    if head.unframed:
+        target_same("written 204", not again.chunked and again.content_length < 0 and not head.keep_alive, 0)
+    elif keeps or not head.chunked:
         target_same("written framing", again.framing == head.framing and again.content_length == head.content_length,
                     again.framing)
     target_same("written close", again.close, 0)

@@ -728,6 +728,10 @@ class _Settings:
     max_request_line = 8192
     max_head = 32768
     max_fields = 128
+    max_response_head = 65536
+    max_response_fields = 512
+    trusted_proxies = ((b"\x7f\0\0\0", 8),)
+    trust_unix = True
     head_timeout = 2.0
     keepalive_timeout = 4.0
     connect_timeout = 1.0
@@ -747,8 +751,10 @@ class _Settings:
         self.retry_statuses = frozenset((429, 502, 503)) if bits & 16 else frozenset()
         if bits & 32:
             self.max_head, self.max_request_line, self.max_fields = 256, 64, 8
+            self.max_response_head, self.max_response_fields = 320, 10
         if bits & 64:
             self.keepalive_timeout = 0.0
+            self.trusted_proxies = ((b"\0\0\0\0", 0),)       # every peer
 
 
 cdef object _SETTINGS = [_Settings(bits) for bits in range(128)]

@@ -5,17 +5,17 @@
 cdef enum:
     CHUNK_SIZE = 0          # first digit of a size
     CHUNK_SIZE_MORE = 1     # further digits, or what follows them
-    CHUNK_EXTENSION = 2     # behind a ";": the first character of a name
-    CHUNK_SIZE_LF = 3
-    CHUNK_DATA = 4
-    CHUNK_DATA_CR = 5
-    CHUNK_DATA_LF = 6
-    CHUNK_TRAILER = 7       # start of a trailer line, or of the empty line
-    CHUNK_TRAILER_NAME = 8
-    CHUNK_TRAILER_VALUE = 9
-    CHUNK_TRAILER_LF = 10
-    CHUNK_LAST_LF = 11
-    CHUNK_END = 12
+    CHUNK_SIZE_LF = 2
+    CHUNK_DATA = 3
+    CHUNK_DATA_CR = 4
+    CHUNK_DATA_LF = 5
+    CHUNK_TRAILER = 6       # start of a trailer line, or of the empty line
+    CHUNK_TRAILER_NAME = 7
+    CHUNK_TRAILER_VALUE = 8
+    CHUNK_TRAILER_LF = 9
+    CHUNK_LAST_LF = 10
+    CHUNK_END = 11
+    CHUNK_EXTENSION = 12            # behind a ";": the first character of a name
     CHUNK_EXTENSION_NAME = 13
     CHUNK_EXTENSION_IS = 14         # behind the "=": the first character of a value
     CHUNK_EXTENSION_TOKEN = 15
@@ -50,7 +50,7 @@ cdef bint chunk_trailer_allowed(ChunkC *chunk) noexcept nogil:
 
 cdef uint8_t chunk_fault(ChunkC *chunk) noexcept nogil:
     # Why chunk_next refused what it met: REASON_*.
-    if chunk.state == CHUNK_EXTENSION or chunk.state >= CHUNK_EXTENSION_NAME:
+    if chunk.state >= CHUNK_EXTENSION:
         return REASON_CHUNK_EXTENSION
     if chunk.state == CHUNK_DATA_CR or chunk.state == CHUNK_DATA_LF:
         return REASON_CHUNK_END
@@ -146,12 +146,6 @@ cdef int chunk_next(ChunkC *chunk, const uint8_t *data, size_t n, size_t *consum
                 chunk.state = CHUNK_EXTENSION
             else:
                 break
-        elif chunk.state == CHUNK_EXTENSION or chunk.state >= CHUNK_EXTENSION_NAME:
-            state = chunk_extension_next(chunk.state, c)
-            chunk.extension += state != CHUNK_SIZE_LF
-            if state == CHUNK_END or chunk.extension > CHUNK_MAX_EXTENSION:
-                break
-            chunk.state = state
         elif chunk.state == CHUNK_SIZE_LF:
             if c != c"\n":
                 break
@@ -170,6 +164,12 @@ cdef int chunk_next(ChunkC *chunk, const uint8_t *data, size_t n, size_t *consum
             chunk.state = CHUNK_END
             consumed[0] = i + 1
             return RC_DONE
+        elif chunk.state >= CHUNK_EXTENSION:
+            state = chunk_extension_next(chunk.state, c)
+            chunk.extension += state != CHUNK_SIZE_LF
+            if state == CHUNK_END or chunk.extension > CHUNK_MAX_EXTENSION:
+                break
+            chunk.state = state
         else:
             chunk.trailer += 1
             if chunk.trailer > CHUNK_MAX_TRAILER:

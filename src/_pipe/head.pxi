@@ -278,7 +278,7 @@ cdef int head_read_fields(HeadC *head, const uint8_t *p, int max_fields) noexcep
         while p > field.value and ((p - 1)[0] == c" " or (p - 1)[0] == c"\t"):
             p -= 1
         field.value_length = <uint32_t>(p - field.value)
-        if not text_is(field.value, field.value_length, TEXT_VALUE):
+        if not text_is_value(field.value, field.value_length):
             return head_bad(head, REASON_CONTROL)
         p = line_end + 2
         head.count += 1

@@ -430,7 +430,7 @@ cdef const char *refusal_message(uint8_t reason) noexcept nogil:
     if reason == REASON_NO_HOST:
         return b"There is no Host."
     if reason == REASON_CHUNK_SIZE:
-        return b"The size of a chunk is not a hexadecimal number of at most 16 digits, below 2^63, with CRLF or an extension behind it."
+        return b"The size of a chunk is not a hexadecimal number below 2^63 of at most 16 digits with CRLF or an extension behind it."
     if reason == REASON_CHUNK_EXTENSION:
         return b"A chunk extension is not ;name, ;name=token or ;name=quoted-string, or longer than 256 bytes."
     if reason == REASON_CHUNK_END:
@@ -1157,13 +1157,15 @@ cdef int body_forward(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t out,
     # Sends a piece that body_follow has measured and acts on where it ended. RC_OK or RC_GONE.
     if client_send(w, x, data, out) == RC_GONE:
         return RC_GONE
+    return RC_OK if rc == RC_OK else body_ended(w, x, rc, clean)
+
+cdef int body_ended(WorkerC *w, ExchangeC *x, int rc, bint clean) noexcept nogil:
+    # The framing has come to its end, or is broken. RC_OK or RC_GONE.
     if rc == RC_DONE:
         if not clean and x.reason != REASON_EMPTY_BODY:
             exchange_blame(w, x, REASON_BEHIND_END, 0)
         return response_done(w, x, clean)
-    if rc == RC_BAD:
-        return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, chunk_fault(&x.down_chunk), 0)
-    return RC_OK
+    return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, chunk_fault(&x.down_chunk), 0)
 
 cdef bint status_retries(WorkerC *w, ExchangeC *x, int status) noexcept nogil:
     # Whether the next backend is asked instead of forwarding this status: then a retry was taken out of the budget.

@@ -52,6 +52,21 @@ cdef bint text_is(const uint8_t *p, size_t n, uint8_t which) noexcept nogil:
             return False
     return True
 
+cdef bint text_is_value(const uint8_t *p, size_t n) noexcept nogil:
+    # text_is(p, n, TEXT_VALUE), eight bytes at a time: most of a head is values. A word without a byte below SP and without a DEL
+    # is good; the sums that tell may see one where there is none, and a tab is one, so then the bytes are looked at.
+    cdef uint64_t word
+    cdef uint64_t not_del
+    while n >= 8:
+        memcpy(&word, p, 8)
+        not_del = word ^ <uint64_t>0x7F7F7F7F7F7F7F7F
+        if ((((word - <uint64_t>0x2020202020202020) & ~word) | ((not_del - <uint64_t>0x0101010101010101) & ~not_del))
+                & <uint64_t>0x8080808080808080) and not text_is(p, 8, TEXT_VALUE):
+            return False
+        p += 8
+        n -= 8
+    return text_is(p, n, TEXT_VALUE)
+
 cdef bint text_same(const uint8_t *p, size_t n, const char *lower) noexcept nogil:
     # Whether p[0:n] is `lower` (which is in lower case), whatever its own case.
     cdef size_t i

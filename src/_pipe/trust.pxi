@@ -41,11 +41,9 @@ cdef bint host_of_peer(HostC *host, const sockaddr_storage *peer) noexcept nogil
     return True
 
 cdef bint host_known(const HostC *host) noexcept nogil:
-    cdef int i
-    for i in range(16):
-        if host.bytes[i]:
-            return True
-    return False
+    cdef uint64_t halves[2]
+    memcpy(halves, host.bytes, sizeof(HostC))
+    return (halves[0] | halves[1]) != 0
 
 cdef void host_text(const HostC *host, char *text, size_t room) noexcept nogil:
     if host_is_v4(host):

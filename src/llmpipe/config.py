@@ -158,7 +158,9 @@ def _parse_backend_options(shown: str, query: str) -> dict[str, str]:
         if name == "on-abort" and value not in ("close", "finish"):
             raise UsageError(f"backend {shown}: on-abort is close or finish, not {value!r}")
         if name == "host" and value not in ("client", "backend") and not _AUTHORITY.fullmatch(value):
-            raise UsageError(f"backend {shown}: host is client, backend, or a name with or without a port, not {value!r}")
+            raise UsageError(
+                f"backend {shown}: host is client, backend, or a name with or without a port, not {value!r}"
+            )
         if name in options:
             raise UsageError(f"backend {shown}: the option {name} is there twice")
         options[name] = value
@@ -207,6 +209,7 @@ class Settings:
     dead_peer_timeout: float = 45.0
     retry_statuses: frozenset[int] = field(default_factory=frozenset)
     midstream_error_event: bool = False
+    comments_count_as_content: bool = False
     access_records: bool = True
 
 

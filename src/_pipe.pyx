@@ -122,6 +122,7 @@ cdef int _read_settings(SettingsC *to, settings) except -1:
     to.retry_502 = 502 in settings.retry_statuses
     to.retry_503 = 503 in settings.retry_statuses
     to.midstream_error_event = settings.midstream_error_event
+    to.comments_count_as_content = settings.comments_count_as_content
     to.access_records = settings.access_records
     _read_trust(&to.trust, settings.trusted_proxies, settings.trust_unix)
     return 0
@@ -257,6 +258,7 @@ cdef class Engine:
             w.upstreams.size = sizeof(UpstreamC)
             w.exchanges.size = sizeof(ExchangeC)
             w.busy_end = &w.busy
+            w.quiet_end = &w.quiet
             getrandom(w.random, sizeof(w.random), 0)
             w.random[0] |= 1    # a generator of zeros stays there
             w.epfd = epoll_create1(EPOLL_CLOEXEC)
@@ -407,6 +409,8 @@ cdef class Engine:
             "discarded": [sys_read_counter(&stats.discarded[i]) for i in range(DISCARD_COUNT)],
             "over_total": sys_read_counter(&stats.over_total),
             "over_address": sys_read_counter(&stats.over_address),
+            "gave_way": sys_read_counter(&stats.gave_way),
+            "silent": sys_read_counter(&stats.silent),
             "over_memory": sys_read_counter(&stats.over_memory),
             "connects": sys_read_counter(&stats.connects),
             "connect_errors": sys_read_counter(&stats.connect_errors),

@@ -46,6 +46,7 @@ SERVE_DEFAULTS = {
     "--failover-body": "1MB",
     "--retry-status": "(none)",
     "--on-midstream-error": "close",
+    "--comments-count-as-content": None,
     "--demo": None,
     "--log-format": "text",
     "--log-level": "info",

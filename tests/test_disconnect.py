@@ -269,7 +269,7 @@ class TestOnAbortFinish:
             conn.read_request()
             conn.wait_eof(30)
 
-        options = ["--max-connections-per-ip", "2"]
+        options = ["--max-connections-per-ip", "2", "--trusted-proxies", "none"]
         with Backend(slow) as backend, Proxy(f"{backend.url}?on-abort=finish", options=options) as proxy:
             for n in range(30):
                 with Client(proxy) as client:

@@ -48,7 +48,57 @@ cdef void listener_pause(WorkerC *w, int64_t clients, int error) noexcept nogil:
     # Clients or descriptors have run out. Who is connected stays untouched, and who is not waits in the backlog (rule G2).
     w.listener.paused = True
     timer_arm(w, &w.listener.conn, w.now + ACCEPT_PAUSE)
-    listener_post(w, KIND_ACCEPT_PAUSED, clients, error)
+    if not w.listener.failing:
+        listener_post(w, KIND_ACCEPT_PAUSED, clients, error)
+
+cdef void listener_end(WorkerC *w) noexcept nogil:
+    # Accepts no more. A service manager, or the next process, may hold the socket too.
+    timer_disarm(w, &w.listener.conn)
+    if w.listener.watched:
+        io_unwatch(w.epfd, w.listener.conn.fd)
+    w.listener.conn.closed = True
+    sys_store_release(&w.mail.closed, 1)
+
+cdef bint listener_make_room(WorkerC *w) noexcept nogil:
+    # Has clients give way that have been idle for longest, in the worker that has the one that has been so for longest of all.
+    # False where none is idle for long.
+    cdef ListenerC *listener = w.listener
+    cdef WorkerC *oldest = NULL
+    cdef uint64_t since = <uint64_t>(w.now - ROOM_AFTER)
+    cdef uint64_t quiet
+    cdef int i
+    for i in range(listener.count):
+        quiet = sys_read_counter(&listener.workers[i].mail.quiet)
+        if quiet and quiet <= since:
+            since = quiet
+            oldest = listener.workers[i]
+    if oldest is w:
+        clients_give_way(w)
+    elif oldest is not NULL:
+        sys_store_release(&oldest.mail.room, 1)
+        io_ring(oldest.mail.in_fd, &oldest.mail.in_rung)
+    return oldest is not NULL
+
+cdef void listener_works(WorkerC *w, int64_t clients) noexcept nogil:
+    # An accept ended as it should.
+    w.listener.failed = 0
+    if w.listener.failing:
+        w.listener.failing = False
+        listener_post(w, KIND_ACCEPT_RESUMED, clients, 0)
+
+cdef void listener_error(WorkerC *w, int64_t clients, int error) noexcept nogil:
+    # An accept failed. Mostly the connection was gone before it could be accepted, and the next is asked for; accept(2) names
+    # many errors of the network. A socket that another holder has shut down, or that is none, fails for ever; and what fails
+    # again and again, by a security module or a firewall, is asked again after a pause only: no error may keep a worker busy.
+    cdef ListenerC *listener = w.listener
+    if error == EINVAL or error == EBADF or error == ENOTSOCK:
+        listener_post(w, KIND_ACCEPT_ENDED, clients, error)
+        listener_end(w)
+        return
+    listener.failed += 1
+    if listener.failing or listener.failed == ACCEPTS_A_TURN:
+        listener_pause(w, clients, error)
+        listener.failing = True
 
 cdef int64_t listener_clients(ListenerC *listener, WorkerC **best) noexcept nogil:
     # Clients of all workers, and the worker that gets the next; NULL where every mailbox is full.
@@ -113,18 +163,28 @@ cdef void step_listener(WorkerC *w) noexcept nogil:
         if not listener.conn.readable or listener.paused:
             return
         clients = listener_clients(listener, &best)
+        if clients >= listener.most and listener_make_room(w):
+            clients = listener_clients(listener, &best)
+            if clients >= listener.most:
+                timer_arm(w, &listener.conn, w.now + 1)     # another worker makes room
+                return
         if clients >= listener.most or best is NULL:
             listener_pause(w, clients, 0 if clients >= listener.most else EAGAIN)
             return
         adopt.fd = io_accept(listener.conn.fd, &peer)
         if adopt.fd == -EAGAIN:
             listener.conn.readable = False
+            listener_works(w, clients)
             return
         if adopt.fd == -EMFILE or adopt.fd == -ENFILE or adopt.fd == -ENOBUFS or adopt.fd == -ENOMEM:
             listener_pause(w, clients, -adopt.fd)
             return
         if adopt.fd < 0:
-            continue        # it was gone before it could be accepted (accept(2) names many errors of the network)
+            listener_error(w, clients, -adopt.fd)
+            if listener.conn.closed:
+                return
+            continue
+        listener_works(w, clients)
         if not listener_admits(w, &peer, clients, &adopt):
             io_close(adopt.fd)
             continue
@@ -150,17 +210,24 @@ cdef void listener_resume(WorkerC *w) noexcept nogil:
     # The pause may be over: what was lacking must be there before anybody is told that it is.
     cdef WorkerC *best = NULL
     cdef int64_t clients = listener_clients(w.listener, &best)
+    if not w.listener.paused:
+        step_listener(w)        # others have made room
+        return
+    if clients > w.listener.resume_at and listener_make_room(w):
+        clients = listener_clients(w.listener, &best)
     if (clients > w.listener.resume_at or best is NULL or not io_descriptor_free()
             or listener_watch(w) < 0):
         timer_arm(w, &w.listener.conn, w.now + ACCEPT_PAUSE)
         return
     w.listener.paused = False
-    listener_post(w, KIND_ACCEPT_RESUMED, clients, 0)
+    if not w.listener.failing:      # else the accept itself tells
+        listener_post(w, KIND_ACCEPT_RESUMED, clients, 0)
     step_listener(w)
 
 cdef void listener_take(WorkerC *w) noexcept nogil:
     # Begins to accept, or ends it: then what waits in the backlog is taken first, as far as there is room.
     cdef ListenerC *listener = <ListenerC *>sys_exchange_pointer(&w.new_listener, NULL)
+    cdef WorkerC *best = NULL
     cdef int rc
     if listener is not NULL:
         w.listener = listener
@@ -173,12 +240,12 @@ cdef void listener_take(WorkerC *w) noexcept nogil:
             listener_pause(w, 0, -rc)   # epoll_ctl may find no memory, now
     if w.listener is not NULL and not w.listener.conn.closed and sys_load_acquire(&w.mail.closing):
         w.listener.conn.readable = True
-        while w.listener.conn.readable and not w.listener.paused:
+        while w.listener.conn.readable and not w.listener.paused and not w.listener.conn.closed:
+            if listener_clients(w.listener, &best) >= w.listener.most:
+                break           # who waits for room waits in vain: the next process accepts it, or nobody
             step_listener(w)
-        timer_disarm(w, &w.listener.conn)
-        io_unwatch(w.epfd, w.listener.conn.fd)      # a service manager, or the next process, may hold the socket too
-        w.listener.conn.closed = True
-        sys_store_release(&w.mail.closed, 1)
+        if not w.listener.conn.closed:
+            listener_end(w)
 
 cdef void listener_free(ListenerC *listener) noexcept nogil:
     if listener is not NULL and listener.quotas is not NULL:

@@ -15,6 +15,7 @@ cdef enum:
 
 cdef struct ExchangeC
 cdef struct UpstreamC
+cdef struct ClientC
 cdef struct QuotaC
 cdef struct BackendC
 
@@ -59,6 +60,8 @@ cdef struct ClientC:
     int64_t heard           # while it lingers: when the last byte came
     int64_t rest_left       # bytes of a Content-Length body still to come
     ChunkC rest_chunk
+    ClientC *quiet_next     # in the list of those without an exchange, the longest first
+    ClientC **quiet_back    # what points to this one, NULL where not in it
     char address[ADDRESS_ROOM]
     QuotaC *quota           # that it counts in; NULL where no limit on addresses is set
 
@@ -72,6 +75,7 @@ cdef struct UpstreamC:
     uint8_t orphan          # that address is in the table no more: it goes when its exchange has ended
     uint8_t lingers         # its tunnel has ended and our side is shut; what still comes is thrown away
     uint8_t reset           # must end with an RST
+    uint8_t full            # the backlog that it connects to was full: it tries again
     uint32_t taken          # turn in which the exchange it has took it out of the pool
     int64_t since           # start of the connect, of the idle time or of the linger
     int64_t heard           # while it lingers: when the last byte came

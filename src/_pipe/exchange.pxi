@@ -75,6 +75,8 @@ cdef int64_t client_deadline(WorkerC *w, ClientC *client) noexcept nogil:
         return client.since + FIRST_REQUEST_TIME
     if client.refusal and w.settings.head_timeout:
         return client.since + w.settings.head_timeout       # it has no keep-alive to wait for
+    if client.state == CLIENT_NEW and w.settings.head_timeout:
+        return client.since + w.settings.head_timeout       # who connects does so to ask for something
     return client.since + w.settings.keepalive_timeout if w.settings.keepalive_timeout else 0
 
 cdef void exchange_rearm(WorkerC *w, ExchangeC *x) noexcept nogil:
@@ -106,6 +108,7 @@ cdef ExchangeC *exchange_begin(WorkerC *w, ClientC *client) noexcept nogil:
     x.moved = w.now
     x.minor = 1
     x.framing_up = FRAMING_CLOSE        # before its head is whole, nobody knows where it ends
+    quiet_leave(w, client)
     client.conn.exchange = x
     client.state = CLIENT_BUSY
     w.exchange_count += 1

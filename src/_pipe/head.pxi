@@ -20,6 +20,7 @@ cdef enum:
     FIELD_VIA = 12
     FIELD_REQUEST_ID = 13
     FIELD_CONTENT_TYPE = 14
+    FIELD_CONTENT_ENCODING = 15
 
 cdef enum:
     HEAD_MAX_FIELDS = 1024      # the most that the settings max_fields and max_response_fields allow
@@ -74,7 +75,8 @@ cdef struct HeadC:
     const uint8_t *request_id
     size_t request_id_length    # 0 where there is none, or more than one
     int request_id_count
-    bint event_stream           # Content-Type: text/event-stream
+    bint event_stream           # Content-Type: text/event-stream, and no Content-Encoding: its lines can be read
+    bint encoded
 
 # Looks for the end of a head in data[0:n], of which the first `scanned[0]` bytes were looked at before. Each byte is
 # looked at once, so that a head that comes byte by byte costs no more than one that comes whole. Also refuses, as soon
@@ -152,6 +154,8 @@ cdef uint8_t field_kind(const uint8_t *p, size_t n) noexcept nogil:
     if n == 15 and text_same(p, n, b"x-forwarded-for"):
         return FIELD_FORWARDED_FOR
     if n == 16:
+        if text_same(p, n, b"content-encoding"):
+            return FIELD_CONTENT_ENCODING
         if text_same(p, n, b"proxy-connection"):
             return FIELD_HOP
         if text_same(p, n, b"x-forwarded-host"):
@@ -322,10 +326,14 @@ cdef int head_read_fields(HeadC *head, const uint8_t *p, int max_fields) noexcep
             head.request_id_count += 1
             head.request_id = field.value
             head.request_id_length = field.value_length
+        elif field.kind == FIELD_CONTENT_ENCODING:
+            head.encoded |= not text_same(field.value, field.value_length, b"identity")
         elif field.kind == FIELD_CONTENT_TYPE:
             head.event_stream = (
                 field.value_length >= 17 and text_same(field.value, 17, b"text/event-stream")
                 and (field.value_length == 17 or field.value[17] == c";" or field.value[17] == c" "))
+    if head.encoded:
+        head.event_stream = False       # neither comments nor the ends of events can be seen, nor an error event written
     for i in range(head.option_count):
         for j in range(head.count):
             if text_same_bytes(head.fields[j].line, head.fields[j].name_length,
@@ -356,7 +364,7 @@ cdef void head_clear(HeadC *head, const uint8_t *data, size_t length) noexcept n
     head.framing = FRAMING_NONE
     head.content_length = -1
     head.chunked = head.unframed = head.close = head.keep_alive = False
-    head.asks_upgrade = head.has_upgrade = head.expects = head.event_stream = False
+    head.asks_upgrade = head.has_upgrade = head.expects = head.event_stream = head.encoded = False
     head.host_count = head.request_id_count = 0
     head.request_id_length = 0
 

@@ -3,26 +3,34 @@
 # A recv goes into the hot buffer where the inbox is empty, else behind what the inbox holds. Only a head that is not
 # whole after its first recv costs a buffer, and only one longer than a buffer costs a wide area.
 
+cdef enum:
+    WIDES_WARM = 8          # free areas that are kept; the memory of others goes back to the system
+
 cdef size_t wide_size(WorkerC *w) noexcept nogil:
     # Room for the longest head of either side.
     return w.settings.max_head if w.settings.max_head > w.settings.max_response_head else w.settings.max_response_head
 
 cdef uint8_t *wide_get(WorkerC *w) noexcept nogil:
-    # wide_size() bytes, or NULL. The first word of the allocation links all of them, that of a free one the free ones.
+    # wide_size() bytes, or NULL. The first word of a free one links it to the next.
     cdef void *area = w.wides
     if area is not NULL:
         w.wides = (<void **>area)[0]
-        return <uint8_t *>area
-    area = malloc(sizeof(void *) * 2 + wide_size(w))
-    if area is NULL:
-        return NULL
-    (<void **>area)[0] = w.wide_blocks
-    w.wide_blocks = area
-    return <uint8_t *>area + sizeof(void *) * 2
+        w.wides_free -= 1
+    else:
+        area = mmap(NULL, wide_size(w), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+        if area == MAP_FAILED:
+            return NULL
+    w.wides_held += 1
+    return <uint8_t *>area
 
 cdef void wide_put(WorkerC *w, uint8_t *wide) noexcept nogil:
+    w.wides_held -= 1
+    if w.wides_free == WIDES_WARM:
+        munmap(wide, wide_size(w))
+        return
     (<void **>wide)[0] = w.wides
     w.wides = wide
+    w.wides_free += 1
 
 cdef void inbox_clear(WorkerC *w, InboxC *inbox) noexcept nogil:
     if inbox.buf is not NULL:
@@ -141,7 +149,7 @@ cdef bint inbox_holds(InboxC *inbox, uint8_t **data, size_t *n) noexcept nogil:
 
 cdef void wide_free_all(WorkerC *w) noexcept nogil:
     cdef void *area
-    while w.wide_blocks is not NULL:
-        area = w.wide_blocks
-        w.wide_blocks = (<void **>area)[0]
-        free(area)
+    while w.wides is not NULL:
+        area = w.wides
+        w.wides = (<void **>area)[0]
+        munmap(area, w.settings.max_head)

@@ -139,20 +139,28 @@ cdef bint io_descriptor_free() noexcept nogil:
     return True
 
 cdef int io_connect(const AddressC *to, int *fd) noexcept nogil:
-    # RC_OK connected, RC_AGAIN on its way, -errno; *fd is open in the first two cases.
+    # RC_OK connected, RC_AGAIN on its way, RC_FULL, -errno; *fd is open but in the last case.
     cdef int rc
     fd[0] = socket(to.address.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
     if fd[0] < 0:
         return -errno
     io_nodelay(fd[0])
     io_urgent_inline(fd[0])
-    if connect(fd[0], <const sockaddr *>&to.address, to.length) == 0:
+    rc = io_connect_again(fd[0], to)
+    if rc < 0:
+        close(fd[0])
+    return rc
+
+cdef int io_connect_again(int fd, const AddressC *to) noexcept nogil:
+    # The same of a socket that is not connected. TCP asks a full backlog again by itself; a Unix socket says EAGAIN, and no
+    # event will tell when there is room.
+    if connect(fd, <const sockaddr *>&to.address, to.length) == 0:
         return RC_OK
     if errno == EINPROGRESS:
         return RC_AGAIN
-    rc = -errno
-    close(fd[0])
-    return rc
+    if errno == EAGAIN and to.address.ss_family == AF_UNIX:
+        return RC_FULL
+    return -errno
 
 cdef int io_error(int fd) noexcept nogil:
     # The error that waits in a socket, which is told once: 0 or -errno. So a connect tells how it ended.

@@ -40,6 +40,8 @@ cdef void loop_mail(WorkerC *w) noexcept nogil:
     cdef ConnC *following
     io_hush(w.mail.in_fd, &w.mail.in_rung)
     listener_take(w)
+    if sys_exchange(&w.mail.room, 0):
+        clients_give_way(w)
     table = sys_exchange_pointer(&w.new_table, NULL)
     if table is not NULL:
         table_replace(w, <TableC *>table)

@@ -50,6 +50,8 @@ cdef struct MailC:
     uint64_t adopted            # clients that the worker was given; written by the worker that accepts
     uint64_t refused            # of those, with a refusal; the same
     uint32_t closing            # accept what waits and no more; written by the control plane, once
+    uint32_t room               # clients that are idle for long are to give way; written by both
+    uint64_t quiet              # us, since when the longest idle client is; 0 where none is. Written by the worker
     uint32_t closed             # that is done; written by the worker, once
     int in_fd                   # eventfds
     int out_fd

@@ -40,6 +40,27 @@ cdef void conn_received(ConnC *conn, ssize_t got) noexcept nogil:
     if got < BUF_SIZE and not conn.to_end:
         conn.readable = False
 
+cdef void quiet_leave(WorkerC *w, ClientC *client) noexcept nogil:
+    # Takes it out of the list of clients without an exchange, if it is there.
+    if client.quiet_back is NULL:
+        return
+    client.quiet_back[0] = client.quiet_next
+    if client.quiet_next is not NULL:
+        client.quiet_next.quiet_back = client.quiet_back
+    else:
+        w.quiet_end = client.quiet_back
+    client.quiet_back = NULL
+    sys_set_counter(&w.mail.quiet, <uint64_t>w.quiet.since if w.quiet is not NULL else 0)
+
+cdef void quiet_enter(WorkerC *w, ClientC *client) noexcept nogil:
+    # Puts it at the end of that list: `since` is now.
+    quiet_leave(w, client)
+    client.quiet_next = NULL
+    client.quiet_back = w.quiet_end
+    w.quiet_end[0] = client
+    w.quiet_end = &client.quiet_next
+    sys_set_counter(&w.mail.quiet, <uint64_t>w.quiet.since)
+
 cdef void client_uncount(WorkerC *w, uint16_t refusal, QuotaC *quota) noexcept nogil:
     # A client connection that was counted when it was accepted is no more.
     if refusal:
@@ -51,6 +72,7 @@ cdef void client_uncount(WorkerC *w, uint16_t refusal, QuotaC *quota) noexcept n
 cdef void client_release(WorkerC *w, ClientC *client, bint reset) noexcept nogil:
     # Closes the connection; its place among the clients stays taken, and is the caller's to give back.
     inbox_drop(w, &client.inbox, DISCARD_REQUEST)
+    quiet_leave(w, client)
     conn_close(w, &client.conn, reset)
     w.client_count -= 1
 
@@ -139,10 +161,16 @@ cdef int pool_connect(WorkerC *w, int slot, uint8_t address, UpstreamC **upstrea
     opened.backend = slot
     opened.address = address
     opened.since = w.now
-    watched = io_watch(w.epfd, fd, &opened.conn)
-    if watched < 0:
-        upstream_close(w, opened)
-        return watched
+    if rc == RC_FULL:
+        # Not in the epoll set yet, which would say of a socket that is not connected that it hung up.
+        opened.full = True
+        timer_arm(w, &opened.conn, w.now + CONNECT_PAUSE)
+        rc = RC_AGAIN
+    else:
+        watched = io_watch(w.epfd, fd, &opened.conn)
+        if watched < 0:
+            upstream_close(w, opened)
+            return watched
     sys_add_counter(&w.stats.connects, 1)
     sys_add_counter(&w.stats.backends[slot].connects, 1)
     upstream[0] = opened

@@ -9,6 +9,7 @@ cdef enum:
     RC_DONE = 3     # the framing's end was reached
     RC_BAD = 4      # the peer broke the protocol
     RC_GONE = 5     # the exchange ended in the call; its pointers may not be used any more
+    RC_FULL = 6     # a Unix socket's backlog has no room: connect again later
 
 # Which end of the proxy a connection is; the mailbox and the listening socket are in the epoll set too.
 cdef enum:
@@ -106,12 +107,14 @@ cdef enum:
     KIND_BACKEND_UP = 2
     KIND_ACCEPT_PAUSED = 3
     KIND_ACCEPT_RESUMED = 4
+    KIND_ACCEPT_ENDED = 5
 
 EVENT_EXCHANGE = KIND_EXCHANGE
 EVENT_BACKEND_DOWN = KIND_BACKEND_DOWN
 EVENT_BACKEND_UP = KIND_BACKEND_UP
 EVENT_ACCEPT_PAUSED = KIND_ACCEPT_PAUSED
 EVENT_ACCEPT_RESUMED = KIND_ACCEPT_RESUMED
+EVENT_ACCEPT_ENDED = KIND_ACCEPT_ENDED
 
 # Why an attempt failed, or a request was refused (rule E4). Each is a label of a metric and a word list for operators: what
 # they read must tell where to look, without a capture. REASONS has the names; change both together.

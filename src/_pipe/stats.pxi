@@ -35,6 +35,8 @@ cdef struct StatsC:
     uint64_t refused_closed     # of those, with a refusal
     uint64_t over_total         # client connections refused because there are too many in all
     uint64_t over_address       # because there are too many of their address
+    uint64_t gave_way           # idle client connections closed to make room for others
+    uint64_t silent             # closed because they never sent a byte
     uint64_t over_memory        # closed without an answer, because there was no memory for them
     uint64_t streaming_active
     uint64_t finishing          # exchanges whose client left and whose backend may finish

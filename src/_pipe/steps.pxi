@@ -138,6 +138,7 @@ cdef void client_await(WorkerC *w, ClientC *client, uint8_t state) noexcept nogi
     # For a request. A pipelined one is read in the next turn, not here: its answer would come back here.
     client.state = state
     client.since = w.now
+    quiet_enter(w, client)
     if client.inbox.buf is not NULL or client.inbox.wide is not NULL or client.conn.readable:
         conn_queue(w, &client.conn)
     timer_arm(w, &client.conn, client_deadline(w, client))
@@ -150,6 +151,21 @@ cdef void client_drain(WorkerC *w, ClientC *client) noexcept nogil:
         client_close(w, client, False)
     else:
         client_await(w, client, client.state)
+
+cdef void clients_give_way(WorkerC *w) noexcept nogil:
+    # Closes those that have been without a request for longest: others wait for their places. One whose request is on its
+    # way stays.
+    cdef ClientC *client = w.quiet
+    cdef ClientC *following
+    cdef int i
+    for i in range(ROOM_BATCH):
+        if client is NULL or client.since > w.now - ROOM_AFTER:
+            return
+        following = client.quiet_next
+        if not client.conn.readable and not client.conn.queued and io_peek(client.conn.fd) == -EAGAIN:
+            sys_add_counter(&w.stats.gave_way, 1)
+            client_close(w, client, False)
+        client = following
 
 cdef int exchange_finish(WorkerC *w, ExchangeC *x) noexcept nogil:
     # The client has all that it will get: ends the exchange and decides what becomes of the connection. RC_GONE.
@@ -1137,6 +1153,8 @@ cdef int body_follow(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n, size_t *
     cdef int rc = body_measure(x, data, n, used, out, &content)
     if content:
         content_came(w, x)
+    elif out[0] and w.settings.comments_count_as_content:
+        x.waited = x.whole = w.now      # of a backend that sends them to say that it still works on the prompt
     return rc
 
 cdef int response_done(WorkerC *w, ExchangeC *x, bint clean) noexcept nogil:
@@ -1556,6 +1574,27 @@ cdef bint only_end_missing(WorkerC *w, ExchangeC *x) noexcept nogil:
     response_done(w, x, used == <size_t>got)
     return True
 
+cdef void step_reconnect(WorkerC *w, UpstreamC *upstream) noexcept nogil:
+    # The backlog of the Unix socket that it connects to was full (rule E1: that is neither refused nor dead).
+    cdef ExchangeC *x = upstream.conn.exchange
+    cdef int64_t pause = (w.now - upstream.since) // 8
+    cdef int rc = -ECONNREFUSED
+    cdef int watched
+    if not upstream.orphan:
+        rc = io_connect_again(upstream.conn.fd, &w.table.routes[upstream.backend].addresses[upstream.address])
+    if rc == RC_FULL:
+        timer_arm(w, &upstream.conn, w.now + (pause if pause > CONNECT_PAUSE else CONNECT_PAUSE))
+        return
+    if rc >= 0:
+        upstream.full = False
+        watched = io_watch(w.epfd, upstream.conn.fd, &upstream.conn)
+        if watched < 0:
+            rc = watched
+    if rc < 0:
+        connect_failed(w, x, OUTCOME_CONNECT_ERROR, reason_of_errno(-rc), -rc)
+    elif rc == RC_OK:
+        step_connected(w, x)
+
 cdef void step_client(WorkerC *w, ClientC *client) noexcept nogil:
     # Something happened to a client connection.
     cdef ExchangeC *x = client.conn.exchange
@@ -1641,6 +1680,9 @@ cdef void step_expired(WorkerC *w, ConnC *conn) noexcept nogil:
     cdef uint8_t outcome = OUTCOME_OK
     cdef int64_t deadline = 0
     if x is not NULL:
+        if conn.side == SIDE_UPSTREAM and x.state == STATE_CONNECT and (<UpstreamC *>conn).full:
+            step_reconnect(w, <UpstreamC *>conn)
+            return
         if conn.side == SIDE_UPSTREAM and x.client is not NULL:
             return          # the client connection keeps the time
         if conn.side == SIDE_CLIENT and client.patient and not x.down.unsent:
@@ -1661,4 +1703,6 @@ cdef void step_expired(WorkerC *w, ConnC *conn) noexcept nogil:
     elif conn.side == SIDE_UPSTREAM:
         upstream_close(w, <UpstreamC *>conn)
     else:
+        if client.state == CLIENT_NEW:
+            sys_add_counter(&w.stats.silent, 1)
         client_close(w, client, False)

@@ -4,8 +4,8 @@
 # this one and so script what the kernel answers.
 
 from libc.errno cimport (
-    errno, EAGAIN, ECONNREFUSED, ECONNRESET, EHOSTUNREACH, EINTR, EINPROGRESS, EMFILE, ENETUNREACH, ENFILE, ENOBUFS, ENOMEM,
-    ENOSPC, EPIPE, ETIMEDOUT,
+    errno, EAGAIN, EBADF, ECONNREFUSED, ECONNRESET, EHOSTUNREACH, EINTR, EINPROGRESS, EINVAL, EMFILE, ENETUNREACH,
+    ENFILE, ENOBUFS, ENOMEM, ENOSPC, ENOTSOCK, EPIPE, ETIMEDOUT,
 )
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf

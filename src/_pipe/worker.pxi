@@ -5,6 +5,9 @@ cdef enum:
     ACCEPTS_A_TURN = 16         # some 4 us each, for which the streams of the same turn wait
     SPIN_GAP = 12               # us; after waits that were shorter on average, the next one begins with looking
     SPIN_MOST = 15              # us that it looks for
+    ROOM_AFTER = 1000000        # us that a client without a request keeps its place when others wait for one
+    ROOM_BATCH = 16             # clients that give way at once
+    CONNECT_PAUSE = 5000        # us before a full backlog is tried again, more where it lasts
     ACCEPT_PAUSE = 50000        # us between two looks whether accepting can go on
     WHEEL_SLOTS = 1024          # of 2^14 us each: it looks 16.8 s ahead
     WHEEL_WORDS = 16            # WHEEL_SLOTS / 64
@@ -39,6 +42,7 @@ cdef struct SettingsC:
     bint retry_502
     bint retry_503
     bint midstream_error_event
+    bint comments_count_as_content
     bint access_records
     TrustC trust
 
@@ -77,6 +81,8 @@ cdef struct ListenerC:
     QuotaTableC *quotas         # NULL without max_per_address
     bint paused
     bint watched                # in the epoll set
+    bint failing                # accept gave nothing but errors
+    int failed                  # of those in a row
     int count
     WorkerC *workers[MAX_WORKERS]
 
@@ -111,10 +117,13 @@ cdef struct WorkerC:
     ConnC *busy                 # connections with work left, first come first served
     ConnC **busy_end
     ConnC *all                  # every open connection
+    ClientC *quiet              # clients without an exchange, the longest first
+    ClientC **quiet_end
     ConnC *parked               # closed in this turn
     ExchangeC *ended            # in this turn
     void *wides                 # free areas for long heads
-    void *wide_blocks           # all of them
+    int wides_free
+    int wides_held              # those in use
     ConnC *wheel[WHEEL_SLOTS]
     uint64_t wheel_used[WHEEL_WORDS]
     int64_t wheel_tick          # first slot, counted from the beginning of time, that was not looked at

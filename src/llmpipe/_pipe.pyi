@@ -42,6 +42,7 @@ EVENT_ACCEPT_PAUSED: int
 may be, EAGAIN for engines that have thousands to take first, else what accept(2) said."""
 
 EVENT_ACCEPT_RESUMED: int
+EVENT_ACCEPT_ENDED: int
 """Kind of an event record: clients are accepted again."""
 
 class Settings(Protocol):
@@ -86,6 +87,8 @@ class Settings(Protocol):
     def retry_statuses(self) -> frozenset[int]: ...
     @property
     def midstream_error_event(self) -> bool: ...
+    @property
+    def comments_count_as_content(self) -> bool: ...
     @property
     def access_records(self) -> bool: ...
     @property
@@ -148,6 +151,8 @@ class Stats(TypedDict):
     discarded: list[int]  # bytes
     over_total: int
     over_address: int
+    gave_way: int
+    silent: int
     over_memory: int
     connects: int
     connect_errors: int

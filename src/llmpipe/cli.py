@@ -218,6 +218,11 @@ def cli() -> None:
     type=click.Choice(["close", "event"]),
     default="close",
 )
+@option(
+    "--comments-count-as-content",
+    "Comments in an event stream, which some engines send while they work on the prompt, count for the TTFT and idle time-outs.",
+    is_flag=True,
+)
 @option("--demo", "Run a mock inference server as the backend and print a command to try.", is_flag=True)
 @log_options
 def serve(**given: Any) -> None:

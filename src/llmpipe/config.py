@@ -255,6 +255,7 @@ class Settings:
     dead_peer_timeout: float = 45.0
     retry_statuses: frozenset[int] = field(default_factory=frozenset)
     midstream_error_event: bool = False
+    comments_count_as_content: bool = False
     access_records: bool = True
     trusted_proxies: tuple[tuple[bytes, int], ...] = parse_trusted(TRUSTED_BY_DEFAULT).networks
     trust_unix: bool = True

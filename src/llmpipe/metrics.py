@@ -103,6 +103,14 @@ class EngineCollector(Collector):
         refused.add_metric(["max_connections_per_ip"], total(lambda s: s["over_address"]))
         refused.add_metric(["memory"], total(lambda s: s["over_memory"]))
         yield refused
+        closed = CounterMetricFamily(
+            "llmpipe_idle_connections_closed",
+            "Client connections closed before or between requests.",
+            labels=["reason"],
+        )
+        closed.add_metric(["silent"], total(lambda s: s["silent"]))
+        closed.add_metric(["room"], total(lambda s: s["gave_way"]))
+        yield closed
         yield _gauge("upstreams", "Open upstream connections, idle ones included.", total(lambda s: s["upstreams"]))
         yield _counter("retries", "Requests sent to a further backend.", total(lambda s: s["retries"]))
         yield _counter("stale_replays", "Requests sent again after a stale connection.", total(lambda s: s["stale"]))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from llmpipe import disconnect, log
 from llmpipe._pipe import (
+    EVENT_ACCEPT_ENDED,
     EVENT_ACCEPT_PAUSED,
     EVENT_ACCEPT_RESUMED,
     EVENT_BACKEND_DOWN,
@@ -55,6 +56,9 @@ class RecordLog:
             self._accept_paused(record)
         elif kind == EVENT_ACCEPT_RESUMED:
             log.info("accept resumed", clients=record[12])
+        elif kind == EVENT_ACCEPT_ENDED:
+            error = os.strerror(record[16])
+            log.error("accept ended", error=error, hint="another process has shut the listening socket down; restart")
 
     def _exchange(self, record: EventRecord) -> None:
         (_, age, slot, client, method, target, request_id, status, outcome, phase, ttft, duration, bytes_up, bytes_down,
@@ -94,7 +98,9 @@ class RecordLog:
     @staticmethod
     def _accept_paused(record: EventRecord) -> None:
         clients, error = record[12], record[16]
-        reason = {0: "clients", errno.EAGAIN: "mailbox"}.get(error, "descriptors")
+        reason = {0: "clients", errno.EAGAIN: "mailbox"}.get(error, "error")
+        if error in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC):
+            reason = "descriptors"
         log.warning("accept paused", reason=reason, clients=clients, error=os.strerror(error) if error else None)
 
     def _backend_down(self, record: EventRecord) -> None:

@@ -663,8 +663,6 @@ cdef void world_check_end() noexcept nogil:
     cdef WorkerC *w = world.worker
     cdef uint64_t outcomes = 0
     cdef uint64_t records = 0
-    cdef int64_t wides = 0
-    cdef void *area
     cdef ConnC *conn
     cdef int i
     cdef uint32_t at
@@ -682,15 +680,7 @@ cdef void world_check_end() noexcept nogil:
     world_same("client structs", 0, world_slab_missing(w, &w.clients, SIDE_CLIENT))
     world_same("upstream structs", 0, world_slab_missing(w, &w.upstreams, SIDE_UPSTREAM))
     world_same("exchange structs", 0, world_slab_missing(w, &w.exchanges, 0))
-    area = w.wide_blocks
-    while area is not NULL:
-        wides += 1
-        area = (<void **>area)[0]
-    area = w.wides
-    while area is not NULL:
-        wides -= 1
-        area = (<void **>area)[0]
-    world_same("areas for long heads", 0, wides)
+    world_same("areas for long heads", 0, w.wides_held)
     for i in range(OUTCOME_COUNT):
         outcomes += w.stats.outcomes[i]
     for at in range(w.mail.out_tail):
@@ -745,6 +735,7 @@ class _Settings:
 
     def __init__(self, bits):
         self.midstream_error_event = bool(bits & 1)
+        self.comments_count_as_content = bool(bits & 2)
         self.failover_body = 64 if bits & 2 else 1 << 20
         self.total_timeout = 6.0 if bits & 4 else 0.0
         self.max_body = 1000 if bits & 8 else 1 << 26

@@ -49,6 +49,8 @@ $(ASAN)/tested: $(SOURCES) $(PROBE) | $(ASAN)/bin/python
 	$(call has,$(ASAN),__asan_init)
 	$(ASAN)/bin/python -m pip install $(PIP_FLAGS) --group test
 	LLMPIPE_BUILD=asan $(ASAN)/bin/python tests/probe/setup.py --quiet build_ext --force --build-lib build/probe-asan --build-temp build/temp-asan
+	@for extension in build/probe-asan/*.so; do \
+		grep -q __asan_init $$extension || { echo "make: $$extension lacks __asan_init" >&2; exit 1; }; done
 	@touch $@
 
 $(TSAN)/tested: $(SOURCES) $(PROBE) pyproject.toml | $(TSAN)/bin/python
@@ -79,8 +81,13 @@ curl:
 	@command -v curl >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq curl; } \
 		|| echo "make: there is no curl and it could not be installed; the tests that need it are skipped" >&2
 
+# What takes longer, and most of what makes its own inputs, is marked slow. A -m of yours comes later, and counts.
 .PHONY: test
-test: curl $(VENV)/tested ## Run the tests
+test: curl $(VENV)/tested ## Run the tests, within 5 minutes
+	$(VENV)/bin/python -m pytest -n 2 -m "not slow" $(PYTEST_ARGS)
+
+.PHONY: test-all
+test-all: curl $(VENV)/tested ## Run the tests, the slow ones too
 	$(VENV)/bin/python -m pytest -n 2 $(PYTEST_ARGS)
 
 .PHONY: engine-test

@@ -34,7 +34,7 @@ from llmpipe.errors import UsageError
 
 pytestmark = pytest.mark.timeout(120)
 
-SHORT = ("--rounds", "2", "--duration", "500ms", "--settle", "100ms")
+SHORT = ("--rounds", "1", "--duration", "400ms", "--settle", "100ms")
 ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith(("LLMPIPE_BENCH", "OPENAI"))}
 
 
@@ -147,7 +147,9 @@ SHAPE_OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    "shape", [pytest.param(shape, marks=pytest.mark.slow) if shape != "requests" else shape for shape in SHAPES]
+)
 def test_every_shape_runs(shape, proxy_to, tmp_path):
     port = free_port()
     proxy = proxy_to(f"http://127.0.0.1:{port}")
@@ -156,7 +158,7 @@ def test_every_shape_runs(shape, proxy_to, tmp_path):
         shape,
         port,
         f"llmpipe={proxy.address}",
-        *SHAPE_OPTIONS[shape],
+        *("--rounds", 2, *SHAPE_OPTIONS[shape]),
         *("--pid", proxy.process.pid, "--html", tmp_path / "page.html"),
     )
     assert run.report["complete"]
@@ -184,6 +186,7 @@ def test_every_shape_runs(shape, proxy_to, tmp_path):
     proxy.settled()
 
 
+@pytest.mark.slow
 def test_paced_streams_keep_their_pace(proxy_to, tmp_path):
     port = free_port()
     run = Bench(tmp_path, "paced", port, proxy_to(f"http://127.0.0.1:{port}").address, "--streams", 10, "--rate", 40)
@@ -236,6 +239,7 @@ def test_merged_events_are_seen(tmp_path):
     assert run.fidelity("direct")["merged"] <= 0.1 * run.fidelity("direct")["events"]
 
 
+@pytest.mark.slow
 def test_split_events_are_seen(tmp_path):
     port = free_port()
 
@@ -253,6 +257,7 @@ def test_split_events_are_seen(tmp_path):
     assert "split" in run.done.stdout
 
 
+@pytest.mark.slow
 def test_altered_and_lost_events_are_seen(tmp_path):
     port = free_port()
     count = iter(range(1_000_000))
@@ -288,6 +293,7 @@ def test_a_cut_stream_is_an_error(tmp_path):
     assert "truncated" in run.done.stdout
 
 
+@pytest.mark.slow
 def test_an_answer_that_only_looks_complete_is_an_error(tmp_path):
     port = free_port()
     event = re.compile(rb"[0-9a-f]+\r\ndata: \{.*?\n\n\r\n", re.DOTALL)
@@ -304,6 +310,7 @@ def test_an_answer_that_only_looks_complete_is_an_error(tmp_path):
     assert run.errors("direct") == {}
 
 
+@pytest.mark.slow
 def test_a_backend_that_is_never_told_is_an_error(tmp_path):
     port = free_port()
     with relay(port, send_on, close_upstream=False) as address:
@@ -316,6 +323,7 @@ def test_a_backend_that_is_never_told_is_an_error(tmp_path):
     assert run.errors("direct") == {}
 
 
+@pytest.mark.slow
 def test_arrivals_count_from_when_they_were_due(tmp_path):
     """A target that stands still for half a second makes every request that was due meanwhile late."""
     port = free_port()
@@ -362,6 +370,7 @@ def _answer_503(connection) -> None:
 # An inference server.
 
 
+@pytest.mark.slow
 def test_an_inference_server_is_measured(tmp_path):
     port = free_port()
     mock = subprocess.Popen(
@@ -599,7 +608,7 @@ def test_a_terminal_gets_a_live_view() -> None:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 140, 0, 0))
     command = bench_command(
-        "paced", "--proxy", f"127.0.0.1:{port}", "--source", f"127.0.0.1:{port}", *SHORT, "--streams", 5
+        "paced", "--proxy", f"127.0.0.1:{port}", "--source", f"127.0.0.1:{port}", *SHORT, "--rounds", 2, "--streams", 5
     )
     environment = {**ENVIRONMENT, "TERM": "xterm-256color"}
     with subprocess.Popen([*command, "--no-direct"], stdout=subprocess.PIPE, stderr=theirs, env=environment) as process:

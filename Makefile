@@ -19,7 +19,7 @@ PIP_FLAGS := --quiet --disable-pip-version-check
 
 .PHONY: help
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 # Pip installs a folder anew each time, so one install with LLMPIPE_BUILD is the whole of it, and a later one without it
 # would put a release engine in its place: tests of a flavour would pass and prove nothing. So what is there is looked at.
@@ -49,6 +49,8 @@ $(ASAN)/tested: $(SOURCES) $(PROBE) | $(ASAN)/bin/python
 	$(call has,$(ASAN),__asan_init)
 	$(ASAN)/bin/python -m pip install $(PIP_FLAGS) --group test
 	LLMPIPE_BUILD=asan $(ASAN)/bin/python tests/probe/setup.py --quiet build_ext --force --build-lib build/probe-asan --build-temp build/temp-asan
+	@for extension in build/probe-asan/*.so; do \
+		grep -q __asan_init $$extension || { echo "make: $$extension lacks __asan_init" >&2; exit 1; }; done
 	@touch $@
 
 $(TSAN)/tested: $(SOURCES) $(PROBE) pyproject.toml | $(TSAN)/bin/python
@@ -79,8 +81,13 @@ curl:
 	@command -v curl >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq curl; } \
 		|| echo "make: there is no curl and it could not be installed; the tests that need it are skipped" >&2
 
+# What takes longer, and most of what makes its own inputs, is marked slow. A -m of yours comes later, and counts.
 .PHONY: test
-test: curl $(VENV)/tested ## Run the tests
+test: curl $(VENV)/tested ## Run the tests, within 5 minutes
+	$(VENV)/bin/python -m pytest -n 2 -m "not slow" $(PYTEST_ARGS)
+
+.PHONY: test-all
+test-all: curl $(VENV)/tested ## Run the tests, the slow ones too
 	$(VENV)/bin/python -m pytest -n 2 $(PYTEST_ARGS)
 
 .PHONY: engine-test
@@ -131,6 +138,17 @@ bench: $(VENV)/benched ## Measure beside the floor, nginx and HAProxy, into buil
 .PHONY: bench-all
 bench-all: $(VENV)/benched ## Measure beside every peer, five rounds, and put the results into bench/results (about 45 minutes)
 	$(VENV)/bin/python -m bench --all --rounds 5 --install --output bench/results $(BENCH_ARGS)
+
+.PHONY: valgrind
+valgrind:
+	@command -v valgrind >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq valgrind; } \
+		|| { echo "make: there is no valgrind, and it could not be installed (Debian: valgrind)" >&2; exit 1; }
+
+# INSTRUCTIONS_ARGS="--functions" shows where they are spent, "--python /other/.venv/bin/python" counts another checkout's
+# engine, "--renew" writes the budget.
+.PHONY: instructions
+instructions: valgrind $(VENV)/installed ## Count the engine's instructions for an event, a request, a connection, a disconnect
+	$(VENV)/bin/python tests/instructions.py $(INSTRUCTIONS_ARGS)
 
 .PHONY: lint
 lint: $(VENV)/installed ## Check style and types

@@ -13,6 +13,7 @@ import pty
 import re
 import signal
 import socket
+import statistics
 import struct
 import subprocess
 import sys
@@ -20,21 +21,22 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from harness import wait_until
+from harness import LAST_CHUNK, Backend, Connection, chunk, sse_head, wait_until
 
 from llmpipe.bench import histogram, process, report
 from llmpipe.bench.command import parse_url, split_name
 from llmpipe.bench.generator import begin, finish, running
+from llmpipe.bench.measure import MEANINGS
 from llmpipe.bench.work import SHAPES, Work, make_plan
 from llmpipe.errors import UsageError
 
 pytestmark = pytest.mark.timeout(120)
 
-SHORT = ("--rounds", "2", "--duration", "500ms", "--settle", "100ms")
+SHORT = ("--rounds", "1", "--duration", "400ms", "--settle", "100ms")
 ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith(("LLMPIPE_BENCH", "OPENAI"))}
 
 
@@ -147,7 +149,9 @@ SHAPE_OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    "shape", [pytest.param(shape, marks=pytest.mark.slow) if shape != "requests" else shape for shape in SHAPES]
+)
 def test_every_shape_runs(shape, proxy_to, tmp_path):
     port = free_port()
     proxy = proxy_to(f"http://127.0.0.1:{port}")
@@ -156,7 +160,7 @@ def test_every_shape_runs(shape, proxy_to, tmp_path):
         shape,
         port,
         f"llmpipe={proxy.address}",
-        *SHAPE_OPTIONS[shape],
+        *("--rounds", 2, *SHAPE_OPTIONS[shape]),
         *("--pid", proxy.process.pid, "--html", tmp_path / "page.html"),
     )
     assert run.report["complete"]
@@ -184,6 +188,7 @@ def test_every_shape_runs(shape, proxy_to, tmp_path):
     proxy.settled()
 
 
+@pytest.mark.slow
 def test_paced_streams_keep_their_pace(proxy_to, tmp_path):
     port = free_port()
     run = Bench(tmp_path, "paced", port, proxy_to(f"http://127.0.0.1:{port}").address, "--streams", 10, "--rate", 40)
@@ -236,6 +241,7 @@ def test_merged_events_are_seen(tmp_path):
     assert run.fidelity("direct")["merged"] <= 0.1 * run.fidelity("direct")["events"]
 
 
+@pytest.mark.slow
 def test_split_events_are_seen(tmp_path):
     port = free_port()
 
@@ -253,6 +259,7 @@ def test_split_events_are_seen(tmp_path):
     assert "split" in run.done.stdout
 
 
+@pytest.mark.slow
 def test_altered_and_lost_events_are_seen(tmp_path):
     port = free_port()
     count = iter(range(1_000_000))
@@ -288,6 +295,7 @@ def test_a_cut_stream_is_an_error(tmp_path):
     assert "truncated" in run.done.stdout
 
 
+@pytest.mark.slow
 def test_an_answer_that_only_looks_complete_is_an_error(tmp_path):
     port = free_port()
     event = re.compile(rb"[0-9a-f]+\r\ndata: \{.*?\n\n\r\n", re.DOTALL)
@@ -304,6 +312,7 @@ def test_an_answer_that_only_looks_complete_is_an_error(tmp_path):
     assert run.errors("direct") == {}
 
 
+@pytest.mark.slow
 def test_a_backend_that_is_never_told_is_an_error(tmp_path):
     port = free_port()
     with relay(port, send_on, close_upstream=False) as address:
@@ -316,6 +325,7 @@ def test_a_backend_that_is_never_told_is_an_error(tmp_path):
     assert run.errors("direct") == {}
 
 
+@pytest.mark.slow
 def test_arrivals_count_from_when_they_were_due(tmp_path):
     """A target that stands still for half a second makes every request that was due meanwhile late."""
     port = free_port()
@@ -359,9 +369,147 @@ def _answer_503(connection) -> None:
         connection.send(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 2\r\n\r\nno")
 
 
+# What has status 200 and a clean end is not yet an answer.
+
+
+def whole(body: str, content_type: str = "application/json") -> bytes:
+    data = body.encode()
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\nContent-Length: {len(data)}\r\n\r\n"
+    return head.encode() + data
+
+
+def stream(*events: str, end: bytes = LAST_CHUNK) -> bytes:
+    return sse_head() + b"".join(chunk(event.encode() + b"\n\n") for event in events) + end
+
+
+TOKENS = [f'data: {{"choices": [{{"delta": {{"content": "{word}"}}, "finish_reason": null}}]}}' for word in ("a", "b")]
+FINISH = 'data: {"choices": [{"delta": {}, "finish_reason": "stop"}]}'
+DONE = "data: [DONE]"
+
+
+def usage(number: str) -> str:
+    return f'data: {{"choices": [], "usage": {{"prompt_tokens": 1, "completion_tokens": {number}}}}}'
+
+
+def completion(text: str, **more: object) -> str:
+    return json.dumps({"choices": [{"message": {"content": text}, "finish_reason": "stop"}], **more})
+
+
+ANSWERS: dict[str, tuple[bytes, str | None]] = {
+    "stream": (stream(*TOKENS, FINISH, usage("2"), DONE), None),
+    "stream-without-done": (stream(*TOKENS, FINISH), None),
+    "stream-without-finish": (stream(*TOKENS, DONE), None),
+    "stream-without-last-blank-line": (
+        stream(*TOKENS).removesuffix(LAST_CHUNK) + chunk(b"data: [DONE]\n") + LAST_CHUNK,
+        None,
+    ),
+    "stream-of-nothing": (stream(FINISH, DONE), None),
+    "usage-null": (stream(*TOKENS, usage("null"), DONE), None),
+    "object": (whole(completion("a", usage={"completion_tokens": 1})), None),
+    "object-with-spaces": (whole("\n  " + json.dumps(json.loads(completion("a")), indent=4)), None),
+    "object-with-error-null": (whole(completion("a", error=None)), None),
+    "object-that-speaks-of-errors": (whole(completion('{"error": "no"}')), None),
+    "object-of-nothing": (whole(completion("")), None),
+    "embeddings": (whole('{"data": [{"embedding": [0.1, 0.2]}]}'), None),
+    "page": (whole('<!doctype html><meta name="a" content="b"><p>"content": "c"</p>', "text/html"), "no_answer"),
+    "page-as-stream": (stream("<!doctype html>", "<p>Sign in</p>"), "no_answer"),
+    "long-page": (whole("<p>" * 1_000_000, "text/html"), "no_answer"),
+    "nothing": (whole(""), "no_answer"),
+    "stream-without-anything": (stream(), "no_answer"),
+    "stream-of-comments": (stream(": ping", ": ping"), "no_answer"),
+    "done-alone": (stream(DONE), "no_answer"),
+    "models": (whole('{"object": "list", "data": [{"id": "model"}]}'), "no_answer"),
+    "error": (whole('{"error": {"message": "overloaded", "type": "server_error"}}'), "error_answer"),
+    "error-text": (whole('{"error": "model not found"}'), "error_answer"),
+    "error-event": (stream('data: {"error": {"message": "out of memory"}}', DONE), "error_answer"),
+    "error-in-mid-stream": (stream(*TOKENS, 'data: {"error": {"message": "out of memory"}}', DONE), "error_answer"),
+    "stream-without-end": (stream(*TOKENS), "unended"),
+    "usage-1e18": (stream(*TOKENS, usage("1000000000000000000"), DONE), "usage"),
+    "usage-17-digits": (stream(*TOKENS, usage("10000000000000000"), DONE), "usage"),
+    "usage-of-millions": (stream(*TOKENS, usage("50000000"), DONE), "usage"),
+    "usage-exponent": (stream(*TOKENS, usage("1e18"), DONE), "usage"),
+    "usage-negative": (stream(*TOKENS, usage("-1"), DONE), "usage"),
+    "usage-text": (stream(*TOKENS, usage('"2"'), DONE), "usage"),
+    "usage-of-an-object": (whole(completion("a", usage={"completion_tokens": 10**18})), "usage"),
+}
+
+
+def answer_with(data: bytes) -> Callable[[Connection], None]:
+    def script(connection: Connection) -> None:
+        with suppress(OSError, EOFError):  # it leaves with a reset
+            while connection.read_request():
+                connection.send(data)
+
+    return script
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_what_only_looks_like_an_answer_is_an_error(tmp_path):
+    """All in one run, one round each; what is an answer is none's error."""
+    with ExitStack() as stack:
+        urls = {name: stack.enter_context(Backend(answer_with(data))).url for name, (data, _) in ANSWERS.items()}
+        done = subprocess.run(
+            bench_command(
+                *("requests", "--streams", 1, "--rounds", 1, "--settle", 0, "--duration", "250ms"),
+                *(word for name, url in urls.items() for word in ("--url", f"{name}={url}")),
+                *("--json", tmp_path / "report.json"),
+            ),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=200,
+            env=ENVIRONMENT,
+        )
+    assert done.returncode == 1, done.stdout + done.stderr
+    work = json.loads((tmp_path / "report.json").read_text())["works"][0]
+    targets = {target["name"]: target for target in work["targets"]}
+    found = {name: list(report.errors(target)) for name, target in targets.items()}
+    assert found == {name: [error] if error else [] for name, (_, error) in ANSWERS.items()}
+    rates = []
+    for name, target in targets.items():
+        figures = {figure: value["median"] for figure, value in target["figures"].items()}
+        if ANSWERS[name][1] in (None, "usage"):
+            # As many tokens as it said, or, where that cannot be, as many as came.
+            each = 0 if "of-nothing" in name else 2 if "stream" in name or "event" in name else 1
+            each = 2 if name.startswith("usage-") and name != "usage-of-an-object" else each
+            rates.append(figures["requests_per_second"])
+            assert figures["tokens_per_second"] == pytest.approx(each * figures["requests_per_second"]), name
+        else:
+            assert figures["requests_per_second"] == figures["tokens_per_second"] == 0, name
+            assert "ttft_p50" not in figures or name in ("stream-without-end", "error-in-mid-stream"), name
+            line = next(line for line in done.stdout.splitlines() if line.startswith(f"{name} "))
+            assert line.endswith(f" {ANSWERS[name][1]}")
+    assert statistics.median(rates) > 0
+    for error, meaning in MEANINGS.items():
+        assert f"{error}: {meaning}" in done.stdout
+
+
+def test_a_stream_that_goes_on_for_ever_is_an_error(tmp_path):
+    def endless(connection: Connection) -> None:
+        with suppress(OSError, EOFError):
+            connection.read_request()
+            connection.send(sse_head())
+            while True:
+                connection.send(chunk(f"{TOKENS[0]}\n\n".encode()))
+                time.sleep(0.02)
+
+    with Backend(endless) as backend:
+        bench(
+            *("requests", "--url", f"endless={backend.url}", "--streams", 1, "--timeout", "1s", *SHORT),
+            *("--json", tmp_path / "report.json"),
+            code=1,
+        )
+    target = json.loads((tmp_path / "report.json").read_text())["works"][0]["targets"][0]
+    assert list(report.errors(target)) == ["timeout"]
+    assert target["figures"]["requests_per_second"]["median"] == 0
+    assert "no answer was complete within the time that was measured" in target["rounds"][0]["warnings"]
+
+
 # An inference server.
 
 
+@pytest.mark.slow
 def test_an_inference_server_is_measured(tmp_path):
     port = free_port()
     mock = subprocess.Popen(
@@ -599,7 +747,7 @@ def test_a_terminal_gets_a_live_view() -> None:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 140, 0, 0))
     command = bench_command(
-        "paced", "--proxy", f"127.0.0.1:{port}", "--source", f"127.0.0.1:{port}", *SHORT, "--streams", 5
+        "paced", "--proxy", f"127.0.0.1:{port}", "--source", f"127.0.0.1:{port}", *SHORT, "--rounds", 2, "--streams", 5
     )
     environment = {**ENVIRONMENT, "TERM": "xterm-256color"}
     with subprocess.Popen([*command, "--no-direct"], stdout=subprocess.PIPE, stderr=theirs, env=environment) as process:

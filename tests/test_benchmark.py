@@ -27,6 +27,7 @@ def test_the_readme_quotes_the_last_full_run():
     assert readme.split(readme.README.read_text())[1] == readme.table(results)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     len(os.sched_getaffinity(0)) < 2, reason="the benchmark needs two CPUs: one for the load, one for the proxy"
 )

@@ -7,9 +7,9 @@ import time
 
 import pytest
 from harness import LAST_CHUNK, Backend, Client, Connection, Proxy, chunk, wait_until
+from seeds import seeds
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
-SEEDS = range(6)
 BUFFER = 8192
 
 
@@ -60,7 +60,7 @@ def take(client: Client, n: int, chance: random.Random) -> bytes:
 
 @pytest.mark.parametrize("family", ["tcp", "unix"])
 @pytest.mark.parametrize("framing", ["length", "chunked", "close"])
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", seeds(6))
 def test_every_byte_comes_once_and_in_order(framing: str, family: str, seed: int) -> None:
     chance = random.Random(f"{framing}{family}{seed}")
     size = 3_000_000

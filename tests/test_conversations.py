@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from scripts import Script, judge, random_script
+from seeds import seeds
 
 CORPUS = Path(__file__).parent / "fuzz" / "corpus"
 RUNS = 1500  # a seed
@@ -86,7 +87,7 @@ def test_a_full_epoll_set_is_not_the_backends_fault(world):
 
 
 @pytest.mark.parametrize("faults", [False, True], ids=["sound", "faults"])
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", seeds(8))
 def test_random_conversations(world, seed, faults):
     dice = random.Random(f"{seed} {faults}")
     outcomes: Counter[str] = Counter()

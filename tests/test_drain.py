@@ -142,6 +142,7 @@ def test_a_second_signal_ends_at_once(second):
     cut([], second)
 
 
+@pytest.mark.slow
 def test_a_thousand_streams_finish():
     held = Held()
     with Backend(held) as backend, Proxy(backend.url) as proxy:

@@ -159,11 +159,13 @@ def test_mypy_stubtest_agrees():
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+@pytest.mark.slow
 def test_the_engine_compiles_without_a_warning(engine_source):
     """With -Wall and -Wextra; functions that nobody calls among them."""
     assert compile_warnings(engine_source) == []
 
 
+@pytest.mark.slow
 def test_the_load_generator_compiles_without_a_warning(load_source):
     """But for functions of the parts that it shares with the engine: it does not call all of them."""
     shared = "".join(part.read_text() for part in PARTS)

@@ -145,7 +145,15 @@ def play_with(world: ModuleType, conversation: Callable[[ModuleType], Script], f
     return run
 
 
-@pytest.mark.parametrize("conversation", CONVERSATIONS, ids=lambda conversation: conversation.__name__)
+@pytest.mark.parametrize(
+    "conversation",
+    [
+        # The longest by far.
+        pytest.param(each, marks=pytest.mark.slow) if each is post_kept_for_failover else each
+        for each in CONVERSATIONS
+    ],
+    ids=lambda conversation: conversation.__name__,
+)
 def test_every_call_fails_in_every_way(world, conversation):
     clean = clean_run(world, conversation)
     injected: Counter[str] = Counter()
@@ -164,6 +172,7 @@ def test_every_call_fails_in_every_way(world, conversation):
     assert set(injected) >= {"recv", "send", "accept4", "epoll_ctl", "socket", "connect", "calloc", "malloc", "mmap"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("conversation", CONVERSATIONS, ids=lambda conversation: conversation.__name__)
 def test_two_faults_at_once(world, conversation):
     clean = clean_run(world, conversation)

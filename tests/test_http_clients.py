@@ -31,8 +31,11 @@ needs_curl = pytest.mark.skipif(
 
 @pytest.fixture(
     scope="module",
-    params=[servers.uvicorn, servers.aiohttp, servers.http_server],
-    ids=["uvicorn", "aiohttp", "http.server"],
+    params=[
+        pytest.param(servers.uvicorn, id="uvicorn"),
+        pytest.param(servers.aiohttp, id="aiohttp", marks=pytest.mark.slow),
+        pytest.param(servers.http_server, id="http.server", marks=pytest.mark.slow),
+    ],
 )
 def server(request) -> Iterator[Server]:
     with request.param() as server:

@@ -12,6 +12,7 @@ PATIENCE = 0.5
 """Seconds of silence that count as the end where the first look, with less, saw something else: the machine may be busy."""
 
 
+@pytest.mark.slow
 def test_the_column_of_ours_is_true(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = PAGE.partition(http_comparison.BEGIN)[2].partition(http_comparison.END)[0].splitlines()
 

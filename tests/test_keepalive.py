@@ -69,6 +69,7 @@ def report(server: Server, proxy: Proxy) -> tuple[float, float]:
     return connects, reuses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("http", ["httptools", "h11"])
 def test_b3_no_request_is_lost_where_the_backend_closes_first(http):
     """The proxy would keep connections for 30 s; uvicorn does for 1 s. 210 requests."""
@@ -86,6 +87,7 @@ def test_b3_no_request_is_lost_where_the_backend_closes_first(http):
             assert proxy.metric("llmpipe_backend_failures_total", backend=server.url) == 0
 
 
+@pytest.mark.slow
 def test_b3_no_request_is_lost_with_the_defaults_of_both():
     """uvicorn keeps for 5 s, the proxy for 4 s: one round at each of the two moments."""
     with servers.uvicorn() as server, Proxy(server.url) as proxy:

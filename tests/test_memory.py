@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 
+import pytest
 from harness import Backend, Client, Connection, answer_all, chunk, respond, sse_head, wait_until
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -57,6 +58,7 @@ def expected(megabytes: int) -> bytes:
     return digest.digest()
 
 
+@pytest.mark.slow
 def test_g1_a_client_that_never_reads(proxy_to):
     flood = Flood(256)
     with Backend(flood) as backend:
@@ -192,6 +194,7 @@ def longest_gap(client: Client) -> float:
     return gap
 
 
+@pytest.mark.slow
 def test_g3_half_sent_heads_slow_nobody(proxy_to):
     proxy = proxy_to(paced)
     half = [Client(proxy) for _ in range(200)]
@@ -212,6 +215,7 @@ def test_g3_half_sent_heads_slow_nobody(proxy_to):
     assert proxy.metric("llmpipe_buffers_held") == 0
 
 
+@pytest.mark.slow
 def test_g3_a_client_that_reads_a_byte_at_a_time_costs_its_own_stream_only(proxy_to):
     def serve(conn: Connection) -> None:
         request = conn.read_head()

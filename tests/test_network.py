@@ -416,6 +416,7 @@ def echo(connection: Connection) -> None:
         respond(connection, connection.read_request().body)
 
 
+@pytest.mark.slow
 @needs_namespaces
 @pytest.mark.parametrize("hurt", ["loss", "tiny segments", "loss and tiny segments"])
 @pytest.mark.timeout(150)
@@ -431,6 +432,7 @@ def test_bodies_come_through_byte_for_byte(far: FarSide, hurt: str) -> None:
         assert proxy.outcome("ok") == 1
 
 
+@pytest.mark.slow
 @needs_namespaces
 @pytest.mark.skipif(not os.path.exists("/dev/net/tun"), reason="REORDERING NOT TESTED: there is no /dev/net/tun")
 @pytest.mark.parametrize("side", ["client", "backend"])
@@ -533,6 +535,7 @@ def test_events_keep_their_gaps_on_a_slow_cable() -> None:
     assert statistics.median(gaps) > gap / 2, gaps
 
 
+@pytest.mark.slow
 def test_a_client_that_keeps_its_window_shut_is_not_taken_for_dead() -> None:
     """The send time-out says how long a client may take nothing; the kernel must not say it first."""
     body = random.Random(1).randbytes(30_000_000)

@@ -82,7 +82,13 @@ collects = pytest.mark.parametrize("collect", [collect_sync, collect_async], ids
 completes = pytest.mark.parametrize("complete", [complete_sync, complete_async], ids=["sync", "async"])
 
 
-@pytest.fixture(scope="module", params=[servers.uvicorn, servers.aiohttp], ids=["uvicorn", "aiohttp"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(servers.uvicorn, id="uvicorn"),
+        pytest.param(servers.aiohttp, id="aiohttp", marks=pytest.mark.slow),
+    ],
+)
 def server(request) -> Iterator[Server]:
     with request.param() as server:
         yield server

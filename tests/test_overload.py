@@ -149,6 +149,7 @@ def test_g3_slow_heads(proxy_to, server):
     assert errors(proxy)["timeout_head"] >= 500
 
 
+@pytest.mark.slow
 def test_g3_slow_bodies(proxy_to, server):
     """Each holds an upstream, as it must, and nothing of anybody else's."""
     proxy = proxy_to(server.url, options=NO_IDLE)
@@ -167,6 +168,7 @@ def test_g3_slow_bodies(proxy_to, server):
     assert proxy.outcome("client_abort") == 301
 
 
+@pytest.mark.slow
 def test_g3_slow_readers(proxy_to, server):
     """Each blocks in the middle of an answer and holds one buffer."""
     proxy = proxy_to(server.url, options=NO_IDLE)
@@ -205,6 +207,7 @@ def test_g2_a_flood_of_idle_connections(proxy_to, server):
     assert proxy.metric("llmpipe_accepted_total") == 3002
 
 
+@pytest.mark.slow
 def test_g2_connection_churn(proxy_to, server):
     """A new connection for each request: every one is served, and beside them so is the stream."""
     proxy = proxy_to(server.url, options=NO_IDLE)
@@ -222,6 +225,7 @@ def test_g2_connection_churn(proxy_to, server):
     assert errors(proxy) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_d_thousands_of_aborts_a_second(proxy_to, server, workers):
     """Connect, ask, reset: as many exchanges end as were begun, and no backend is blamed."""
@@ -269,6 +273,7 @@ def test_g2_descriptors_run_out_under_a_flood(proxy_to, server):
     assert errors(proxy) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", [Attack("idle", 2000), Attack("aborts", 3000)], ids=lambda attack: attack.kind)
 def test_f_time_goes_on_for_everybody_else(proxy_to, server, attack):
     """On both workers, half a head is answered 408 and an idle connection closed, while the attack goes on."""

@@ -47,6 +47,7 @@ def wheel(sdist, tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_sdist_has_what_a_build_and_the_tests_need(sdist):
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
@@ -56,6 +57,7 @@ def test_the_sdist_has_what_a_build_and_the_tests_need(sdist):
     assert {name for name in names if name.endswith((".c", ".so", ".pyc"))} == {"tests/malloc_count.c"}
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_only_what_runs(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if ".dist-info/" not in name]
@@ -67,6 +69,7 @@ def test_the_wheel_holds_only_what_runs(wheel):
     assert "llmpipe = llmpipe.cli:main" in entry_points
 
 
+@pytest.mark.slow
 def test_the_wheel_runs(wheel, tmp_path):
     python("-m", "pip", "install", "--quiet", "--no-deps", "--target", tmp_path, wheel, cwd=tmp_path)
     script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from llmpipe import _pipe; print(_pipe.__file__)"

@@ -18,6 +18,7 @@ import cases
 import h11
 import httptools
 import pytest
+from seeds import seeds
 
 INPUTS = 6000
 """Generated inputs for each source and seed: 20 seconds in all."""
@@ -1550,7 +1551,7 @@ def test_known_disagreements_are_in_the_documentation():
     assert [known.why for known in KNOWN if known.why not in page] == []
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", seeds(4))
 @pytest.mark.parametrize("source", SOURCES)
 def test_generated_inputs(probe, source, seed):
     kind = source.partition(" ")[0]
@@ -1570,6 +1571,7 @@ def test_generated_inputs(probe, source, seed):
     assert taken > INPUTS // 50
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [3])
 def test_mutated_chunks_are_read_alike_in_any_pieces(probe, seed):
     random_ = random.Random(seed)

@@ -39,6 +39,7 @@ def test_everything_is_as_it_was_after_two_minutes() -> None:
         assert seen in last
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_backends_that_answer_wrongly_are_found_out() -> None:
     done = run("--seconds", "60", "--seed", "1", "--faulty")

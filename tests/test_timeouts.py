@@ -192,6 +192,7 @@ def test_idle_client_connections_are_closed(proxy_to):
         assert 0.29 < time.monotonic() - start < 5
 
 
+@pytest.mark.slow
 def test_idle_upstreams_are_closed(proxy_to):
     closed = []
 
@@ -233,6 +234,7 @@ def test_zero_turns_them_off(proxy_to):
         assert client.read_response().status == 200
 
 
+@pytest.mark.slow
 def test_timeouts_of_minutes_do_not_fire_early(proxy_to):
     """The wheel looks 17 s ahead; longer deadlines are armed again and again."""
     proxy = proxy_to(lambda conn: (conn.read_head(), conn.wait_eof(40)), options=["--ttft-timeout", "19s"])

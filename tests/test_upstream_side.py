@@ -433,6 +433,7 @@ def test_b3_an_idle_connection_that_the_backend_closes_is_noticed_at_once(how):
         assert len(backend.connections) == 2
 
 
+@pytest.mark.slow
 def test_b3_the_default_idle_time_is_under_uvicorns_five_seconds():
     with Backend(answer_all) as backend, Proxy(backend.url) as proxy, Client(proxy) as client:
         assert client.request(GET).status == 200

@@ -81,6 +81,9 @@ cdef void client_ask(LoadC *load, ClientC *client) noexcept nogil:
     client.spoilt = False
     client.refused = False
     client.done = False
+    client.finished = False
+    client.failed = False
+    client.bytes = 0
     client.call = CALL_ASK
     load.opening += 1
     client_send(load, client)
@@ -182,13 +185,32 @@ cdef bint client_missed(LoadC *load, ClientC *client) noexcept nogil:
         return False
     return not client.done or (plan.events and client.number != <uint32_t>plan.events)
 
+cdef int client_foreign_fault(LoadC *load, ClientC *client) noexcept nogil:
+    # What an answer of somebody's inference server lacks, though its status is 200 and its framing has a clean end: an
+    # ERROR_* or -1. Pages of front ends, errors and streams that broke off all look like that.
+    if client.failed:
+        return ERROR_ANSWER
+    if not client.number and not client.finished:
+        return ERROR_NO_ANSWER
+    if client.event_stream and not client.done and not client.finished:
+        return ERROR_UNENDED
+    return -1
+
 cdef void client_answered(LoadC *load, ClientC *client) noexcept nogil:
     # The answer has ended, well as far as its framing says: what is next?
     cdef PlanC *plan = load.plan
     cdef int64_t now = load_clock()
-    if client_missed(load, client):
-        load_error(load, ERROR_TRUNCATED)
+    cdef int fault = -1
+    if not plan.marked and not client.refused:
+        client_foreign_rest(load, client, now)
+        fault = client_foreign_fault(load, client)
+    elif client_missed(load, client):
+        fault = ERROR_TRUNCATED
+    if fault >= 0:
+        load_error(load, fault)
     elif not client.refused:
+        if client.tokens == -2:
+            load_error(load, ERROR_USAGE)
         load_count(load, COUNT_ANSWERS, 1)
         load_time(load, TIME_DURATION, now - client.asked)
         load_count(load, COUNT_TOKENS, <uint64_t>client.tokens if client.tokens >= 0 else client.number)
@@ -266,35 +288,96 @@ cdef void client_marked_event(LoadC *load, ClientC *client, const uint8_t *p, si
     client.number = number + 1
     client_time_event(load, client, now, stamp)
 
-cdef bint event_has_content(const uint8_t *p, size_t n, const char *name) noexcept nogil:
-    # Whether the member `name` (with its quotes) of a chunk's JSON is a string that is not empty.
-    cdef const uint8_t *at = <const uint8_t *>memmem(p, n, name, strlen(name))
+cdef const uint8_t *json_skip(const uint8_t *p, const uint8_t *end) noexcept nogil:
+    while p < end and (p[0] == c" " or p[0] == c"\t" or p[0] == c"\r" or p[0] == c"\n"):
+        p += 1
+    return p
+
+cdef const uint8_t *json_member(const uint8_t *p, size_t n, const char *name) noexcept nogil:
+    # The first byte of the value of the first member `name` (with its quotes), at whatever depth; NULL where there is none.
+    # A name inside a string has backslashes before its quotes, and is not found.
     cdef const uint8_t *end = p + n
-    if at is NULL:
-        return False
-    at += strlen(name)
-    while at < end and (at[0] == c" " or at[0] == c":"):
+    cdef const uint8_t *at
+    while p < end:
+        at = <const uint8_t *>memmem(p, end - p, name, strlen(name))
+        if at is NULL:
+            return NULL
+        p = at + strlen(name)
+        at = json_skip(p, end)
+        if at < end and at[0] == c":":
+            at = json_skip(at + 1, end)
+            return at if at < end else NULL
+    return NULL
+
+cdef bint json_has_text(const uint8_t *p, size_t n, const char *name) noexcept nogil:
+    # Whether the member is a string that is not empty.
+    cdef const uint8_t *at = json_member(p, n, name)
+    return at is not NULL and at[0] == c'"' and at + 1 < p + n and at[1] != c'"'
+
+cdef int64_t json_count(const uint8_t *p, size_t n, const char *name) noexcept nogil:
+    # The member's number; -1 where there is none, or null; -2 where it is no number of 1 to 18 digits.
+    cdef const uint8_t *at = json_member(p, n, name)
+    cdef const uint8_t *end = p + n
+    cdef const uint8_t *start = at
+    cdef int64_t value
+    if at is NULL or at[0] == c"n":
+        return -1
+    while at < end and text_class[at[0]] & TEXT_DIGIT:
         at += 1
-    return at + 1 < end and at[0] == c'"' and at[1] != c'"'
+    value = text_number(start, at - start)
+    at = json_skip(at, end)
+    return value if value >= 0 and at < end and (at[0] == c"," or at[0] == c"}") else -2
+
+cdef void client_usage(ClientC *client, const uint8_t *p, size_t n, int64_t now) noexcept nogil:
+    # The number of tokens as the server counts them. A token has a byte in the answer; those of a reasoning that is not
+    # shown have none, but take time. A number for which there was neither is not believed.
+    cdef int64_t tokens = json_count(p, n, b'"completion_tokens"')
+    if tokens >= 0 and tokens > client.bytes and tokens > (now - client.asked) // TOKEN_TIME:
+        tokens = -2
+    if tokens != -1:
+        client.tokens = tokens
+
+cdef bint client_foreign_object(LoadC *load, ClientC *client, const uint8_t *p, size_t n, int64_t now) noexcept nogil:
+    # An object of somebody's inference server: a chunk of a stream, or a whole answer. Whether it has content; those without
+    # (the role, the usage) are no tokens.
+    cdef const uint8_t *error
+    client_usage(client, p, n, now)
+    if json_has_text(p, n, b'"finish_reason"'):
+        client.finished = True
+    if (json_has_text(p, n, b'"content"') or json_has_text(p, n, b'"text"')
+            or json_has_text(p, n, b'"reasoning_content"') or json_has_text(p, n, b'"reasoning"')
+            or json_has_text(p, n, b'"arguments"')):
+        return True
+    error = json_member(p, n, b'"error"')
+    if error is not NULL and error[0] != c"n":      # null
+        client.failed = True
+    return False
 
 cdef void client_foreign_event(LoadC *load, ClientC *client, const uint8_t *p, size_t n, int64_t now) noexcept nogil:
-    # An event of somebody's inference server. Those without content (the role, the usage) are no tokens.
-    cdef const char *name = b'"completion_tokens":'
-    cdef const uint8_t *at = <const uint8_t *>memmem(p, n, name, strlen(name))
-    cdef const uint8_t *end = p + n
-    cdef int64_t tokens = 0
-    if at is not NULL:
-        at += strlen(name)
-        while at < end and at[0] == c" ":
-            at += 1
-        while at < end and text_class[at[0]] & TEXT_DIGIT:
-            tokens = tokens * 10 + (at[0] - c"0")
-            at += 1
-        client.tokens = tokens
-    if (event_has_content(p, n, b'"content"') or event_has_content(p, n, b'"text"')
-            or event_has_content(p, n, b'"reasoning_content"') or event_has_content(p, n, b'"reasoning"')
-            or event_has_content(p, n, b'"arguments"')):
+    if memmem(p, n, b"[DONE]", 6) is not NULL and memmem(p, n, b"{", 1) is NULL:
+        client.done = True
+    elif client_foreign_object(load, client, p, n, now):
         client.number += 1
+        client_time_event(load, client, now, 0)
+
+cdef void client_foreign_rest(LoadC *load, ClientC *client, int64_t now) noexcept nogil:
+    # What is left to look at when the answer has ended: an event without its blank line, or the whole of an answer in one
+    # piece. That counts as one event, at its first byte; a list of embeddings is content too.
+    cdef const uint8_t *p = client.carry.data
+    cdef size_t n = client.carry.used
+    cdef const uint8_t *start
+    if not n:
+        return
+    if client.event_stream:
+        client_foreign_event(load, client, p, n, now)
+        return
+    start = json_skip(p, p + n)
+    if start == p + n or start[0] != c"{":
+        return
+    if client_foreign_object(load, client, p, n, now) or json_member(p, n, b'"embedding"') is not NULL:
+        client.number = 1
+        now = client.first
+        client.first = 0
         client_time_event(load, client, now, 0)
 
 cdef void client_event(LoadC *load, ClientC *client, const uint8_t *p, size_t n, int64_t now) noexcept nogil:
@@ -322,12 +405,22 @@ cdef int client_events(LoadC *load, ClientC *client, const uint8_t *p, size_t n,
     # A piece of an event stream, without its framing. RC_OK or -ENOMEM.
     cdef size_t end
     cdef size_t before
-    if not client.event_stream:
-        # An answer in one piece counts as one event, at its first byte.
+    client.bytes += n
+    if client.refused:
+        return RC_OK
+    if not client.event_stream and load.plan.marked:
+        # Not what our source sends: it counts as one event, at its first byte, and will be missed at the end.
         if not client.first:
             client.number += 1
             client_time_event(load, client, now, 0)
         return RC_OK
+    if not client.event_stream:
+        # An answer in one piece is judged at its end, by as much of it as is kept.
+        if not client.first:
+            client.first = now
+        if client.carry.used + n > CARRY_MOST:
+            n = CARRY_MOST - client.carry.used
+        return carry_add(&client.carry, p, n) if n else RC_OK
     if client.carry.used:
         before = client.carry.used
         if carry_add(&client.carry, p, n) != RC_OK:

@@ -23,6 +23,7 @@ cdef enum:
     CLOSE_LIMIT = 10000000          # that a client waits for a FIN before it closes by itself
     LEAVE_FIRST = 5000000           # a leaver stays at least this long in its phase ...
     LEAVE_SPAN = 50000000           # ... and at most so much longer
+    TOKEN_TIME = 10000              # that a token takes at least where the answer has no byte for it: see client_usage
 
 cdef int64_t LEAVE_LIMIT = 2000000000       # when a close that nobody saw is counted as never seen
 
@@ -74,9 +75,16 @@ cdef enum:
     ERROR_NEVER = 7                 # a client left and the source was not told in time
     ERROR_UNREACHED = 8             # a leaver's request never reached the source
     ERROR_DROPPED = 9               # an arrival for which there was no place
-    ERROR_COUNT = 10
+    ERROR_NO_ANSWER = 10            # a 200 that holds neither a token nor the end of an answer
+    ERROR_ANSWER = 11               # a 200 that holds an error
+    ERROR_UNENDED = 12              # an event stream that ended without [DONE] and without a finish_reason
+    ERROR_USAGE = 13                # an answer whose number of tokens cannot be true; its events are counted instead
+    ERROR_COUNT = 14
 
-ERRORS = ("connect", "reset", "truncated", "status", "protocol", "timeout", "memory", "never_closed", "unreached", "dropped")
+ERRORS = (
+    "connect", "reset", "truncated", "status", "protocol", "timeout", "memory", "never_closed", "unreached", "dropped",
+    "no_answer", "error_answer", "unended", "usage",
+)
 
 cdef enum:
     COUNT_EVENTS = 0                # received by clients
@@ -180,6 +188,8 @@ cdef struct ClientC:
     bint event_stream
     bint refused                    # its answer has another status than 200
     bint done                       # [DONE] has come
+    bint finished                   # a finish_reason has come
+    bint failed                     # an error has come inside the answer
     bint spoilt                     # the event in `carry` began in an earlier read
     uint8_t framing
     uint32_t serial                 # of its request, unique in the generator's life
@@ -191,7 +201,8 @@ cdef struct ClientC:
     int64_t received                # of the last event
     int64_t stamp                   # of the last event
     int64_t left
-    int64_t tokens
+    int64_t tokens                  # as the server says; -1 where it does not, -2 where nobody can believe it
+    int64_t bytes                   # of the answer's content, framing and head excluded
     int64_t body_left
     uint64_t position               # in a flood
     ChunkC chunk

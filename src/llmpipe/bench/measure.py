@@ -26,6 +26,14 @@ LATE_LIMIT = 0.001
 BUSY_LIMIT = 0.9
 """So is one that works for a greater part of its time."""
 
+MEANINGS = {
+    "no_answer": "200, but neither a token nor the end of an answer: a page, an empty body, another API?",
+    "error_answer": "200, but an error instead of an answer or inside it",
+    "unended": "an event stream that ended without [DONE] and without a finish_reason",
+    "usage": "a number of tokens that cannot be true; events with content were counted instead",
+}
+"""What errors mean that look like answers."""
+
 UNITS = {
     "cpu_per_event": "s",
     "cpu_per_request": "s",
@@ -173,9 +181,15 @@ def _time_figures(histograms: dict[str, tuple[Pairs, int]]) -> dict[str, float]:
 
 
 def _warnings(
-    work: Work, counts: dict[str, int], histograms: dict[str, tuple[Pairs, int]], elapsed: float
+    work: Work,
+    counts: dict[str, int],
+    histograms: dict[str, tuple[Pairs, int]],
+    elapsed: float,
+    errors: dict[str, int],
 ) -> list[str]:
-    found = []
+    found = [f"{name}: {meaning}" for name, meaning in MEANINGS.items() if name in errors]
+    if not work.endless and not counts["answers"]:
+        found.append("no answer was complete within the time that was measured")
     late = histogram.percentile(histograms["late"][0], 99.0) if "late" in histograms else None
     if late is not None and late > LATE_LIMIT:
         found.append(f"the generator was the limit: 1 % of its events were sent more than {late * 1e3:.1f} ms late")
@@ -257,7 +271,7 @@ def run_round(load: Load, work: Work, target: Target, *, number: int, schedule: 
         errors=errors,
         status=stats["status"],
         fidelity=fidelity if target.marked and work.shape not in ("flood", "hold") else {},
-        warnings=warnings + _warnings(work, counts, histograms, elapsed),
+        warnings=warnings + _warnings(work, counts, histograms, elapsed, errors),
         histograms=histograms,
         series=[{"round": number, **point} for point in series],
     )

@@ -1,0 +1,36 @@
+"""What the engine costs in instructions, which no noise touches: `make instructions` (instructions.py) in a test.
+
+The budget holds for the build that it was written for; of another compiler's engine it says nothing.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from instructions import BUDGET, TOLERANCE, UNITS, build_of, count, lacking, table
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_no_unit_costs_more_than_its_budget(record_property):
+    if reason := lacking():
+        pytest.skip(f"INSTRUCTIONS NOT COUNTED: {reason}")
+    budget = json.loads(BUDGET.read_text())
+    build = build_of()
+    if build["flavour"] != "release":
+        pytest.skip(f"INSTRUCTIONS NOT COUNTED: this engine is of the flavour {build['flavour']}")
+    costs = count()
+    text = table(costs, budget["instructions"])
+    print(text)
+    totals = {name: cost.total for name, cost in costs.items()}
+    assert list(totals) == list(UNITS)
+    # Two calls into the kernel and the C library around each cannot be had for less: so something was counted.
+    assert min(totals.values()) > 100
+    # A count that another run does not repeat is no count.
+    assert {name: cost.total for name, cost in count().items()} == totals
+    if build != budget["build"]:
+        pytest.skip(f"INSTRUCTIONS NOT COMPARED: this build is {build}, the budget is for {budget['build']}\n{text}")
+    assert set(budget["instructions"]) == set(UNITS)
+    over = [name for name, total in totals.items() if total > budget["instructions"][name] * (1 + TOLERANCE)]
+    assert not over, f"more than {TOLERANCE:.0%} above the budget: {over}\n{text}"

@@ -44,6 +44,7 @@ SERVE_DEFAULTS = {
     "--max-response-fields": "512",
     "--max-body": "64MB",
     "--failover-body": "1MB",
+    "--kept-memory": "256MB",
     "--retry-status": "(none)",
     "--on-midstream-error": "close",
     "--comments-count-as-content": None,

@@ -226,7 +226,7 @@ def test_the_client_of_an_abort_is_the_one_who_left(option):
         with Client(proxy) as client:
             client.send(b"GET /left HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 1.2.3.4\r\n\r\n")
             assert leave.wait(10)
-        proxy.wait_metric("llmpipe_clients", 0)
+        proxy.wait_metric("llmpipe_finishing" if option else "llmpipe_clients", bool(option))
         gone.set()
         line = proxy.access(path="/left")[0]
         assert (line["client"], line["status"]) == ("1.2.3.4", 499)

@@ -42,7 +42,7 @@ cdef struct ConnC:
 # usual case a head comes whole, into the worker's hot buffer, and an inbox holds nothing.
 cdef struct InboxC:
     BufC *buf
-    uint8_t *wide           # instead of `buf`, for a head longer than a buffer: max_head bytes
+    uint8_t *wide           # instead of `buf`, for a head longer than a buffer: wide_size() bytes
     uint32_t wide_used
     uint32_t scanned        # bytes in which head_scan found no end
 

@@ -205,10 +205,11 @@ cdef void exchange_end(WorkerC *w, ExchangeC *x, uint8_t phase, uint8_t outcome)
     cdef const char *address = NO_ADDRESS
     if x.client is not NULL:
         address = x.client.address
-    discard(&w.stats, DISCARD_TUNNEL if x.state == STATE_TUNNEL else DISCARD_REQUEST, x.up.unsent)
-    discard(&w.stats, DISCARD_TUNNEL if x.state == STATE_TUNNEL else DISCARD_RESPONSE, x.down.unsent)
-    if x.state == STATE_TUNNEL and x.up.unsent and x.upstream is not NULL:
-        x.upstream.reset = True         # the bytes that it lacks have no other mark
+    if x.up.unsent or x.down.unsent:
+        discard(&w.stats, DISCARD_TUNNEL if x.state == STATE_TUNNEL else DISCARD_REQUEST, x.up.unsent)
+        discard(&w.stats, DISCARD_TUNNEL if x.state == STATE_TUNNEL else DISCARD_RESPONSE, x.down.unsent)
+        if x.state == STATE_TUNNEL and x.up.unsent and x.upstream is not NULL:
+            x.upstream.reset = True         # the bytes that it lacks have no other mark
     upstream_drop(w, x)
     if x.left and x.state != STATE_FINISH:
         clock_gettime(CLOCK_MONOTONIC, &clock)
@@ -218,8 +219,9 @@ cdef void exchange_end(WorkerC *w, ExchangeC *x, uint8_t phase, uint8_t outcome)
     sys_add_counter(&w.stats.bytes_up, x.bytes_up)
     histogram_add(&w.stats.duration, w.now - x.begun)
     exchange_record(w, x, address, phase, outcome, close_time)
-    request_forget(w, x)
-    chain_clear(&x.up, &w.bufs)
+    if x.up.first is not NULL:
+        request_forget(w, x)
+        chain_clear(&x.up, &w.bufs)
     chain_clear(&x.down, &w.bufs)
     if x.host is not NULL:
         buf_put(&w.bufs, x.host)

@@ -152,4 +152,4 @@ cdef void wide_free_all(WorkerC *w) noexcept nogil:
     while w.wides is not NULL:
         area = w.wides
         w.wides = (<void **>area)[0]
-        munmap(area, w.settings.max_head)
+        munmap(area, wide_size(w))

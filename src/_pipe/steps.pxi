@@ -1350,7 +1350,12 @@ cdef int step_down(WorkerC *w, ExchangeC *x) noexcept nogil:
         upstream = x.upstream
         if upstream is NULL or x.down.unsent or not upstream.conn.readable or x.state == STATE_CONNECT:
             return RC_OK
-        got = inbox_recv(w, &upstream.inbox, upstream.conn.fd, &data, &n)
+        if x.status:            # behind the head nothing is held
+            data = w.hot.data
+            got = io_recv(upstream.conn.fd, data, BUF_SIZE)
+            n = <size_t>got
+        else:
+            got = inbox_recv(w, &upstream.inbox, upstream.conn.fd, &data, &n)
         if got == -EAGAIN:
             upstream.conn.readable = False
             return RC_OK
@@ -1360,7 +1365,7 @@ cdef int step_down(WorkerC *w, ExchangeC *x) noexcept nogil:
             if got == 0 and x.framing_down == FRAMING_CLOSE and x.status:
                 return response_done(w, x, False)
             return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, reason_of_end(x, got), <int>-got)
-        if upstream.inbox.buf is NULL and upstream.inbox.wide is NULL:
+        if x.status or (upstream.inbox.buf is NULL and upstream.inbox.wide is NULL):
             conn_received(&upstream.conn, got)
         if not x.status:
             rc = step_response(w, x, data, n)
@@ -1370,7 +1375,8 @@ cdef int step_down(WorkerC *w, ExchangeC *x) noexcept nogil:
             rc = body_follow(w, x, data, n, &used, &out)
             sys_add_counter(&w.stats.events, 1)
             sys_add_counter(&w.stats.streaming_bytes, out)
-            discard(&w.stats, DISCARD_BROKEN if rc == RC_BAD else DISCARD_BEHIND_RESPONSE, n - used)
+            if used < n:
+                discard(&w.stats, DISCARD_BROKEN if rc == RC_BAD else DISCARD_BEHIND_RESPONSE, n - used)
             rc = body_forward(w, x, data, out, rc, used == n)
         if rc == RC_GONE:
             return RC_GONE

@@ -65,6 +65,12 @@ class Scene:
             ),
             what="descriptors and buffers at rest",
         )
+        # What the backend has of a request that broke off is written down when its connection has ended there too.
+        self.backend.catch_up()
+        wait_until(
+            lambda: len(self.backend.connections) - len(self.strict.ended) == self.proxy.metrics()["llmpipe_upstreams"],
+            what="the backend has seen its connections end",
+        )
         self.backend.check()
         seen = [request for request in self.strict.requests if request.target != b"/innocent"]
         assert [request.short for request in seen] == forwarded

@@ -116,7 +116,7 @@ def test_a6_five_seconds_of_silence_end_it(serve, proxy):
         begun = time.monotonic()
         assert client.read_eof() == b""
         proxy.wait_metric("llmpipe_clients", 0)
-        assert 4 < time.monotonic() - begun
+        assert time.monotonic() - begun > 4
 
 
 def test_a6_a_drain_waits_two_seconds_at_most():
@@ -128,7 +128,7 @@ def test_a6_a_drain_waits_two_seconds_at_most():
         proxy.signal(signal.SIGTERM)
         begun = time.monotonic()
         assert proxy.wait_exit(20) == 0
-        assert 1.5 < time.monotonic() - begun
+        assert time.monotonic() - begun > 1.5
         assert not done.is_set()
 
 

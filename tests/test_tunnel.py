@@ -414,7 +414,7 @@ def test_c2_what_the_client_sent_before_it_left_reaches_a_backend_that_had_sent_
                 for _ in range(50):
                     connection.send(b"unread" * 100)
             if how == "close":
-                wait_until(lambda: unacknowledged(client) == 0, what="all that it sent has arrived")  # noqa: B023
+                wait_until(lambda: unacknowledged(client) == 0, what="all that it sent has arrived")
                 client.close()
             assert hashlib.sha256(connection.read_eof(20)).digest() == hashlib.sha256(data).digest()
             connection.close()

@@ -69,15 +69,16 @@ cdef int64_t linger_deadline(WorkerC *w, int64_t since, int64_t heard) noexcept 
 
 cdef int64_t client_deadline(WorkerC *w, ClientC *client) noexcept nogil:
     # When a connection without an exchange has had its time; 0 is never.
+    cdef int64_t most = w.settings.keepalive_timeout
     if client.state == CLIENT_LINGER:
         return linger_deadline(w, client.since, client.heard)
     if w.draining:
         return client.since + FIRST_REQUEST_TIME
     if client.refusal and w.settings.head_timeout:
         return client.since + w.settings.head_timeout       # it has no keep-alive to wait for
-    if client.state == CLIENT_NEW and w.settings.head_timeout:
-        return client.since + w.settings.head_timeout       # who connects does so to ask for something
-    return client.since + w.settings.keepalive_timeout if w.settings.keepalive_timeout else 0
+    if client.state == CLIENT_NEW and w.settings.head_timeout and (not most or w.settings.head_timeout < most):
+        most = w.settings.head_timeout      # who connects does so to ask for something
+    return client.since + most if most else 0
 
 cdef void exchange_rearm(WorkerC *w, ExchangeC *x) noexcept nogil:
     # Has the wheel look at the deadline, which may have come nearer.

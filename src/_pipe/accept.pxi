@@ -101,8 +101,8 @@ cdef bint listener_admits(WorkerC *w, const sockaddr_storage *peer, int64_t clie
         sys_add_shared(&adopt.quota.refused if adopt.refusal else &adopt.quota.served, 1)
     return True
 
-cdef void step_listener(WorkerC *w) noexcept nogil:
-    # Accepts what waits, a turn's share of it.
+cdef void step_listener(WorkerC *w, ConnC *conn) noexcept nogil:
+    # Accepts what waits at one of the listening sockets, a turn's share of it.
     cdef ListenerC *listener = w.listener
     cdef WorkerC *best = NULL
     cdef sockaddr_storage peer
@@ -110,15 +110,15 @@ cdef void step_listener(WorkerC *w) noexcept nogil:
     cdef int64_t clients
     cdef int i
     for i in range(ACCEPTS_A_TURN):
-        if not listener.conn.readable or listener.paused:
+        if not conn.readable or listener.paused:
             return
         clients = listener_clients(listener, &best)
         if clients >= listener.most or best is NULL:
             listener_pause(w, clients, 0 if clients >= listener.most else EAGAIN)
             return
-        adopt.fd = io_accept(listener.conn.fd, &peer)
+        adopt.fd = io_accept(conn.fd, &peer)
         if adopt.fd == -EAGAIN:
-            listener.conn.readable = False
+            conn.readable = False
             return
         if adopt.fd == -EMFILE or adopt.fd == -ENFILE or adopt.fd == -ENOBUFS or adopt.fd == -ENOMEM:
             listener_pause(w, clients, -adopt.fd)
@@ -136,15 +136,24 @@ cdef void step_listener(WorkerC *w) noexcept nogil:
             client_adopt(w, &adopt)
         else:
             mail_put(&best.mail, &adopt)
-    conn_queue(w, &listener.conn)
+    conn_queue(w, conn)
 
 cdef int listener_watch(WorkerC *w) noexcept nogil:
-    # Puts it into the epoll set, once. 0 or -errno.
+    # Puts them into the epoll set, each once. 0 or -errno.
+    cdef ListenerC *listener = w.listener
     cdef int rc = 0
-    if not w.listener.watched:
-        rc = io_watch(w.epfd, w.listener.conn.fd, &w.listener.conn)
-        w.listener.watched = rc == 0
+    while listener is not NULL and rc == 0:
+        if not listener.watched:
+            rc = io_watch(w.epfd, listener.conn.fd, &listener.conn)
+            listener.watched = rc == 0
+        listener = listener.next
     return rc
+
+cdef void listener_step_all(WorkerC *w) noexcept nogil:
+    cdef ListenerC *listener = w.listener
+    while listener is not NULL:
+        step_listener(w, &listener.conn)
+        listener = listener.next
 
 cdef void listener_resume(WorkerC *w) noexcept nogil:
     # The pause may be over: what was lacking must be there before anybody is told that it is.
@@ -156,7 +165,7 @@ cdef void listener_resume(WorkerC *w) noexcept nogil:
         return
     w.listener.paused = False
     listener_post(w, KIND_ACCEPT_RESUMED, clients, 0)
-    step_listener(w)
+    listener_step_all(w)
 
 cdef void listener_take(WorkerC *w) noexcept nogil:
     # Begins to accept, or ends it: then what waits in the backlog is taken first, as far as there is room.
@@ -164,24 +173,30 @@ cdef void listener_take(WorkerC *w) noexcept nogil:
     cdef int rc
     if listener is not NULL:
         w.listener = listener
-        listener.conn.side = SIDE_LISTENER
-        listener.conn.readable = True
         rc = listener_watch(w)
         if rc == 0:
-            step_listener(w)
+            listener_step_all(w)
         else:
             listener_pause(w, 0, -rc)   # epoll_ctl may find no memory, now
     if w.listener is not NULL and not w.listener.conn.closed and sys_load_acquire(&w.mail.closing):
-        w.listener.conn.readable = True
-        while w.listener.conn.readable and not w.listener.paused:
-            step_listener(w)
+        listener = w.listener
+        while listener is not NULL:
+            listener.conn.readable = True
+            while listener.conn.readable and not w.listener.paused:
+                step_listener(w, &listener.conn)
+            io_unwatch(w.epfd, listener.conn.fd)    # a service manager, or the next process, may hold the socket too
+            listener.conn.closed = True
+            listener = listener.next
         timer_disarm(w, &w.listener.conn)
-        io_unwatch(w.epfd, w.listener.conn.fd)      # a service manager, or the next process, may hold the socket too
-        w.listener.conn.closed = True
         sys_store_release(&w.mail.closed, 1)
 
 cdef void listener_free(ListenerC *listener) noexcept nogil:
+    # Frees a list of them.
+    cdef ListenerC *following
     if listener is not NULL and listener.quotas is not NULL:
         slab_free_all(&listener.quotas.entries)
         free(listener.quotas)
-    free(listener)
+    while listener is not NULL:
+        following = listener.next
+        free(listener)
+        listener = following

@@ -52,6 +52,7 @@ include "_pipe/loop.pxi"
 
 globals()["MAX_BACKENDS"] = MAX_BACKENDS
 globals()["MAX_ADDRESSES"] = MAX_ADDRESSES
+globals()["MAX_LISTENERS"] = MAX_LISTENERS
 
 text_init()
 
@@ -295,18 +296,27 @@ cdef class Engine:
         finally:
             self.running = False
 
-    def listen(self, int listener, list engines not None, int64_t most, int64_t resume_at, int64_t max_connections,
-               int64_t max_per_address):
+    def listen(self, list listeners not None, list engines not None, int64_t most, int64_t resume_at,
+               int64_t max_connections, int64_t max_per_address):
         cdef WorkerC *w = self._open()
-        cdef ListenerC *made
+        cdef ListenerC *made = NULL
+        cdef ListenerC *following
         cdef Engine engine
+        cdef int listener
+        _ranged("listeners", len(listeners), 1, MAX_LISTENERS)
         _ranged("engines", len(engines), 1, MAX_WORKERS)
         if self.listening:
             raise RuntimeError("an engine listens once")
-        made = <ListenerC *>calloc(1, sizeof(ListenerC))
-        if made is NULL:
-            raise MemoryError
-        made.conn.fd = listener
+        for listener in reversed(listeners):
+            following = made
+            made = <ListenerC *>calloc(1, sizeof(ListenerC))
+            if made is NULL:
+                listener_free(following)
+                raise MemoryError
+            made.conn.fd = listener
+            made.conn.side = SIDE_LISTENER
+            made.conn.readable = True
+            made.next = following
         made.most = most
         made.resume_at = resume_at
         made.max_connections = max_connections
@@ -314,7 +324,7 @@ cdef class Engine:
         if max_per_address:
             made.quotas = <QuotaTableC *>calloc(1, sizeof(QuotaTableC))
             if made.quotas is NULL:
-                free(made)
+                listener_free(made)
                 raise MemoryError
             made.quotas.entries.size = sizeof(QuotaC)
             getrandom(&made.quotas.seed, sizeof(made.quotas.seed), 0)
@@ -324,10 +334,11 @@ cdef class Engine:
                 raise ValueError("an engine is closed")
             made.workers[made.count] = engine.w
             made.count += 1
-        io_nodelay(listener)
-        io_urgent_inline(listener)
-        io_keepalive(listener, w.settings.dead_peer_timeout)
-        io_unanswered(listener, w.settings.dead_peer_timeout)
+        for listener in listeners:
+            io_nodelay(listener)
+            io_urgent_inline(listener)
+            io_keepalive(listener, w.settings.dead_peer_timeout)
+            io_unanswered(listener, w.settings.dead_peer_timeout)
         self.listening = True
         sys_exchange_pointer(&w.new_listener, made)
         io_ring(w.mail.in_fd, &w.mail.in_rung)

@@ -527,8 +527,10 @@ class Proxy:
         cwd: str | None = None,
     ) -> None:
         """`prefix` are the words of a command that executes the one behind it, in the same process."""
-        command = [sys.executable, "-m", "llmpipe", "serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]
-        command += ["--workers", "1", "--log-format", "json"]
+        command = [sys.executable, "-m", "llmpipe", "serve", "--admin", "127.0.0.1:0", "--workers", "1"]
+        command += ["--log-format", "json"]
+        if "--listen" not in options:  # each one is a further socket
+            command += ["--listen", "127.0.0.1:0"]
         command += [word for url in backends for word in ("--backend", url)] + list(options)
         if nofile is not None:
             command = ["sh", "-c", f'ulimit -n {nofile} && exec "$@"', "sh", *command]
@@ -599,8 +601,8 @@ class Proxy:
             self.process.stderr.close()
 
     def signal(self, number: int) -> None:
-        """Sends a signal; after SIGTERM, SIGINT and SIGKILL the exit code is the test's business."""
-        if number in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
+        """Sends a signal; after one that ends it the exit code is the test's business."""
+        if number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGKILL):
             self._told_to_stop = True
         self.process.send_signal(number)
 

@@ -40,12 +40,12 @@ def test_the_fields(proxy_to):
     with Backend(serve) as backend:
         proxy = proxy_to(backend)
         with Client(proxy) as client:
-            request = b"POST /v1/x?y=1 HTTP/1.1\r\nHost: a\r\nX-Request-ID: my-id\r\nContent-Length: 3\r\n\r\nabc"
+            request = b"POST /v1/x?n=1 HTTP/1.1\r\nHost: a\r\nX-Request-ID: my-id\r\nContent-Length: 3\r\n\r\nabc"
             response = client.request(request)
         line = proxy.access()[0]
         assert line["level"] == "info"
         assert line["client"] == "127.0.0.1"
-        assert (line["method"], line["path"], line["status"]) == ("POST", "/v1/x?y=1", 200)
+        assert (line["method"], line["path"], line["status"]) == ("POST", "/v1/x?n=1", 200)
         assert (line["outcome"], line["phase"], line["attempts"]) == ("ok", "stream", 1)
         assert (line["backend"], line["request_id"]) == (backend.url, "my-id")
         assert 45 < line["ttft_ms"] < line["duration_ms"] < 5000
@@ -77,10 +77,19 @@ def test_no_credential_is_logged(proxy_to):
                 f"Cookie: s={secret}\r\nProxy-Authorization: Basic {secret}\r\n\r\n".encode()
             )
     lines = proxy.access(3)
-    assert [line["path"] for line in lines] == ["/x?api_key=***", "/x?a=1&token=***&b=2", "/x?key=***"]
+    assert [line["path"] for line in lines] == ["/x?api_key=***", "/x?a=***&token=***&b=***", "/x?key=***"]
     proxy.settled()
     assert secret not in "".join(proxy.stderr)
     assert secret not in proxy.admin("/metrics")[1]
+
+
+def test_queries_are_shown_where_that_is_asked_for(proxy_to):
+    proxy = proxy_to(answer_all, options=["--log-query"])
+    with Client(proxy) as client:
+        client.request(b"GET /x?api_key=1&a=%31;b HTTP/1.1\r\nHost: a\r\n\r\n")
+        client.request(b"GET http://u:pw@a/x?key=1 HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert proxy.access(2)[0]["path"] == "/x?api_key=1&a=%31;b"
+    assert "pw" not in proxy.access(2)[1]["path"]
 
 
 def test_nothing_is_written_above_info(proxy_to):
@@ -225,7 +234,7 @@ def test_the_engines_ring_overflows_without_a_wait():
         with socket.create_server(("127.0.0.1", 0)) as listener:
             listener.setblocking(False)
             stream = Stream(socket.create_connection(listener.getsockname()))
-            engine.listen(listener.fileno(), [engine], 10, 5, 0, 0)
+            engine.listen([listener.fileno()], [engine], 10, 5, 0, 0)
             wait_until(lambda: engine.clients == 1)
             engine.end_listening()
             wait_until(lambda: not engine.listens)

@@ -28,7 +28,7 @@ class Engines:
         self.listener.setblocking(False)
         for thread in self.threads:
             thread.start()
-        self.engines[0].listen(self.listener.fileno(), self.engines, 1000, 900, 0, 0)
+        self.engines[0].listen([self.listener.fileno()], self.engines, 1000, 900, 0, 0)
 
     def configure(self, *backends: list[Address]) -> None:
         """A table of backends, each with its addresses."""

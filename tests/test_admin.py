@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import http.client
 import json
+import select
 import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
@@ -17,6 +21,7 @@ from harness import (
     Client,
     Connection,
     Proxy,
+    answer_all,
     chunk,
     free_port,
     open_descriptors,
@@ -28,6 +33,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import llmpipe
 import llmpipe.cli
+from llmpipe.background import MOST_CONNECTIONS
 
 COUNTERS = {
     "llmpipe_streaming_bytes_forwarded": (),
@@ -192,6 +198,119 @@ def test_off() -> None:
             _, rest = process.communicate(timeout=30)
     assert process.returncode == 0
     assert "admin listening" not in rest
+
+
+def admin_sockets(proxy: Proxy) -> int:
+    """Connections that the admin endpoint has open."""
+    rows = [line.split() for line in Path(f"/proc/{proxy.pid}/net/tcp").read_text().splitlines()[1:]]
+    open_ones = [
+        row for row in rows if int(row[1].rpartition(":")[2], 16) == proxy.admin_port and row[3] in ("01", "08")
+    ]
+    inodes = {target[8:-1] for target in open_descriptors(proxy.pid).values() if target.startswith("socket:[")}
+    return len([row for row in open_ones if row[9] in inodes])
+
+
+def admin_connection(proxy: Proxy) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", proxy.admin_port), timeout=30)
+
+
+def test_silent_connections_take_no_descriptors_from_the_proxy(proxy_to) -> None:
+    """The longest silent one gives way to the next, so that who asks is answered, and clients find their descriptors."""
+    proxy = proxy_to(answer_all, nofile=256)
+    with ExitStack() as stack:
+        most = 0
+        for number in range(300):
+            stack.enter_context(admin_connection(proxy))
+            if number % 10 == 0:
+                most = max(most, admin_sockets(proxy))
+        assert most <= MOST_CONNECTIONS
+        clients = [stack.enter_context(Client(proxy)) for _ in range((256 - 64) // 2 - 1)]
+        for client in clients:
+            assert client.request(GET).status == 200
+        assert proxy.admin("/readyz") == (200, '{"status": "ready"}')
+        assert not [line for line in proxy.log if line["event"] == "accept paused"]
+        assert admin_sockets(proxy) <= MOST_CONNECTIONS
+
+
+def test_the_longest_silent_connection_gives_way(proxy_to) -> None:
+    proxy = proxy_to(answer_all)
+    with ExitStack() as stack:
+        connections = [stack.enter_context(admin_connection(proxy)) for _ in range(MOST_CONNECTIONS)]
+        wait_until(lambda: admin_sockets(proxy) == MOST_CONNECTIONS)
+        connections[0].sendall(b"GET /hea")  # it has said something since the second one did
+        time.sleep(0.2)
+        stack.enter_context(admin_connection(proxy))
+        assert ended(connections[1])
+        connections[0].sendall(b"lthz HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert connections[0].recv(100).startswith(b"HTTP/1.1 200 ")
+        assert select.select(connections[2:], [], [], 0)[0] == []  # nobody else was told to go
+
+
+def ended(sock: socket.socket) -> bool:
+    """Waits until the peer closes."""
+    try:
+        return sock.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("said", [b"", b"GET /metrics HTTP/1.1\r\nHost: a\r\nX-A: ", b"drip"])
+def test_a_head_has_ten_seconds(proxy: Proxy, said: bytes) -> None:
+    """Even one that grows by a byte now and then."""
+    with admin_connection(proxy) as sock:
+        start = time.monotonic()
+        sock.sendall(b"GET / HTTP/1.1\r\nX-A: " if said == b"drip" else said)
+        sock.settimeout(0.5 if said == b"drip" else 40)
+        while True:
+            try:
+                assert ended(sock)
+                break
+            except TimeoutError:
+                assert said == b"drip"
+                assert time.monotonic() - start < 40
+                with suppress(ConnectionError):
+                    sock.sendall(b"x")
+        assert time.monotonic() - start > 9.9
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        *(
+            ("localhost", 404),
+            ("LOCALHOST.:9090", 404),
+            ("127.0.0.1", 404),
+            ("127.0.0.1:9090", 404),
+            ("[::1]:9090", 404),
+        ),
+        *(
+            ("10.1.2.3", 404),
+            ("metrics.example.com", 404),
+            ("Metrics.Example.com:9090", 404),
+            ("other.example.com", 404),
+        ),
+        *(
+            ("evil.example", 403),
+            ("localhost.evil.example", 403),
+            ("127.0.0.1.nip.io", 403),
+            ("example.com", 403),
+            ("a", 403),
+        ),
+    ],
+)
+def test_a_strangers_host_is_refused(named: Proxy, host: str, status: int) -> None:
+    """A browser that was led here by a name of somebody else may read nothing but what monitoring reads."""
+    for path, expected in (("/", status), ("/status", status), ("/healthz", 200), ("/readyz", 200), ("/metrics", 200)):
+        answer = httpx.get(f"http://127.0.0.1:{named.admin_port}{path}", headers={"host": host})
+        assert answer.status_code == expected, path
+
+
+@pytest.fixture(scope="module")
+def named() -> Iterator[Proxy]:
+    variables = {"LLMPIPE_ADMIN_HOST": "metrics.example.com other.example.com."}
+    with Backend(answer_all) as backend, Proxy(backend.url, env=variables) as proxy:
+        yield proxy
 
 
 OPEN = "admin is open to other machines"

@@ -12,10 +12,11 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from pathlib import Path
 
 import httpx
 import pytest
-from harness import Backend, Proxy, answer_all, free_port
+from harness import Backend, Proxy, answer_all, free_port, wait_until
 
 import llmpipe
 
@@ -24,8 +25,9 @@ SERVE_DEFAULTS = {
     "--backend": None,
     "--workers": "(the CPUs it may use)",
     "--admin": "127.0.0.1:9090",
+    "--admin-host": None,
     "--connect-timeout": "5s",
-    "--ttft-timeout": "300s",
+    "--ttft-timeout": "600s",
     "--idle-timeout": "300s",
     "--total-timeout": "0",
     "--send-timeout": "60s",
@@ -48,6 +50,7 @@ SERVE_DEFAULTS = {
     "--retry-status": "(none)",
     "--on-midstream-error": "close",
     "--comments-count-as-content": None,
+    "--log-query": None,
     "--demo": None,
     "--log-format": "text",
     "--log-level": "info",
@@ -198,6 +201,8 @@ def test_completion_completes() -> None:
         (["--demo", "--no-such-option"], "--no-such-option"),
         (["--demo", "stray"], "stray"),
         (["--demo", "--listen"], "requires an argument"),
+        (["--demo", "--listen", "127.0.0.1:1", "--listen", "127.0.0.1:1"], "--listen 127.0.0.1:1 is named twice"),
+        (["--demo", *(["--listen", "127.0.0.1:0"] * 65)], "more than the 64"),
     ],
 )
 def test_what_cannot_work_is_one_line_and_exit_code_2(words: list[str], says: str) -> None:
@@ -238,6 +243,94 @@ def test_environment_variables_and_options_which_win_over_them() -> None:
                 assert client.post("/", content=b"1234").status_code == 413
                 many = {f"x-{number}": "1" for number in range(60)}
                 assert client.get("/", headers=many).status_code == 431
+
+
+def test_variables_lose_white_space_at_their_ends() -> None:
+    """A line end of a file, of a YAML block, or of what was pasted."""
+    with Backend(answer_all) as backend:
+        variables = {
+            "LLMPIPE_BACKEND": f"\n {backend.url} \r\n",
+            "LLMPIPE_MAX_FIELDS": "50\n",
+            "LLMPIPE_TTFT_TIMEOUT": " 5m\t",
+            "LLMPIPE_ON_MIDSTREAM_ERROR": "event\n",
+            "LLMPIPE_LOG_QUERY": "true\n",
+            "LLMPIPE_ADMIN_HOST": " \n",
+            "LLMPIPE_DRAIN_TIMEOUT": "\n",
+        }
+        with Proxy(env=variables) as proxy:
+            assert proxy.wait_log("listening")["backends"] == backend.url
+        listen = free_port()
+        variables = {
+            "LLMPIPE_LISTEN": f"127.0.0.1:{listen}\n",
+            "LLMPIPE_ADMIN": "off\n",
+            "LLMPIPE_BACKEND": backend.url,
+        }
+        command = [sys.executable, "-m", "llmpipe", "serve", "--workers", "1"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **variables}) as process:
+            try:
+                assert process.stderr is not None
+                assert f"address=127.0.0.1:{listen}" in process.stderr.readline()
+            finally:
+                process.terminate()
+                process.communicate(timeout=30)
+        assert process.returncode == 0
+
+
+@pytest.mark.parametrize(("level", "shown"), [("INFO", True), ("Info", True), ("ERROR", False)])
+def test_levels_have_no_case(level: str, shown: bool) -> None:
+    with Backend(answer_all) as backend:
+        command = [sys.executable, "-m", "llmpipe", "serve", "--workers", "1", "--backend", backend.url, *HERE]
+        process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, env={**os.environ, "LLMPIPE_LOG_LEVEL": level}
+        )
+        with process:
+            try:
+                if shown:
+                    assert process.stderr is not None
+                    assert "listening" in process.stderr.readline()
+                else:
+                    wait_until(lambda: not default_action(process.pid, signal.SIGTERM), 30)
+            finally:
+                process.terminate()
+                _, errors = process.communicate(timeout=30)
+        assert (process.returncode, bool(errors)) == (0, shown)
+
+
+def default_action(pid: int, number: int) -> bool:
+    """Whether a signal would have its default action in a process."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    masks = [int(found[1], 16) for found in re.finditer(r"Sig(?:Ign|Cgt):\s+([0-9a-f]+)", status)]
+    return not any(mask >> (number - 1) & 1 for mask in masks)
+
+
+def test_an_unknown_variable_is_named_and_one_of_kubernetes_is_not() -> None:
+    mistaken = {
+        "LLMPIPE_TTFT_TIMOUT": "s3cr3t",
+        "LLMPIPE_PORT": "8080",  # that of a Service is a URL
+        "LLMPIPE_HOST": "0.0.0.0",
+    }
+    service = {
+        "LLMPIPE_SERVICE_HOST": "10.0.0.1",
+        "LLMPIPE_SERVICE_PORT": "8080",
+        "LLMPIPE_SERVICE_PORT_HTTP": "8080",
+        "LLMPIPE_PORT_8080_TCP": "tcp://10.0.0.1:8080",
+        "LLMPIPE_PORT_8080_TCP_PROTO": "tcp",
+        "LLMPIPE_PORT_8080_TCP_PORT": "8080",
+        "LLMPIPE_PORT_8080_TCP_ADDR": "10.0.0.1",
+        "LLMPIPE_ADMIN_SERVICE_HOST": "10.0.0.2",
+        "LLMPIPE_ADMIN_PORT": "tcp://10.0.0.2:9090",
+        "LLMPIPE_ADMIN_PORT_9090_TCP_ADDR": "10.0.0.2",
+    }
+    others = {"LLMPIPE_MOCK_TTFT": "0", "LLMPIPE_BENCH_STREAMS": "1", "LLMPIPES": "1", "llmpipe_x": "1"}
+    with Backend(answer_all) as backend, Proxy(backend.url, env={**mistaken, **service, **others}) as proxy:
+        said = {line["variable"]: line["near"] for line in proxy.log if line["event"] == "unknown environment variable"}
+        assert said.keys() == mistaken.keys()
+        assert said["LLMPIPE_TTFT_TIMOUT"] == "LLMPIPE_TTFT_TIMEOUT"
+        assert "s3cr3t" not in "".join(proxy.stderr)
+    with Backend(answer_all) as backend:
+        variables = {**service, "LLMPIPE_PORT": "tcp://10.0.0.1:8080"}
+        with Proxy(backend.url, env=variables) as proxy:
+            assert not [line for line in proxy.log if line["event"] == "unknown environment variable"]
 
 
 def test_a_backend_that_is_not_up_yet_is_no_error() -> None:

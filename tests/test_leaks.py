@@ -36,7 +36,7 @@ def churn():
         for _ in range(20):
             for engine in engines:
                 engine.configure([(0, b"b", b"b", b"", [("127.0.0.1", int(backend.url.rpartition(":")[2]))], False)])
-        engines[0].listen(listener.fileno(), engines, 1000, 900, 0, 50)
+        engines[0].listen([listener.fileno()], engines, 1000, 900, 0, 50)
         for n in range(600):
             stream = Stream(socket.create_connection(listener.getsockname()))
             stream.send((GET, LONG, POST, GET[:9])[n % 4])

@@ -37,7 +37,7 @@ class Engines:
         self.records: list[tuple[object, ...]] = []
         for thread in self.threads:
             thread.start()
-        self.engines[0].listen(self.listener.fileno(), self.engines, 1000, 900, 0, max_per_address)
+        self.engines[0].listen([self.listener.fileno()], self.engines, 1000, 900, 0, max_per_address)
 
     def configure(self, *ports: int) -> None:
         table = [(slot, b"%d" % port, b"backend", b"", [("127.0.0.1", port)], False) for slot, port in enumerate(ports)]

@@ -51,12 +51,17 @@ cdef void listener_pause(WorkerC *w, int64_t clients, int error) noexcept nogil:
     if not w.listener.failing:
         listener_post(w, KIND_ACCEPT_PAUSED, clients, error)
 
-cdef void listener_end(WorkerC *w) noexcept nogil:
-    # Accepts no more. A service manager, or the next process, may hold the socket too.
+cdef void listener_end(WorkerC *w, ListenerC *ended) noexcept nogil:
+    # Accepts no more at this socket. A service manager, or the next process, may hold it too.
+    cdef ListenerC *listener = w.listener
+    if ended.watched:
+        io_unwatch(w.epfd, ended.conn.fd)
+    ended.conn.closed = True
+    while listener is not NULL:
+        if not listener.conn.closed:
+            return
+        listener = listener.next
     timer_disarm(w, &w.listener.conn)
-    if w.listener.watched:
-        io_unwatch(w.epfd, w.listener.conn.fd)
-    w.listener.conn.closed = True
     sys_store_release(&w.mail.closed, 1)
 
 cdef bint listener_make_room(WorkerC *w) noexcept nogil:
@@ -86,14 +91,14 @@ cdef void listener_works(WorkerC *w, int64_t clients) noexcept nogil:
         w.listener.failing = False
         listener_post(w, KIND_ACCEPT_RESUMED, clients, 0)
 
-cdef void listener_error(WorkerC *w, int64_t clients, int error) noexcept nogil:
+cdef void listener_error(WorkerC *w, ListenerC *socket, int64_t clients, int error) noexcept nogil:
     # An accept failed. Mostly the connection was gone before it could be accepted, and the next is asked for; accept(2) names
     # many errors of the network. A socket that another holder has shut down, or that is none, fails for ever; and what fails
     # again and again, by a security module or a firewall, is asked again after a pause only: no error may keep a worker busy.
     cdef ListenerC *listener = w.listener
     if error == EINVAL or error == EBADF or error == ENOTSOCK:
         listener_post(w, KIND_ACCEPT_ENDED, clients, error)
-        listener_end(w)
+        listener_end(w, socket)
         return
     listener.failed += 1
     if listener.failing or listener.failed == ACCEPTS_A_TURN:
@@ -151,8 +156,8 @@ cdef bint listener_admits(WorkerC *w, const sockaddr_storage *peer, int64_t clie
         sys_add_shared(&adopt.quota.refused if adopt.refusal else &adopt.quota.served, 1)
     return True
 
-cdef void step_listener(WorkerC *w) noexcept nogil:
-    # Accepts what waits, a turn's share of it.
+cdef void step_listener(WorkerC *w, ConnC *conn) noexcept nogil:
+    # Accepts what waits at one of the listening sockets, a turn's share of it.
     cdef ListenerC *listener = w.listener
     cdef WorkerC *best = NULL
     cdef sockaddr_storage peer
@@ -160,7 +165,7 @@ cdef void step_listener(WorkerC *w) noexcept nogil:
     cdef int64_t clients
     cdef int i
     for i in range(ACCEPTS_A_TURN):
-        if not listener.conn.readable or listener.paused:
+        if not conn.readable or listener.paused:
             return
         clients = listener_clients(listener, &best)
         if clients >= listener.most and listener_make_room(w):
@@ -171,17 +176,17 @@ cdef void step_listener(WorkerC *w) noexcept nogil:
         if clients >= listener.most or best is NULL:
             listener_pause(w, clients, 0 if clients >= listener.most else EAGAIN)
             return
-        adopt.fd = io_accept(listener.conn.fd, &peer)
+        adopt.fd = io_accept(conn.fd, &peer)
         if adopt.fd == -EAGAIN:
-            listener.conn.readable = False
+            conn.readable = False
             listener_works(w, clients)
             return
         if adopt.fd == -EMFILE or adopt.fd == -ENFILE or adopt.fd == -ENOBUFS or adopt.fd == -ENOMEM:
             listener_pause(w, clients, -adopt.fd)
             return
         if adopt.fd < 0:
-            listener_error(w, clients, -adopt.fd)
-            if listener.conn.closed:
+            listener_error(w, <ListenerC *>conn, clients, -adopt.fd)
+            if conn.closed:
                 return
             continue
         listener_works(w, clients)
@@ -196,22 +201,32 @@ cdef void step_listener(WorkerC *w) noexcept nogil:
             client_adopt(w, &adopt)
         else:
             mail_put(&best.mail, &adopt)
-    conn_queue(w, &listener.conn)
+    conn_queue(w, conn)
 
 cdef int listener_watch(WorkerC *w) noexcept nogil:
-    # Puts it into the epoll set, once. 0 or -errno.
+    # Puts them into the epoll set, each once. 0 or -errno.
+    cdef ListenerC *listener = w.listener
     cdef int rc = 0
-    if not w.listener.watched:
-        rc = io_watch(w.epfd, w.listener.conn.fd, &w.listener.conn)
-        w.listener.watched = rc == 0
+    while listener is not NULL and rc == 0:
+        if not listener.watched and not listener.conn.closed:
+            rc = io_watch(w.epfd, listener.conn.fd, &listener.conn)
+            listener.watched = rc == 0
+        listener = listener.next
     return rc
+
+cdef void listener_step_all(WorkerC *w) noexcept nogil:
+    cdef ListenerC *listener = w.listener
+    while listener is not NULL:
+        if not listener.conn.closed:
+            step_listener(w, &listener.conn)
+        listener = listener.next
 
 cdef void listener_resume(WorkerC *w) noexcept nogil:
     # The pause may be over: what was lacking must be there before anybody is told that it is.
     cdef WorkerC *best = NULL
     cdef int64_t clients = listener_clients(w.listener, &best)
     if not w.listener.paused:
-        step_listener(w)        # others have made room
+        listener_step_all(w)    # others have made room
         return
     if clients > w.listener.resume_at and listener_make_room(w):
         clients = listener_clients(w.listener, &best)
@@ -222,33 +237,41 @@ cdef void listener_resume(WorkerC *w) noexcept nogil:
     w.listener.paused = False
     if not w.listener.failing:      # else the accept itself tells
         listener_post(w, KIND_ACCEPT_RESUMED, clients, 0)
-    step_listener(w)
+    listener_step_all(w)
 
 cdef void listener_take(WorkerC *w) noexcept nogil:
-    # Begins to accept, or ends it: then what waits in the backlog is taken first, as far as there is room.
+    # Begins to accept, or ends it: then what waits in the backlogs is taken first, as far as there is room.
     cdef ListenerC *listener = <ListenerC *>sys_exchange_pointer(&w.new_listener, NULL)
     cdef WorkerC *best = NULL
     cdef int rc
     if listener is not NULL:
         w.listener = listener
-        listener.conn.side = SIDE_LISTENER
-        listener.conn.readable = True
         rc = listener_watch(w)
         if rc == 0:
-            step_listener(w)
+            listener_step_all(w)
         else:
             listener_pause(w, 0, -rc)   # epoll_ctl may find no memory, now
-    if w.listener is not NULL and not w.listener.conn.closed and sys_load_acquire(&w.mail.closing):
-        w.listener.conn.readable = True
-        while w.listener.conn.readable and not w.listener.paused and not w.listener.conn.closed:
+    if w.listener is NULL or sys_load_acquire(&w.mail.closed) or not sys_load_acquire(&w.mail.closing):
+        return
+    listener = w.listener
+    while listener is not NULL:
+        if not listener.conn.closed:
+            listener.conn.readable = True
+        while listener.conn.readable and not w.listener.paused and not listener.conn.closed:
             if listener_clients(w.listener, &best) >= w.listener.most:
                 break           # who waits for room waits in vain: the next process accepts it, or nobody
-            step_listener(w)
-        if not w.listener.conn.closed:
-            listener_end(w)
+            step_listener(w, &listener.conn)
+        if not listener.conn.closed:
+            listener_end(w, listener)
+        listener = listener.next
 
 cdef void listener_free(ListenerC *listener) noexcept nogil:
+    # Frees a list of them.
+    cdef ListenerC *following
     if listener is not NULL and listener.quotas is not NULL:
         slab_free_all(&listener.quotas.entries)
         free(listener.quotas)
-    free(listener)
+    while listener is not NULL:
+        following = listener.next
+        free(listener)
+        listener = following

@@ -73,7 +73,7 @@ cdef void loop_dispatch(WorkerC *w, epoll_event *event) noexcept nogil:
         return
     if conn.side == SIDE_LISTENER:
         conn.readable = True
-        step_listener(w)
+        step_listener(w, conn)
         return
     if event.events & (EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
         conn.readable = True
@@ -103,7 +103,7 @@ cdef void loop_busy(WorkerC *w) noexcept nogil:
             elif conn.side == SIDE_UPSTREAM:
                 step_upstream(w, <UpstreamC *>conn, False)
             else:
-                step_listener(w)
+                step_listener(w, conn)
         conn = following
 
 cdef void loop_reap(WorkerC *w) noexcept nogil:

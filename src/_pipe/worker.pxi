@@ -2,6 +2,7 @@
 
 cdef enum:
     MAX_WORKERS = 256
+    MAX_LISTENERS = 64
     ACCEPTS_A_TURN = 16         # some 4 us each, for which the streams of the same turn wait
     SPIN_GAP = 12               # us; after waits that were shorter on average, the next one begins with looking
     SPIN_MOST = 15              # us that it looks for
@@ -71,9 +72,11 @@ cdef void table_free(TableC *table) noexcept nogil:
 
 cdef struct WorkerC
 
-# The listening socket, in the one worker that accepts for all.
+# A listening socket, in the one worker that accepts for all. There may be several; the first of their list holds what they
+# share: the limits, the pause and its timer, the workers.
 cdef struct ListenerC:
     ConnC conn
+    ListenerC *next
     int64_t most                # clients of all workers; then accepting pauses ...
     int64_t resume_at           # ... until there are no more than these
     int64_t max_connections     # clients that are served; those above get an error answer. 0 is no limit
@@ -97,8 +100,8 @@ cdef struct WorkerC:
     int64_t drained             # us, when it said so
     bint stopping
     void *new_table             # a TableC handed over by the control plane, or NULL
-    void *new_listener          # a ListenerC, the same
-    ListenerC *listener         # NULL where another worker accepts
+    void *new_listener          # a list of ListenerC, the same
+    ListenerC *listener         # the first of them; NULL where another worker accepts
     TableC *table
     SharedC *shared             # what all workers of the process know together
     UpstreamC *idle[MAX_BACKENDS]   # idle upstreams by slot, the last used first

@@ -28,6 +28,9 @@ MAX_BACKENDS: int
 MAX_ADDRESSES: int
 """Addresses that one backend may have; `Engine.configure` refuses more."""
 
+MAX_LISTENERS: int
+"""Listening sockets that `Engine.listen` accepts at; it refuses more."""
+
 EVENT_EXCHANGE: int
 """Kind of an event record: an exchange ended."""
 
@@ -201,7 +204,7 @@ class Engine:
 
     def listen(
         self,
-        listener: int,
+        listeners: list[int],
         engines: list[Engine],
         most: int,
         resume_at: int,
@@ -214,8 +217,9 @@ class Engine:
         on when there are `resume_at` or fewer, which EVENT_ACCEPT_RESUMED tells.
 
         Args:
-            listener: a listening socket that does not wait. It gets TCP_NODELAY and keepalive, which its connections
-                inherit. It stays the caller's, and open while the engine listens.
+            listeners: 1 to MAX_LISTENERS listening sockets that do not wait; the limits are those of all together. They get
+                TCP_NODELAY and keepalive, which their connections inherit. They stay the caller's, and open while the engine
+                listens.
             engines: all engines, this one among them; none may be closed while this one runs.
             most, resume_at: clients of all engines.
             max_connections: clients that are served; what comes above is accepted and answered 503. 0 is no limit.
@@ -224,6 +228,7 @@ class Engine:
 
         Raises:
             RuntimeError: the engine listens already.
+            ValueError: there are too many sockets or engines, or none.
         """
 
     def end_listening(self) -> None:

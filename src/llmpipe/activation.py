@@ -9,6 +9,7 @@ import socket
 from collections.abc import MutableMapping
 from dataclasses import dataclass
 
+from llmpipe._pipe import MAX_LISTENERS
 from llmpipe.config import format_address
 from llmpipe.errors import UsageError
 
@@ -16,14 +17,14 @@ FIRST_DESCRIPTOR = 3
 VARIABLES = ("LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES")
 
 HTTP_NAMES = ("http", "unknown", "")
-"""Names of the clients' socket: ours, and those of one that nobody named."""
+"""Names of sockets for clients: ours, and those of one that nobody named."""
 
 
 @dataclass(frozen=True)
 class Given:
     """The sockets that were handed over; they are the caller's from now on."""
 
-    http: socket.socket | None = None
+    http: tuple[socket.socket, ...] = ()
     """Where clients connect."""
     admin: socket.socket | None = None
     """Of the admin endpoint."""
@@ -43,23 +44,26 @@ def take(environment: MutableMapping[str, str]) -> Given:
     number = _number("LISTEN_FDS", count)
     if number == 0:
         return Given()
-    if number > 2:
+    if number > MAX_LISTENERS + 1:
         raise UsageError(
-            f"{number} sockets were handed over (LISTEN_FDS); there can be one for clients, and one named admin"
+            f"{number} sockets were handed over (LISTEN_FDS); there can be {MAX_LISTENERS} for clients, and one named admin"
         )
     texts = ["unknown"] * number if names is None else names.split(":")
     if len(texts) != number:
         raise UsageError(f"LISTEN_FDNAMES={names!r} must name {number} sockets, as LISTEN_FDS says")
-    found: dict[str, socket.socket] = {}
+    http: list[socket.socket] = []
+    admin: list[socket.socket] = []
     for descriptor, text in enumerate(texts, FIRST_DESCRIPTOR):
-        role = _role(descriptor, text)
-        if role in found:
+        found = admin if _is_admin(descriptor, text) else http
+        if admin and found is admin:
             raise UsageError(
-                f"descriptor {descriptor}: two sockets for {role} were handed over; name one http and the other admin "
+                f"descriptor {descriptor}: two sockets for admin were handed over; name those for clients http "
                 "(FileDescriptorName=)"
             )
-        found[role] = _listener(descriptor)
-    return Given(found.get("http"), found.get("admin"))
+        found.append(_listener(descriptor))
+    if len(http) > MAX_LISTENERS:
+        raise UsageError(f"{len(http)} sockets for clients are more than the {MAX_LISTENERS} that one proxy can have")
+    return Given(tuple(http), admin[0] if admin else None)
 
 
 def _number(variable: str, text: str) -> int:
@@ -68,12 +72,12 @@ def _number(variable: str, text: str) -> int:
     return int(text)
 
 
-def _role(descriptor: int, name: str) -> str:
-    """What a socket is for. systemd names one after its unit if nobody else does."""
+def _is_admin(descriptor: int, name: str) -> bool:
+    """Whether a socket is the admin endpoint's, or else for clients. systemd names one after its unit if nobody else does."""
     if name == "admin":
-        return "admin"
+        return True
     if name in HTTP_NAMES or name.endswith(".socket"):
-        return "http"
+        return False
     raise UsageError(f"descriptor {descriptor}: the name {name!r} is unknown; a socket is named http or admin")
 
 

@@ -3,23 +3,121 @@
 For what is not on the forwarding path: the admin endpoint, and the mock of `serve --demo`.
 """
 
+import asyncio
+import os
+import select
 import socket
 import threading
-from collections.abc import Awaitable, Callable, MutableMapping
+import time
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+MOST_CONNECTIONS = 32
+"""Connections of a bounded server. One more takes the place of the one that has been silent for longest."""
 
-def make_server(app: App) -> uvicorn.Server:
-    """A quiet uvicorn server for `app`; the caller gives it a bound socket."""
+REQUEST_TIME = 10.0
+"""Seconds for a whole request on a bounded server, from the connection or the last answer to the end of the answer."""
+
+BACKLOG = 128
+"""Connections that may wait for a bounded server."""
+
+STOP_TIME = 2.0
+"""Seconds for a server to end."""
+
+
+class BoundedProtocol(H11Protocol):
+    """HTTP/1.1 with a limit on connections and a time for each request, of which uvicorn has neither."""
+
+    gives_way = False
+    """Whether it was told to go, and has not gone yet."""
+
+    _heard = 0.0
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._heard = self.loop.time()
+        self._restart()
+
+    def data_received(self, data: bytes) -> None:
+        self._heard = self.loop.time()
+        super().data_received(data)
+
+    def on_response_complete(self) -> None:
+        self._restart()
+        super().on_response_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        super().connection_lost(exc)
+
+    def _restart(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        # Not close(): that waits until the client has taken all.
+        self._timer = self.loop.call_later(REQUEST_TIME, self.transport.abort)
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """The lowest gives way first: who waits for an answer is above those that have asked nothing."""
+        return (self.cycle is not None and not self.cycle.response_complete, self._heard)
+
+    def give_way(self) -> None:
+        """Closes the connection in this turn of the loop."""
+        self.gives_way = True
+        self.transport.abort()
+
+
+class BoundedListener(socket.socket):
+    """A listening socket that has at most MOST_CONNECTIONS accepted ones open, so that nobody can use up the process's
+    descriptors here. It is for asyncio's own event loop, which asks it for each connection; uvloop accepts by itself.
+    """
+
+    def __init__(self, listener: socket.socket, protocols: Collection[Any]) -> None:
+        """Args:
+        listener: stays the caller's.
+        protocols: those of the open connections.
+        """
+        super().__init__(fileno=os.dup(listener.fileno()))
+        self._protocols = protocols
+        self._accepted: list[socket.socket] = []
+        self._waiting = select.poll()
+        self._waiting.register(self, select.POLLIN)
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """As socket.accept(); BlockingIOError where a connection has to go first, and is told so."""
+        self._accepted = [sock for sock in self._accepted if sock.fileno() >= 0]
+        if len(self._accepted) >= MOST_CONNECTIONS:
+            leaving = any(protocol.gives_way for protocol in self._protocols)
+            if self._waiting.poll(0) and self._protocols and not leaving:
+                min(self._protocols, key=lambda protocol: protocol.rank).give_way()
+            raise BlockingIOError
+        sock, address = super().accept()
+        self._accepted.append(sock)
+        return sock, address
+
+
+def make_server(app: App, *, bounded: bool = False) -> uvicorn.Server:
+    """A quiet uvicorn server for `app`; the caller gives it a bound socket, a BoundedListener where it is bounded."""
     config = uvicorn.Config(
-        app, http="h11", ws="none", lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1
+        app,
+        http=BoundedProtocol if bounded else "h11",
+        loop="asyncio" if bounded else "auto",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        backlog=BACKLOG if bounded else 2048,
+        timeout_graceful_shutdown=1,
     )
     return uvicorn.Server(config)
 
@@ -27,25 +125,29 @@ def make_server(app: App) -> uvicorn.Server:
 class BackgroundServer:
     """Serves from `start` to `stop`."""
 
-    def __init__(self, app: App, listener: socket.socket) -> None:
+    def __init__(self, app: App, listener: socket.socket, *, bounded: bool = False) -> None:
         """Args:
         app: what is served.
         listener: bound and listening; owned by this object from now on.
+        bounded: whether connections have limits in number and time.
         """
         self._listener = listener
-        self._server = make_server(app)
+        self._server = make_server(app, bounded=bounded)
+        sockets = [BoundedListener(listener, self._server.server_state.connections) if bounded else listener]
         self._thread = threading.Thread(
-            target=self._server.run, kwargs={"sockets": [listener]}, name="background-server", daemon=True
+            target=self._server.run, kwargs={"sockets": sockets}, name="background-server", daemon=True
         )
 
     def start(self) -> None:
         """Starts the thread; connections that come before it serves wait in the backlog."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """Ends it within about a second."""
+    async def stop(self) -> None:
+        """Ends it within about a second; where that is not enough, the end of the process does it."""
         self._server.should_exit = True
-        self._thread.join(timeout=5)
+        end = time.monotonic() + STOP_TIME
+        while self._thread.is_alive() and time.monotonic() < end:  # noqa: ASYNC110 - a thread has no event
+            await asyncio.sleep(0.01)
         self._listener.close()
 
 

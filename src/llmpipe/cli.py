@@ -3,17 +3,19 @@
 Every option has an environment variable. Nothing is decided here but how text becomes a `Serve`.
 """
 
+import difflib
 import os
+import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn, TypeVar
 
 import click
 from click.shell_completion import get_completion_class
 
 from llmpipe import __version__, log, mock, server
-from llmpipe._pipe import MAX_BACKENDS, Engine
+from llmpipe._pipe import MAX_BACKENDS, MAX_LISTENERS, Engine
 from llmpipe.background import make_server
 from llmpipe.bench import command as bench_command
 from llmpipe.bench.work import DEFAULT_PROMPT, SHAPES
@@ -21,12 +23,14 @@ from llmpipe.config import (
     TRUSTED_BY_DEFAULT,
     Serve,
     Settings,
+    format_address,
     parse_address,
     parse_backends,
     parse_duration,
     parse_size,
     parse_trusted,
 )
+from llmpipe.cpus import usable_cpus
 from llmpipe.errors import UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -63,11 +67,19 @@ ADDRESS = _Parsed("host:port", parse_address)
 ADDRESS_OR_OFF = _Parsed("host:port|off", _address_or_off)
 
 
+class _Option(click.Option):
+    """An option whose variable may have white space at its ends: a line end of a file, of a YAML block, of a shell's paste."""
+
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        value = super().resolve_envvar_value(ctx)
+        return value.strip() or None if value else None
+
+
 def option(name: str, help: str, prefix: str = "LLMPIPE_", **attributes: Any) -> Callable[[F], F]:
     """An option with its environment variable and its default in the help."""
     attributes.setdefault("show_default", True)
     variable = prefix + name.partition("/")[0].lstrip("-").replace("-", "_").upper()
-    return click.option(name, envvar=variable, show_envvar=True, help=help, **attributes)
+    return click.option(name, cls=_Option, envvar=variable, show_envvar=True, help=help, **attributes)
 
 
 def mock_option(name: str, help: str, **attributes: Any) -> Callable[[F], F]:
@@ -85,16 +97,11 @@ def log_options(command: F) -> F:
     level = option(
         "--log-level",
         "Least important lines written. Access lines are info; above it they are not even made.",
-        type=click.Choice(["debug", "info", "warning", "error"]),
+        type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
         default="info",
     )
     style = option("--log-format", "How lines look.", type=click.Choice(["text", "json"]), default="text")
     return style(level(command))
-
-
-def usable_cpus() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -106,9 +113,11 @@ def cli() -> None:
 @cli.command("serve", epilog=UNITS)
 @option(
     "--listen",
-    "Where clients connect; port 0 takes a free one.",
+    "Where clients connect; repeat it for several. Port 0 takes a free one; [::] is every address, of IPv4 too. In the "
+    "environment, separated by spaces.",
     type=ADDRESS,
-    default="127.0.0.1:8080",
+    default=["127.0.0.1:8080"],
+    multiple=True,
     metavar="HOST:PORT",
 )
 @option(
@@ -130,12 +139,20 @@ def cli() -> None:
     default="127.0.0.1:9090",
     metavar="HOST:PORT",
 )
+@option(
+    "--admin-host",
+    "A name under which the admin endpoint may be asked, beside addresses and localhost; repeat it. /metrics, /healthz and "
+    "/readyz need none. In the environment, separated by spaces.",
+    multiple=True,
+    metavar="NAME",
+    show_default=False,
+)
 @option("--connect-timeout", "Time for a backend to accept a connection; 0 is off.", type=DURATION, default="5s")
 @option(
     "--ttft-timeout",
     "Time from the request sent to the first byte of content; 0 is off.",
     type=DURATION,
-    default="300s",
+    default="600s",
 )
 @option(
     "--idle-timeout",
@@ -223,13 +240,18 @@ def cli() -> None:
     "Comments in an event stream, which some engines send while they work on the prompt, count for the TTFT and idle time-outs.",
     is_flag=True,
 )
+@option(
+    "--log-query",
+    "Show queries of requests in access lines as they came; else only the values of a few parameters that carry no key.",
+    is_flag=True,
+)
 @option("--demo", "Run a mock inference server as the backend and print a command to try.", is_flag=True)
 @log_options
 def serve(**given: Any) -> None:
     """Forward requests to inference servers, each token the moment it arrives.
 
-    SIGTERM or SIGINT drains: /readyz fails, listening stops, streams finish; a second one ends at once. SIGHUP resolves the
-    backends' names anew. Exit code 0 after a clean drain, 1 if streams were cut, 2 if the options cannot work.
+    SIGTERM, SIGINT or SIGQUIT drains: /readyz fails, listening stops, streams finish; a second one ends at once. SIGHUP
+    resolves the backends' names anew. Exit code 0 after a clean drain, 1 if streams were cut, 2 if the options cannot work.
 
     Sockets that a service manager hands over (LISTEN_FDS) are used instead of --listen and, if one is named admin, --admin.
     """
@@ -260,16 +282,30 @@ def _read_serve(given: dict[str, Any]) -> Serve:
     except ValueError as error:
         raise UsageError(str(error)) from None
     return Serve(
-        listen=given["listen"],
+        listen=_once(given["listen"]),
         admin=given["admin"],
+        admin_hosts=given["admin_host"],
         backends=parse_backends(given["backend"], MAX_BACKENDS),
         workers=given["workers"],
         max_connections=given["max_connections"],
         max_connections_per_ip=given["max_connections_per_ip"],
         drain_timeout=given["drain_timeout"],
         demo=given["demo"],
+        log_query=given["log_query"],
         settings=settings,
     )
+
+
+def _once(addresses: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
+    """The addresses to listen at, of which none may be named twice, but for free ports."""
+    for address in addresses:
+        if address[1] and addresses.count(address) > 1:
+            raise UsageError(f"--listen {format_address(*address)} is named twice")
+    if len(addresses) > MAX_LISTENERS:
+        raise UsageError(
+            f"{len(addresses)} addresses to listen at are more than the {MAX_LISTENERS} that one proxy can have"
+        )
+    return addresses
 
 
 @cli.command("mock", epilog=UNITS)
@@ -300,7 +336,7 @@ def mock_(**given: Any) -> None:
     pace = mock.Pace(given["tokens_per_second"], given["ttft"], given["tokens"], given["model"])
 
     def run(_: log.Log) -> int:
-        with server.bind(given["listen"], "--listen") as listener:
+        with server.bind_now(given["listen"], "--listen") as listener:
             mocked = make_server(mock.make_app(pace))
 
             def end(*_: object) -> None:
@@ -440,6 +476,9 @@ def completion(shell: str) -> None:
 def _run_logged(given: dict[str, Any], run: Callable[[log.Log], int]) -> int:
     """Runs with a log that is written to its end, whatever happens."""
     lines = log.Log(given["log_format"], given["log_level"])
+    for name in _unknown_variables(os.environ):
+        near = difflib.get_close_matches(name, _variables(), 1)
+        log.warning("unknown environment variable", variable=name, near=near[0] if near else None)
     try:
         return run(lines)
     except UsageError as error:
@@ -449,14 +488,46 @@ def _run_logged(given: dict[str, Any], run: Callable[[log.Log], int]) -> int:
         lines.close()
 
 
+# What Kubernetes puts into every container for a Service called llmpipe, or llmpipe-something. That of its port is a URL: where
+# it is none, somebody has written it who expects it to be read.
+_SERVICE = re.compile(r"LLMPIPE_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
+_SERVICE_PORT = re.compile(r"LLMPIPE_(\w+_)?PORT")
+_SERVICE_URL = re.compile(r"(tcp|udp|sctp)://.*")
+
+
+def _variables() -> set[str]:
+    """Environment variables that some option reads."""
+    return {str(param.envvar) for command in cli.commands.values() for param in command.params if param.envvar}
+
+
+def _unknown_variables(environment: Mapping[str, str]) -> Iterator[str]:
+    """Variables that look like ours and that nothing reads: a misspelt option is silent otherwise."""
+    known = {*_variables(), "LLMPIPE_BUILD", "LLMPIPE_PROBE"}  # the last two are read where it is built and tested
+    for name, value in sorted(environment.items()):
+        if not name.startswith("LLMPIPE_") or name in known or _SERVICE.fullmatch(name):
+            continue
+        if not (_SERVICE_PORT.fullmatch(name) and _SERVICE_URL.fullmatch(value)):
+            yield name
+
+
 def _refuse(text: str) -> NoReturn:
     """Ends the process with one line, whatever stands in `text`."""
     click.echo(f"Error: {' '.join(text.split())}", err=True)
     sys.exit(2)
 
 
+def _open_standard_descriptors() -> None:
+    """Opens /dev/null as what is closed of descriptors 0 to 2: a socket with such a number would be taken for stderr, by the
+    log and by every library."""
+    descriptor = 0
+    while descriptor <= 2:
+        descriptor = os.open(os.devnull, os.O_RDWR)
+    os.close(descriptor)
+
+
 def main() -> None:
     """The command `llmpipe`."""
+    _open_standard_descriptors()
     try:
         # By itself click would print its usage, and a hint, before each error.
         sys.exit(cli.main(sys.argv[1:] or ["--help"], prog_name="llmpipe", standalone_mode=False))

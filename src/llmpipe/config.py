@@ -247,7 +247,7 @@ class Settings:
     head_timeout: float = 10.0
     keepalive_timeout: float = 75.0
     connect_timeout: float = 5.0
-    ttft_timeout: float = 300.0
+    ttft_timeout: float = 600.0
     idle_timeout: float = 300.0
     total_timeout: float = 0.0
     send_timeout: float = 60.0
@@ -265,8 +265,10 @@ class Settings:
 class Serve:
     """What `llmpipe serve` was asked to do."""
 
-    listen: tuple[str, int]
+    listen: tuple[tuple[str, int], ...]
     admin: tuple[str, int] | None
+    admin_hosts: tuple[str, ...]
+    """Names under which a browser may ask the admin endpoint, beside the one it listens at."""
     backends: tuple[Backend, ...]
     workers: int
     max_connections: int
@@ -275,4 +277,6 @@ class Serve:
     """The same, of one client address."""
     drain_timeout: float
     demo: bool
+    log_query: bool
+    """Whether access lines show queries as they came."""
     settings: Settings

@@ -1,49 +1,85 @@
 """Log lines on stderr, as text or JSON, that never make the proxy wait.
 
 Lines are formatted and written by a thread of their own behind a bounded queue. When it is full, lines are dropped and
-counted. No credential reaches a line: of a request's fields only X-Request-ID is logged, and query parameters that carry keys are masked.
+counted, as are those that stderr does not take. No credential reaches a line: of a request's fields only X-Request-ID is
+logged, and of a query the values of a few parameters that are known to carry none.
 """
 
+import contextlib
 import json
 import logging
+import os
 import queue
 import re
-import sys
+import select
+import threading
+import time
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from logging.handlers import QueueHandler, QueueListener
-from typing import Any, TextIO
-from urllib.parse import unquote_plus
+from logging.handlers import QueueHandler
 
 QUEUE_LINES = 10_000
 
+CLOSE_SILENCE = 2.0
+"""Seconds without a byte taken after which the end of the log gives up ..."""
+
+CLOSE_LIMIT = 10.0
+"""... and seconds that it may take in all: a reader may be slow."""
+
+LOOK_INTERVAL = 0.1
+"""Seconds between two looks, while stderr takes nothing, whether the log is to end."""
+
+SHOWN_PARAMETERS = frozenset(
+    (
+        "after", "alt", "api-version", "api_version", "before", "beta", "echo", "format", "include_usage", "limit", "logprobs",
+        "max_tokens", "model", "n", "offset", "order", "page", "page_size", "per_page", "pretty", "purpose", "seed", "sort",
+        "status", "stream", "temperature", "timeout", "top_k", "top_p", "verbose", "version",
+    )
+)  # fmt: skip
+"""Names of query parameters whose values are logged."""
+
 # Where no path follows what should be a host, the record may have been cut before the @.
 _USER = re.compile(r"(?i)^([a-z][a-z0-9+.-]*://|(?!/))(?:[^/]*@|[^/?]{64,}$)")
-_PARAMETER = re.compile(r"(?:^|[;?])([^=;?]*)=")
-_SECRET = re.compile(
-    r"(?i)(?:.*[^a-z0-9])?(?:(?:api|access|auth|secret|private)?key|(?:access|api|auth|bearer|id|refresh)?token|(?:client)?secret"
-    r"|pass(?:word|wd|phrase)?|pwd|sig(?:nature)?|auth(?:orization)?|bearer|jwt|cookie|session(?:id)?|credentials?)(?:\[\])?"
-)
-_PLAIN = re.compile(r"[A-Za-z0-9_./:@%+\[\]()?&~!*$;-]+")
+# A user in a URL inside of the path, written plainly or in any number of percent-encodings.
+_INNER_USER = re.compile(r"(?i)[^/]*(?::|%(?:25)*3a)[^/]*(?:@|%(?:25)*40)")
+# What begins parameters for one reader or another: ; ? # & and =, in any number of percent-encodings.
+_MARK = re.compile(r"(?i)[;?#&=]|%(?:25)*(?:3b|3f|23|26|3d)")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.\[\]-]{0,31}")
+_VALUE = re.compile(r"[A-Za-z0-9_.:,/+-]{0,64}")
+_PLAIN = re.compile(r"[A-Za-z0-9_./:@%+\[\]()?&~!*$;#-]+")
 
 _logger = logging.getLogger("llmpipe")
 _libraries = [logging.getLogger(name) for name in ("asyncio", "uvicorn")]
 
 
+def mask_user(target: str) -> str:
+    """A request target or a URL without a user before its host."""
+    return _USER.sub(r"\1***@", target)
+
+
 def mask_secrets(target: str) -> str:
-    """A request target or a URL without its credentials, which become `***`: a user before the host, and the values of query
-    parameters that carry keys, whatever the case or encoding of their names: `key`, `api_key`, `X-Api-Key`, `access_token`,
-    `client_secret`, `password`, `signature` and their like."""
-    path, mark, query = _USER.sub(r"\1***@", target).partition("?")
-    return path + mark + "&".join(map(_mask_parameter, query.split("&")))
+    """A request target or a URL without what may be a credential, which becomes `***`.
+
+    That is a user before a host, everything in the path from the first sign that some reader takes for the beginning of
+    parameters, and all values of the query but those of SHOWN_PARAMETERS. A list of the names that carry keys would never be
+    whole: every provider has names of its own, and encodings and brackets write each in a dozen ways.
+    """
+    path, mark, query = mask_user(target).partition("?")
+    head, separator, rest = path.partition("://")
+    head, path = (head + separator, rest) if separator and "/" not in head else ("", path)
+    path = _INNER_USER.sub("***@", path)
+    if cut := _MARK.search(path):
+        path = path[: cut.end()] + "***"
+    return head + path + mark + "&".join(map(_mask_parameter, query.split("&")))
 
 
 def _mask_parameter(text: str) -> str:
-    # A semicolon, or another question mark, may begin a parameter or belong to a value: what is behind a key goes with it.
-    for name in _PARAMETER.finditer(text):
-        if _SECRET.fullmatch(unquote_plus(name[1])):
-            return text[: name.end()] + "***"
-    return text
+    name, mark, value = text.partition("=")
+    if not text or (name in SHOWN_PARAMETERS and _VALUE.fullmatch(value)):
+        return text
+    if not mark or not _NAME.fullmatch(name):  # it may be the secret itself
+        return "***"
+    return f"{name}=***" if value else text
 
 
 def _time(record: logging.LogRecord) -> str:
@@ -93,7 +129,7 @@ class TextFormatter(logging.Formatter):
 class DroppingQueueHandler(QueueHandler):
     """Puts records into the queue unformatted; counts those that found it full."""
 
-    def __init__(self, lines: "queue.Queue[logging.LogRecord]") -> None:
+    def __init__(self, lines: "queue.Queue[logging.LogRecord | None]") -> None:
         super().__init__(lines)
         self.dropped = 0
 
@@ -107,49 +143,112 @@ class DroppingQueueHandler(QueueHandler):
             self.dropped += 1
 
 
-class PatientQueueListener(QueueListener):
-    """Ends even if the queue is full at that moment: the end waits for its place behind the last line."""
+class Writer:
+    """Takes records out of the queue, in a thread of its own, and writes them to a descriptor.
 
-    def __init__(self, lines: "queue.Queue[Any]", handler: logging.Handler) -> None:
-        super().__init__(lines, handler)
+    It writes past Python's own stream: that one may not be interrupted, and a thread that waits in it holds a lock which
+    Python asks for at its end. The descriptor stays as it is, for other processes may have it too; so a write may wait all
+    the same, and the end of the process does not wait for it.
+    """
+
+    def __init__(
+        self, lines: "queue.Queue[logging.LogRecord | None]", formatter: logging.Formatter, descriptor: int
+    ) -> None:
+        self.lost = 0
         self._lines = lines
+        self._formatter = formatter
+        self._descriptor = descriptor
+        self._room = select.poll()
+        self._room.register(descriptor, select.POLLOUT)
+        self._closing = threading.Event()
+        self._moved = 0.0
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+        self._thread.start()
 
-    def enqueue_sentinel(self) -> None:
-        self._lines.put(None)
+    def _run(self) -> None:
+        while not (self._closing.is_set() and self._lines.empty()):
+            record = self._lines.get()
+            if record is None:
+                continue
+            if not self._write(self._format(record)):
+                self.lost += 1
+            if self._gives_up():
+                return  # close() counts the rest
+
+    def _format(self, record: logging.LogRecord) -> bytes:
+        try:
+            return f"{self._formatter.format(record)}\n".encode(errors="backslashreplace")
+        except Exception as error:  # of a library's own line, whose arguments may not fit; the thread must go on
+            return f"{record.msg!r} could not be formatted: {error!r}\n".encode(errors="backslashreplace")
+
+    def _gives_up(self) -> bool:
+        return self._closing.is_set() and time.monotonic() - self._moved > CLOSE_SILENCE
+
+    def _write(self, line: bytes) -> bool:
+        """Whether the whole line was taken."""
+        while line:
+            if not self._room.poll(LOOK_INTERVAL * 1000):
+                if self._gives_up():
+                    return False
+                continue
+            try:
+                # A pipe that has any room has room for as many.
+                line = line[os.write(self._descriptor, line[: select.PIPE_BUF]) :]
+            except BlockingIOError:  # another process made it so that it does not wait, and was quicker
+                time.sleep(LOOK_INTERVAL)
+            except OSError:  # nobody reads any more, or the disk is full
+                return False
+            else:
+                self._moved = time.monotonic()
+        return True
+
+    def close(self) -> None:
+        """Writes what is queued, as long as it is taken; counts what is not."""
+        end = time.monotonic() + CLOSE_LIMIT
+        self._moved = time.monotonic()
+        self._closing.set()
+        with contextlib.suppress(queue.Full):  # then it is awake
+            self._lines.put_nowait(None)
+        while self._thread.is_alive() and not self._gives_up() and time.monotonic() < end:
+            self._thread.join(LOOK_INTERVAL)
+        self._thread.join(2 * LOOK_INTERVAL)
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self.lost += self._lines.get_nowait() is not None
+        self.lost += self._thread.is_alive()  # the line that it waits with
 
 
 class Log:
     """The log of this process; `close` writes what is left."""
 
-    def __init__(self, style: str, level: str, stream: TextIO | None = None) -> None:
+    def __init__(self, style: str, level: str, descriptor: int = 2) -> None:
         """Args:
         style: "text" or "json".
         level: the least important level that is written: "debug", "info", "warning" or "error".
-        stream: where lines go; stderr by default.
+        descriptor: where lines go; stderr by default.
         """
-        lines: queue.Queue[logging.LogRecord] = queue.Queue(QUEUE_LINES)
-        self._out = logging.StreamHandler(stream or sys.stderr)
-        self._out.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
+        lines: queue.Queue[logging.LogRecord | None] = queue.Queue(QUEUE_LINES)
         self._handler = DroppingQueueHandler(lines)
-        self._listener = PatientQueueListener(lines, self._out)
+        self._writer = Writer(lines, JsonFormatter() if style == "json" else TextFormatter(), descriptor)
         for logger in (_logger, *_libraries):
             logger.handlers = [self._handler]
             logger.setLevel(logging.WARNING)
             logger.propagate = False
         _logger.setLevel(level.upper())
-        self._listener.start()
 
     @property
     def dropped(self) -> int:
-        """Lines that were lost because the queue was full."""
-        return self._handler.dropped
+        """Lines that were lost: the queue was full, or stderr did not take them."""
+        return self._handler.dropped + self._writer.lost
 
     def close(self) -> None:
-        """Writes what is queued and stops the thread. Idempotent."""
+        """Writes what is queued and stops the thread, within CLOSE_LIMIT. Idempotent."""
         if self._handler in _logger.handlers:
+            if self.dropped:
+                warning("log lines dropped", lines=self.dropped)
             for logger in (_logger, *_libraries):
                 logger.handlers = []
-            self._listener.stop()
+            self._writer.close()
 
 
 def enabled(level: int) -> bool:

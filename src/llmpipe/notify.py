@@ -1,25 +1,34 @@
 """Tells a service manager what state the proxy is in, as sd_notify(3) says. Without one, nothing happens.
 
-It may not stop the proxy: who cannot be told is a line in the log.
+It may not stop the proxy: a manager that does not read is tried again beside everything else, and who cannot be told is a
+line in the log.
 """
 
+import asyncio
 import os
 import socket
-import struct
 import time
+from collections import deque
 from collections.abc import MutableMapping
 
 from llmpipe import log
 
-TIMEOUT = 1
-"""Seconds that a message may take: a manager that does not read must not hold the control plane for longer."""
+RETRY_INTERVAL = 0.05
+"""Seconds between two tries at a manager whose queue is full. No event tells: to poll(2) the socket is writable."""
+
+PATIENCE = 5.0
+"""Seconds that it is tried for."""
 
 
 class Notifier:
-    """Sends states to the socket that NOTIFY_SOCKET names; the variable is removed, for the socket is this process's."""
+    """Sends states, in order, to the socket that NOTIFY_SOCKET names; the variable is removed, for the socket is this process's.
+
+    Its methods are called on the event loop, and never wait.
+    """
 
     def __init__(self, environment: MutableMapping[str, str]) -> None:
         self._path = environment.pop("NOTIFY_SOCKET", "")
+        self._waiting: deque[tuple[str, float]] = deque()
 
     def ready(self) -> None:
         """It listens, for the first time or after a reload."""
@@ -37,12 +46,31 @@ class Notifier:
     def _send(self, state: str) -> None:
         if not self._path:
             return
+        self._waiting.append((state, time.monotonic() + PATIENCE))
+        if len(self._waiting) == 1:
+            self._try()
+
+    def _try(self) -> None:
+        while self._waiting:
+            state, end = self._waiting[0]
+            try:
+                self._send_now(state)
+            except BlockingIOError as error:
+                if time.monotonic() < end:
+                    asyncio.get_running_loop().call_later(RETRY_INTERVAL, self._try)
+                    return
+                self._tell(state, error)
+            except OSError as error:
+                self._tell(state, error)
+            self._waiting.popleft()
+
+    def _send_now(self, state: str) -> None:
         # "@" stands for the zero byte that an abstract name begins with.
         address = b"\0" + os.fsencode(self._path[1:]) if self._path.startswith("@") else os.fsencode(self._path)
-        try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-                # Not settimeout(): to poll(2) this kind of socket is writable though the manager's queue is full.
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", TIMEOUT, 0))
-                sock.sendto(state.encode(), address)
-        except OSError as error:
-            log.warning("service manager not told", state=state.partition("=")[0], error=str(error.strerror or error))
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.setblocking(False)
+            sock.sendto(state.encode(), address)
+
+    @staticmethod
+    def _tell(state: str, error: OSError) -> None:
+        log.warning("service manager not told", state=state.partition("=")[0], error=str(error.strerror or error))

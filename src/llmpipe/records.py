@@ -39,7 +39,12 @@ def _milliseconds(seconds: float) -> float | None:
 class RecordLog:
     """Writes what the engines report."""
 
-    def __init__(self, backends: tuple[Backend, ...]) -> None:
+    def __init__(self, backends: tuple[Backend, ...], *, log_query: bool = False) -> None:
+        """Args:
+        backends: in the order of their slots.
+        log_query: whether access lines show queries as they came.
+        """
+        self._shown = log.mask_user if log_query else log.mask_secrets
         self._urls = [backend.url for backend in backends]
         self._out: set[str] = set()
 
@@ -79,7 +84,7 @@ class RecordLog:
         fields = {
             "client": client.decode("latin-1"),
             "method": method.decode("latin-1"),
-            "path": log.mask_secrets(target.decode("latin-1")),
+            "path": self._shown(target.decode("latin-1")),
             "status": status or None,
             "outcome": OUTCOMES[outcome],
             "phase": PHASES[phase],

@@ -801,7 +801,7 @@ def run(bytes script not None, faults=(), size_t most_recv=0, size_t most_send=0
     try:
         engine.__init__(_SETTINGS[world.script[0] & 127 if world.n else 0])
         world.worker = engine.w
-        engine.listen(listener, [engine], 1000, 900, *((3, 2) if world.n and world.script[0] & 128 else (0, 0)))
+        engine.listen([listener], [engine], 1000, 900, *((3, 2) if world.n and world.script[0] & 128 else (0, 0)))
         world_table(world.script[1] if world.n > 1 else 0)
         world.at = 2
         engine.run()

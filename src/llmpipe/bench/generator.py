@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from llmpipe._load import Load
 from llmpipe.bench.work import LoadPlan
 from llmpipe.errors import UsageError
-from llmpipe.server import bind
+from llmpipe.server import bind_now
 
 FINISH_TIME = 5.0
 """Seconds that answers have to end well when a round is over."""
@@ -29,7 +29,7 @@ def running(source: tuple[str, int] | None) -> Iterator[Load]:
     Raises:
         UsageError: the source cannot listen there.
     """
-    listener = bind(source, "--source") if source else None
+    listener = bind_now(source, "--source") if source else None
     load = Load(listener.fileno() if listener else -1)
     thread = threading.Thread(target=load.run, name="load", daemon=True)
     try:

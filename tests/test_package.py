@@ -53,7 +53,7 @@ def test_the_sdist_has_what_a_build_and_the_tests_need(sdist):
     for path in ["src/_pipe.pyx", "src/_pipe/steps.pxi", "src/llmpipe/py.typed", "tests/harness.py", "LICENSE"]:
         assert path in names, path
     assert "tests/probe/llmpipe_probe.pyx" in names
-    assert {name for name in names if name.endswith((".c", ".so", ".pyc"))} == {"tests/malloc_count.c"}
+    assert {name for name in names if name.endswith((".c", ".so", ".pyc"))} == {"tests/malloc_count.c", "tests/names.c"}
 
 
 def test_the_wheel_holds_only_what_runs(wheel):

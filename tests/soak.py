@@ -55,7 +55,8 @@ OPTIONS = (
     "--send-timeout",
     "8s",
 )
-KINDS = ("length", "chunked", "events", "close", "empty", "silent", "mute", "break", "early")
+KINDS = ("length", "chunked", "events", "close", "empty", "silent", "mute", "break", "early", "paced")
+CHUNKED = ("chunked", "events", "paced", "silent")
 BULK = 8 << 20
 """Bytes of what is long."""
 
@@ -66,8 +67,8 @@ HOSTS = (("127.0.0.1",), ("127.0.0.1",), ("127.0.0.2", "127.0.0.3"), ("127.0.0.4
 NAMES = ("127.0.0.1", "127.0.0.1", "pair.soak", "moving.soak")
 MOVES = 10.0
 """Seconds that a name stays where it is."""
-MOVED = 3.0
-"""Seconds after a reload in which requests may still go where the name was: they were on their way through the proxy."""
+MOVED = 1.0
+"""Seconds after a reload in which requests may still go where the name was: every worker must have met it."""
 KEPT = 120.0
 """Seconds after which nothing more is heard of a request: every time-out, a backend that was stopped, and a busy machine."""
 
@@ -155,7 +156,7 @@ class Server:
         elif kind == "close":
             writer.write(f"{start}\r\n".encode())
         else:
-            sort = "text/event-stream" if kind == "events" else "application/octet-stream"
+            sort = "text/event-stream" if kind in ("events", "paced") else "application/octet-stream"
             writer.write(f"{start}Content-Type: {sort}\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
         step = max(1, len(body) // pieces)
         for at in range(0, len(body), step):
@@ -163,14 +164,14 @@ class Server:
             if kind == "break" and at * 2 > len(body):
                 writer.transport.abort()
                 return False
-            writer.write(b"%x\r\n%s\r\n" % (len(piece), piece) if kind in ("chunked", "events", "silent") else piece)
+            writer.write(b"%x\r\n%s\r\n" % (len(piece), piece) if kind in CHUNKED else piece)
             await writer.drain()
             if pieces > 1:
-                await asyncio.sleep(0.002)
+                await asyncio.sleep(0.05 if kind == "paced" else 0.002)
             if kind == "silent":
                 await reader.read(1)
                 return False
-        if kind in ("chunked", "events", "silent"):
+        if kind in CHUNKED:
             writer.write(b"0\r\n\r\n")
         return kind != "close"
 
@@ -227,7 +228,7 @@ class Asking:
 
     def __init__(self, dice: random.Random, number: int) -> None:
         self.name = f"{number:x}-{dice.getrandbits(64):x}"
-        self.kind = dice.choices(KINDS, (6, 6, 6, 2, 2, 1, 1, 1, 1))[0]
+        self.kind = dice.choices(KINDS, (6, 6, 6, 2, 2, 1, 1, 1, 1, 2))[0]
         self.size = 0 if self.kind == "empty" else dice.choice([1, 100, 5000, 60_000, 60_000, 400_000])
         self.pieces = dice.choice([1, 1, 5, 50])
         self.body = dice.randbytes(dice.choice([0, 0, 300, 9000, 200_000])) if dice.random() < 0.5 else None
@@ -240,6 +241,8 @@ class Asking:
         self.version = "1.0" if dice.random() < 0.1 and not (self.body is not None and self.chunked) else "1.1"
         self.expects = self.body is not None and self.version == "1.1" and dice.random() < 0.2
         self.leaves = dice.choices(["", "body", "wait", "stream", "blocked"], (8, 1, 1, 2, 1))[0]
+        if self.kind == "paced":
+            self.pieces = 50
         if self.kind in ("silent", "mute") and not self.leaves:
             self.leaves = "wait"
         self.expected = content(self.name, self.size)

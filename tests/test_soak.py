@@ -87,6 +87,7 @@ def test_accounts_that_agree() -> None:
         ([], [*OUTCOMES, ("a", "ok")], "a has the outcome ok, and it had the outcome ok"),
         (["received f 127.0.0.1"], OUTCOMES, "a backend says 'received f 127.0.0.1', and nobody sent it"),
         (["wrong a it is upside down"], OUTCOMES, "a: it is upside down"),
+        (["whole b 1", "whole b 2", "whole b 1"], OUTCOMES, "b was sent whole 3 times"),
         (["cut b 8000"], OUTCOMES, "the answer to b was cut off"),
     ],
 )

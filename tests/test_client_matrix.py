@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import io
 import itertools
 import json
 import random
@@ -133,7 +134,7 @@ def by_httpx(urls: Sequence[str], size: int = 0, chunked: bool = False) -> list[
 
 def by_aiohttp(urls: Sequence[str], size: int = 0, chunked: bool = False) -> list[str]:
     async def ask(session: aiohttp.ClientSession, url: str) -> str:
-        data = (async_pieces(size) if chunked else bytes(size)) if size else None
+        data = (async_pieces(size) if chunked else io.BytesIO(bytes(size))) if size else None
         try:
             async with session.request("POST" if size else "GET", url, data=data) as response:
                 await response.read()

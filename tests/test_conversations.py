@@ -44,7 +44,15 @@ def test_a_client_that_leaves_a_tunnel_before_it_took_all_has_left(world):
 
 
 def test_a_backend_that_leaves_a_tunnel_before_it_took_all_has_left(world):
-    script = Script(world).connect().client_say(0, 5).upstream_say(0, 8).upstream_room(0, 0).client_fill(0, 4).upstream_fin(0)
+    script = (
+        Script(world)
+        .connect()
+        .client_say(0, 5)
+        .upstream_say(0, 8)
+        .upstream_room(0, 0)
+        .client_fill(0, 4)
+        .upstream_fin(0)
+    )
     run = world.run(bytes(script))
     assert run["outcomes"] == {"upstream_abort": 1}
     assert run["stats"]["discarded"][world.DISCARDS.index("tunnel")] == 4 * 256

@@ -98,7 +98,9 @@ def test_a6_a_client_that_said_close_and_is_done_is_not_waited_for(serve, proxy)
         assert client.read_response().status == 400
         assert client.read_eof() == b""
     proxy.settled()
-    refused = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nExpect: 100-continue\r\nContent-Length: 99999999\r\n\r\n"
+    refused = (
+        b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nExpect: 100-continue\r\nContent-Length: 99999999\r\n\r\n"
+    )
     client = Client(proxy)
     assert client.request(refused).status == 413
     assert client.read_eof() == b""

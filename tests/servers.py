@@ -114,6 +114,11 @@ def aiohttp(*options: str, port: int = 0) -> Server:
     return Server("aiohttp_app.py", *options, port=port)
 
 
+def fastapi(*options: str, port: int = 0) -> Server:
+    """The FastAPI application under uvicorn."""
+    return Server("fastapi_app.py", *options, port=port)
+
+
 def http_server(*options: str, port: int = 0) -> Server:
     """http.server, HTTP/1.0."""
     return Server("http10_app.py", *options, port=port)

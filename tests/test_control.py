@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import names
 import pytest
 from harness import (
     TIMEOUT,
@@ -37,43 +38,12 @@ GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """names.c, as what LD_PRELOAD wants."""
-    path = tmp_path_factory.mktemp("names") / "names.so"
-    source = Path(__file__).with_name("names.c")
-    subprocess.run(["gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", path, source], check=True)
-    return str(path)
-
-
-class NameServer:
-    """What names mean to a process."""
-
-    def __init__(self, directory: Path, library: str) -> None:
-        self._directory = directory
-        preloaded = os.environ.get("LD_PRELOAD", "")  # a sanitizer comes first
-        self.env = {"LD_PRELOAD": f"{preloaded} {library}".strip(), "TEST_NAMES": str(directory)}
-
-    def say(self, name: str, *addresses: str) -> None:
-        """The answer for a name from now on; those who ask already get it too."""
-        part = self._directory / f"{name}.part"
-        part.write_text("".join(f"{address}\n" for address in addresses))
-        part.rename(self._directory / name)
-
-    def hang(self, *names: str) -> None:
-        """No answer for these names from now on."""
-        for name in names:
-            self.say(name, "hang")
-
-    def asked(self, name: str) -> int:
-        """How often it was asked for."""
-        try:
-            return (self._directory / f"{name}.asked").stat().st_size
-        except FileNotFoundError:
-            return 0
+    return names.build(tmp_path_factory.mktemp("names"))
 
 
 @pytest.fixture
-def server(tmp_path: Path, library: str) -> NameServer:
-    return NameServer(tmp_path, library)
+def server(tmp_path: Path, library: str) -> names.NameServer:
+    return names.NameServer(tmp_path, library)
 
 
 def events(proxy: Proxy, event: str) -> int:
@@ -81,7 +51,7 @@ def events(proxy: Proxy, event: str) -> int:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
-def test_a_signal_is_taken_while_names_hang(server: NameServer, number: signal.Signals) -> None:
+def test_a_signal_is_taken_while_names_hang(server: names.NameServer, number: signal.Signals) -> None:
     """Neither the drain nor the end of the process waits for a look-up, of which none ever ends here."""
     server.say("one.test", "127.0.0.1")
     server.say("two.test", "127.0.0.1")
@@ -101,7 +71,7 @@ def test_a_signal_is_taken_while_names_hang(server: NameServer, number: signal.S
         assert not events(proxy, "reloaded")
 
 
-def test_hangups_that_nobody_looked_at_yet_are_one(server: NameServer) -> None:
+def test_hangups_that_nobody_looked_at_yet_are_one(server: names.NameServer) -> None:
     server.say("one.test", "127.0.0.1")
     with Backend(answer_all) as backend, Proxy(f"http://one.test:{backend.port}", env=server.env) as proxy:
         server.hang("one.test")
@@ -124,7 +94,7 @@ def started(*words: str, env: dict[str, str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stderr=subprocess.PIPE, env={**inherited, **env})
 
 
-def test_names_are_asked_for_together_at_the_start(server: NameServer) -> None:
+def test_names_are_asked_for_together_at_the_start(server: names.NameServer) -> None:
     names = [f"n{number}.test" for number in range(8)]
     server.hang(*names)
     port = free_port()
@@ -148,7 +118,7 @@ def test_names_are_asked_for_together_at_the_start(server: NameServer) -> None:
 
 @pytest.mark.parametrize("where", ["--backend", "--listen", "--admin"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_a_start_whose_names_hang(server: NameServer, where: str, number: signal.Signals) -> None:
+def test_a_signal_ends_a_start_whose_names_hang(server: names.NameServer, where: str, number: signal.Signals) -> None:
     """Nobody was served, so nothing was cut. As the first process of a container it would be deaf without handlers."""
     server.hang("one.test")
     words = {"--backend": "http://127.0.0.1:1", "--listen": "127.0.0.1:0", "--admin": "off"}
@@ -161,7 +131,7 @@ def test_a_signal_ends_a_start_whose_names_hang(server: NameServer, where: str, 
     assert (process.returncode, b"stopped" in errors) == (0, True)
 
 
-def test_a_name_that_hangs_holds_up_no_other(server: NameServer) -> None:
+def test_a_name_that_hangs_holds_up_no_other(server: names.NameServer) -> None:
     """The other's new address is used at once, and it costs one thread, however often it is asked for."""
     server.say("one.test", "127.0.0.1")
     server.say("two.test", "127.0.0.1")
@@ -436,7 +406,7 @@ def at_once(proxy: Proxy, requests: int) -> list[int]:
             client.close()
 
 
-def test_a_name_whose_first_address_is_dead(server: NameServer) -> None:
+def test_a_name_whose_first_address_is_dead(server: names.NameServer) -> None:
     """Each of several requests at once tries both, and the backend is not left out."""
     server.say("one.test", "127.0.0.2", "127.0.0.1")
     with Backend(answer_all) as backend, Proxy(f"http://one.test:{backend.port}", env=server.env) as proxy:
@@ -445,7 +415,7 @@ def test_a_name_whose_first_address_is_dead(server: NameServer) -> None:
         assert proxy.metric("llmpipe_backend_up", backend=f"http://one.test:{backend.port}") == 1
 
 
-def test_a_name_that_moves_while_a_request_is_in_flight(server: NameServer) -> None:
+def test_a_name_that_moves_while_a_request_is_in_flight(server: names.NameServer) -> None:
     """After the reload no later request goes to the old address, that of the kept connection included."""
     server.say("one.test", "127.0.0.1")
     go = threading.Event()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 from collections.abc import AsyncIterator
 
@@ -89,6 +90,12 @@ async def status(request: web.Request) -> web.StreamResponse:
     return web.Response(status=int(request.match_info["code"]), headers={"location": "/elsewhere", "x-own": "1"})
 
 
+@routes.route("*", "/early/{code}")
+async def early(request: web.Request) -> web.StreamResponse:
+    """Does not look at the body."""
+    return web.json_response({"error": {"message": "not you"}}, status=int(request.match_info["code"]))
+
+
 @routes.get("/broken/{how}")
 async def broken(request: web.Request) -> web.StreamResponse:
     length = 1000 if request.match_info["how"] == "length" else None
@@ -100,9 +107,15 @@ async def broken(request: web.Request) -> web.StreamResponse:
         raise
 
 
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--keep-alive", type=float, default=75)
+
+
 if __name__ == "__main__":
-    sock, _ = common.start()
+    sock, options = common.start(configure)
     app = web.Application(client_max_size=1 << 30)
     app.add_routes(routes)
     # Without handler_cancellation aiohttp lets a handler go on until it writes.
-    web.run_app(app, sock=sock, handler_cancellation=True, print=None, access_log=None)
+    web.run_app(
+        app, sock=sock, handler_cancellation=True, print=None, access_log=None, keepalive_timeout=options.keep_alive
+    )

@@ -57,6 +57,9 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def read_body(self) -> tuple[str, int]:
+        if self.headers.get("Transfer-Encoding") == "chunked":  # as it is written, like many small servers
+            body = self.read_chunks()
+            return hashlib.sha256(body).hexdigest(), len(body)
         digest, length = hashlib.sha256(), int(self.headers.get("Content-Length", 0))
         left = length
         while left:
@@ -66,6 +69,19 @@ class Handler(BaseHTTPRequestHandler):
             digest.update(data)
             left -= len(data)
         return digest.hexdigest(), length
+
+    def read_chunks(self) -> bytes:
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size + 2)[:-2]
+        self.rfile.readline()
+        return body
+
+    def on_early(self) -> None:
+        """Does not look at the body."""
+        self.close_connection = True
+        refusal = b'{"error": {"message": "not you"}}'
+        self.answer(refusal, "application/json", ("Connection", "close"), status=int(self.words[0]))
 
     def on_upload(self) -> None:
         sha256, length = self.read_body()

@@ -92,6 +92,11 @@ async def status(request: Request) -> Response:
     return Response(status_code=request.path_params["code"], headers={"location": "/elsewhere", "x-own": "1"})
 
 
+async def early(request: Request) -> Response:
+    """Does not look at the body."""
+    return JSONResponse({"error": {"message": "not you"}}, request.path_params["code"])
+
+
 async def broken(request: Request) -> Response:
     length = {"content-length": "1000"} if request.path_params["how"] == "length" else None
     return StreamingResponse(common.broken(500), headers=length)
@@ -123,6 +128,7 @@ app = Starlette(
         Route("/count/{name}", count, methods=METHODS),
         Route("/counts", counts),
         Route("/status/{code:int}", status),
+        Route("/early/{code:int}", early, methods=METHODS),
         Route("/broken/{how}", broken),
         WebSocketRoute("/ws", websocket),
     ]
@@ -130,7 +136,7 @@ app = Starlette(
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--keep-alive", type=int, default=5)
+    parser.add_argument("--keep-alive", type=float, default=5)
     parser.add_argument("--http", default="auto")
     parser.add_argument("--loop", default="auto")
 

@@ -564,6 +564,16 @@ def test_limits_are_exact(probe):
     assert verdict(data, max_fields=1) == ("bad", 431)
 
 
+def test_every_byte_of_a_value_is_looked_at(probe):
+    """Values of all lengths, with every byte at every place: they are read eight bytes at a time."""
+    for length in range(1, 27):
+        for place in range(length):
+            for byte in {*range(256)} - {10, 13}:  # which end a line
+                value = b"v" * place + bytes([byte]) + b"v" * (length - place - 1)
+                verdict = probe.parse_request(b"GET / HTTP/1.1\r\nHost: a\r\nX: " + value + b"\r\n\r\n")
+                assert verdict[0] == ("ok" if byte == 9 or (byte >= 32 and byte != 127) else "bad"), value
+
+
 # Differential fuzzing: inputs from a grammar and from mutations, with a fixed seed
 
 NASTY = [

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -57,6 +57,8 @@ class Probe:
     """Of the backend, in a probe of responses."""
     close: bool = False
     """The backend closes behind its answer."""
+    untrusted: bool = False
+    """For ours: it comes from a peer that is no trusted proxy."""
 
 
 def field_probe(rule: str, rfc: str, line: bytes) -> Probe:
@@ -81,6 +83,24 @@ def answer_probe(rule: str, rfc: str, answer: bytes, mark: bytes = b"", *, close
 
 def many_options(n: int) -> bytes:
     return b"Connection: " + b", ".join(b"x%d" % i for i in range(n))
+
+
+def forwarding_probes(*, untrusted: bool) -> list[Probe]:
+    """What a peer says of the client that it speaks for."""
+    lines = (
+        ("X-Forwarded-For", "-", b"X-Forwarded-For: 203.0.113.9"),
+        ("X-Forwarded-Proto", "-", b"X-Forwarded-Proto: https"),
+        ("X-Forwarded-Proto that is none", "-", b"X-Forwarded-Proto: gopher"),
+        ("X-Forwarded-Host", "-", b"X-Forwarded-Host: b"),
+        ("Forwarded", "7239 4", b"Forwarded: for=203.0.113.9;proto=https"),
+        ("X-Real-IP", "-", b"X-Real-IP: 203.0.113.9"),
+        ("`X_Forwarded_Proto`", "-", b"X_Forwarded_Proto: https"),
+    )
+    who = "a peer that is not trusted" if untrusted else "a trusted peer"
+    return [
+        replace(field_probe(f"{rule}, of {who}", rfc, line), mark=line + b"\r\n", untrusted=untrusted)
+        for rule, rfc, line in lines
+    ]
 
 
 PROBES: dict[str, list[Probe]] = {
@@ -215,6 +235,7 @@ PROBES: dict[str, list[Probe]] = {
         Probe("request behind `Connection: close`", "9112 9.6", GET + b"Connection: close\r\n\r\nGET /2 HTTP/1.1\r\nHost: a\r\n\r\n", b"GET /2 HTTP/1.1"),
         Probe("pipelined request", "9112 9.3.2", GET + b"\r\nGET /2 HTTP/1.1\r\nHost: a\r\n\r\n", b"GET /2 HTTP/1.1"),
     ],
+    "Forwarding fields": [*forwarding_probes(untrusted=False), *forwarding_probes(untrusted=True)],
     "Responses": [
         answer_probe("both framings", "9112 6.3", OK + HELLO + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n" + LAST),
         answer_probe("Content-Length twice, different", "9112 6.3", OK + HELLO + b"Content-Length: 6\r\n\r\nhello!"),
@@ -383,11 +404,12 @@ def judge(probe: Probe, port: int, server: Server) -> str:
 
 
 @contextmanager
-def running(name: str, server: Server) -> Iterator[tuple[str, int]]:
-    """A proxy in front of the server: its version and its port."""
+def running(name: str, server: Server) -> Iterator[tuple[str, Callable[[Probe], int]]]:
+    """A proxy in front of the server: its version, and the port for a probe."""
     if name == "llmpipe":
-        with Proxy(f"http://127.0.0.1:{server.port}") as proxy:
-            yield "llmpipe", proxy.port
+        url = f"http://127.0.0.1:{server.port}"
+        with Proxy(url) as proxy, Proxy(url, options=["--trusted-proxies", "none"]) as wary:
+            yield "llmpipe", lambda probe: wary.port if probe.untrusted else proxy.port
         return
     peer, port = ALL[name], free_port()
     with tempfile.TemporaryDirectory() as folder:
@@ -397,7 +419,7 @@ def running(name: str, server: Server) -> Iterator[tuple[str, int]]:
         try:
             version = re.search(r"\d+\.\d+\.\d+", peer.version(scratch))
             assert version
-            yield f"{name} {version[0]}", port
+            yield f"{name} {version[0]}", lambda _: port
         finally:
             stop(process)
 
@@ -405,8 +427,8 @@ def running(name: str, server: Server) -> Iterator[tuple[str, int]]:
 def column(name: str) -> tuple[str, dict[Probe, str]]:
     """A proxy's version, and its verdict on each probe."""
     server = Server()
-    with running(name, server) as (title, port):
-        return title, {probe: judge(probe, port, server) for probes in PROBES.values() for probe in probes}
+    with running(name, server) as (title, port_of):
+        return title, {probe: judge(probe, port_of(probe), server) for probes in PROBES.values() for probe in probes}
 
 
 def cell(text: str) -> str:

@@ -40,7 +40,7 @@ from harness import Proxy, wait_until
 
 CLIENTS = 80
 PATIENCE = 30.0  # seconds that an answer may take
-WARM_UP = 15.0  # seconds before memory is looked at for the first time
+WARM_UP = 60.0  # seconds before memory is looked at for the first time
 GROWTH = (24 if "asan" in os.environ.get("LD_PRELOAD", "") else 4) << 20
 """Bytes that resident memory may grow by after that: the allocator's and Python's own doing; a leak grows with the time."""
 

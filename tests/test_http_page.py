@@ -21,10 +21,10 @@ def test_the_column_of_ours_is_true(monkeypatch: pytest.MonkeyPatch) -> None:
         return sum(line.startswith(begin) for line in lines) == 1
 
     server = http_comparison.Server()
-    with http_comparison.running("llmpipe", server) as (_, port):
+    with http_comparison.running("llmpipe", server) as (_, port_of):
         probes = [probe for probes in http_comparison.PROBES.values() for probe in probes]
         assert len(probes) == sum(line.startswith("| ") for line in lines) - len(http_comparison.PROBES)
-        other = [probe for probe in probes if not stands(probe, http_comparison.judge(probe, port, server))]
+        other = [probe for probe in probes if not stands(probe, http_comparison.judge(probe, port_of(probe), server))]
         monkeypatch.setattr(http_comparison, "QUIET", PATIENCE)
-        wrong = {probe.rule: http_comparison.judge(probe, port, server) for probe in other}
+        wrong = {probe.rule: http_comparison.judge(probe, port_of(probe), server) for probe in other}
         assert [probe.rule for probe in other if not stands(probe, wrong[probe.rule])] == [], wrong

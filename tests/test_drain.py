@@ -259,7 +259,7 @@ def test_a_backend_that_may_finish_is_waited_for():
         with Client(proxy) as client:
             client.send(GET)
             client.read_head()
-        proxy.wait_metric("llmpipe_clients", 0)
+        proxy.wait_metric("llmpipe_finishing", 1)
         proxy.signal(signal.SIGTERM)
         wait_until(lambda: refused(proxy))
         time.sleep(0.2)

@@ -116,6 +116,7 @@ cdef struct ExchangeC:
     QuotaC *quota           # of a client that left a backend that must finish: its place is taken until the end
     BufC *host              # the client's own Host, where a backend was given another
     uint32_t head_length    # of the request, as it stands in `up`
+    uint32_t tables         # as in WorkerC, when the attempt began
     uint32_t kept           # bytes that count in the process's budget of what is kept
     int backend             # slot, -1 before the choice
     int status              # sent to the client, 0 for none

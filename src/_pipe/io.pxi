@@ -203,7 +203,9 @@ cdef void io_ring(int fd, uint32_t *rung) noexcept nogil:
         write(fd, &one, sizeof(one))
 
 cdef void io_hush(int fd, uint32_t *rung) noexcept nogil:
-    # The woken side calls this before it looks, so that nothing written later goes unseen.
+    # The woken side calls this before it looks, so that nothing written later goes unseen. The count goes first: what is rung
+    # between the two is seen by the look that follows. The other way round it would be read away, with `rung` set for ever, and
+    # one that was set before its write would leave the descriptor readable for ever.
     cdef uint64_t count
-    if sys_exchange(rung, 0):
-        read(fd, &count, sizeof(count))
+    read(fd, &count, sizeof(count))
+    sys_exchange(rung, 0)

@@ -30,6 +30,7 @@ cdef void table_replace(WorkerC *w, TableC *table) noexcept nogil:
                 upstream_close(w, upstream)
         conn = following
     w.table = table
+    w.tables += 1
     table_free(old)
 
 cdef void loop_mail(WorkerC *w) noexcept nogil:

@@ -904,6 +904,7 @@ cdef int dispatch(WorkerC *w, ExchangeC *x, int again) noexcept nogil:
         route = &w.table.routes[slot]
         x.tried[slot >> 6] |= <uint64_t>1 << (slot & 63)
         x.addresses_tried = 0
+        x.tables = w.tables
         x.address = <uint8_t>sys_load_acquire(&route.backend.address)
         if x.address >= route.address_count:
             x.address = 0           # another worker has a longer table
@@ -962,6 +963,10 @@ cdef int connect_failed(WorkerC *w, ExchangeC *x, uint8_t outcome, uint8_t reaso
     cdef RouteC *route = &w.table.routes[slot]
     sys_add_counter(&w.stats.connect_errors, 1)
     x.addresses_tried += 1
+    if x.tables != w.tables:
+        # A new table came meanwhile: what was tried says nothing of its addresses.
+        x.tables = w.tables
+        x.addresses_tried = 0
     if route.backend is x.counted and x.addresses_tried < route.address_count:
         x.address = <uint8_t>((x.address + 1) % route.address_count)
         upstream_drop(w, x)
@@ -995,7 +1000,8 @@ cdef int upstream_failed(WorkerC *w, ExchangeC *x, uint8_t outcome, uint8_t reas
     if not unconnected and (x.up.lost or x.up.unsent != x.up.total):
         x.unanswered += 1
     stale = ended and x.upstream is not NULL and x.upstream.reused and x.unanswered < 2
-    if unconnected or (ended and not stale):
+    # What happens at an address that has left the table is no word about the backend.
+    if (unconnected or (ended and not stale)) and not (x.upstream is not NULL and x.upstream.orphan):
         backend_failed(w, backend, slot, reason, error)
     upstream_drop(w, x)
     if not x.answered and not x.up.lost and x.unanswered < 2 and outcome != OUTCOME_TIMEOUT_TTFT:
@@ -1421,14 +1427,18 @@ cdef int step_switch(WorkerC *w, ExchangeC *x, uint8_t *rest, size_t n) noexcept
         return RC_GONE
     return step_tunnel(w, x)
 
-cdef void tunnel_up_broken(WorkerC *w, ExchangeC *x, int error) noexcept nogil:
-    # The backend takes no more. What it sent before it closed is still to be read, and the recv tells how it closed.
+cdef int tunnel_up_broken(WorkerC *w, ExchangeC *x, int error) noexcept nogil:
+    # The backend takes no more. An RST is passed on at once: the kernel has told of it now, and will not again. Behind a FIN, what
+    # it sent before is still to be read. RC_OK or RC_GONE.
+    if error != EPIPE:
+        return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, reason_of_errno(error), error)
     x.up_broken = True
     x.error = error
     discard(&w.stats, DISCARD_TUNNEL, x.up.unsent)
     chain_clear(&x.up, &w.bufs)
     x.upstream.conn.readable = True
     conn_queue(w, &x.client.conn)
+    return RC_OK
 
 cdef int tunnel_hold(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t n) noexcept nogil:
     # Keeps what the backend did not take yet; the client is not read meanwhile. RC_OK or RC_GONE.
@@ -1450,8 +1460,7 @@ cdef int tunnel_up(WorkerC *w, ExchangeC *x) noexcept nogil:
     if x.up.unsent:
         took = io_send_chain(x.upstream.conn.fd, &x.up, &w.bufs)
         if took < 0:
-            tunnel_up_broken(w, x, <int>-took)
-            return RC_OK
+            return tunnel_up_broken(w, x, <int>-took)
         if took:
             x.moved = w.now
         if x.up.unsent:
@@ -1491,8 +1500,7 @@ cdef int tunnel_up(WorkerC *w, ExchangeC *x) noexcept nogil:
         took = 0
     if took < 0:
         discard(&w.stats, DISCARD_TUNNEL, got)
-        tunnel_up_broken(w, x, <int>-took)
-        return RC_OK
+        return tunnel_up_broken(w, x, <int>-took)
     if took < got:
         return tunnel_hold(w, x, w.hot.data + took, got - took)
     return RC_AGAIN if client.conn.readable else RC_OK

@@ -103,6 +103,7 @@ cdef struct WorkerC:
     void *new_listener          # a list of ListenerC, the same
     ListenerC *listener         # the first of them; NULL where another worker accepts
     TableC *table
+    uint32_t tables             # how many there have been
     SharedC *shared             # what all workers of the process know together
     UpstreamC *idle[MAX_BACKENDS]   # idle upstreams by slot, the last used first
     SettingsC settings

@@ -258,6 +258,7 @@ cdef class Engine:
             w.clients.size = sizeof(ClientC)
             w.upstreams.size = sizeof(UpstreamC)
             w.exchanges.size = sizeof(ExchangeC)
+            w.lingers.size = sizeof(LingerC)
             w.busy_end = &w.busy
             w.quiet_end = &w.quiet
             getrandom(w.random, sizeof(w.random), 0)
@@ -468,6 +469,7 @@ cdef class Engine:
         slab_free_all(&w.clients)
         slab_free_all(&w.upstreams)
         slab_free_all(&w.exchanges)
+        slab_free_all(&w.lingers)
         wide_free_all(w)
         self._know(NULL)
         table_free(w.table)

@@ -46,6 +46,15 @@ cdef struct InboxC:
     uint32_t wide_used
     uint32_t scanned        # bytes in which head_scan found no end
 
+# What a client that lingers still sends. Few do at a time, and streams would have to carry it: so it is no part of ClientC.
+cdef struct LingerC:
+    int64_t heard           # when the last byte came
+    int64_t left            # bytes of a Content-Length body still to come
+    ChunkC chunk
+    uint8_t framing         # FRAMING_*; FRAMING_NONE behind the end of the request
+    uint8_t reason          # DISCARD_*
+    uint8_t closes          # the client said that it sends no further request
+
 cdef struct ClientC:
     ConnC conn
     InboxC inbox
@@ -53,13 +62,8 @@ cdef struct ClientC:
     uint8_t patient         # the kernel must not end it for taking nothing: the send time-out is there for that
     uint8_t trusted         # what it tells of the hops before it is believed
     uint16_t refusal        # status that its request is refused with, because there are too many clients; else 0
-    uint8_t rest            # FRAMING_* of what still comes while it lingers, FRAMING_NONE behind the end of its request
-    uint8_t rest_reason     # DISCARD_* of that
-    uint8_t closes          # it said that it sends no further request
     int64_t since           # start of the idle time or the linger
-    int64_t heard           # while it lingers: when the last byte came
-    int64_t rest_left       # bytes of a Content-Length body still to come
-    ChunkC rest_chunk
+    LingerC *linger         # what still comes, while it lingers; else NULL
     ClientC *quiet_next     # in the list of those without an exchange, the longest first
     ClientC **quiet_back    # what points to this one, NULL where not in it
     char address[ADDRESS_ROOM]

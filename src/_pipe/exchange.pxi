@@ -71,7 +71,7 @@ cdef int64_t client_deadline(WorkerC *w, ClientC *client) noexcept nogil:
     # When a connection without an exchange has had its time; 0 is never.
     cdef int64_t most = w.settings.keepalive_timeout
     if client.state == CLIENT_LINGER:
-        return linger_deadline(w, client.since, client.heard)
+        return linger_deadline(w, client.since, client.linger.heard)
     if w.draining:
         return client.since + FIRST_REQUEST_TIME
     if client.refusal and w.settings.head_timeout:

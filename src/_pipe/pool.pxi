@@ -72,6 +72,9 @@ cdef void client_uncount(WorkerC *w, uint16_t refusal, QuotaC *quota) noexcept n
 cdef void client_release(WorkerC *w, ClientC *client, bint reset) noexcept nogil:
     # Closes the connection; its place among the clients stays taken, and is the caller's to give back.
     inbox_drop(w, &client.inbox, DISCARD_REQUEST)
+    if client.linger is not NULL:
+        slab_put(&w.lingers, client.linger)
+        client.linger = NULL
     quiet_leave(w, client)
     conn_close(w, &client.conn, reset)
     w.client_count -= 1

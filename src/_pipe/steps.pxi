@@ -57,28 +57,34 @@ cdef size_t body_skip(uint8_t *framing, int64_t *left, ChunkC *chunk, const uint
             framing[0] = FRAMING_CLOSE      # who knows where it ends
     return n
 
-cdef void client_linger(WorkerC *w, ClientC *client) noexcept nogil:
+cdef void client_linger(WorkerC *w, ClientC *client, const LingerC *rest) noexcept nogil:
     # Sends our FIN and throws away what still comes, so that no RST destroys an answer that the client has not read: the
     # rest of its request, and what stands behind that, until its FIN (rule A6).
     inbox_drop(w, &client.inbox, DISCARD_BEHIND_REQUEST)
     if client.conn.hung_up and not client.conn.readable:
         client_close(w, client, False)
         return
+    client.linger = <LingerC *>slab_get(&w.lingers)
+    if client.linger is NULL:
+        sys_add_counter(&w.stats.over_memory, 1)
+        client_close(w, client, False)
+        return
+    client.linger[0] = rest[0]
     io_shut(client.conn.fd)
     if client.conn.readable:
         conn_queue(w, &client.conn)
     client.state = CLIENT_LINGER
     client.since = w.now
-    client.heard = w.now
     timer_arm(w, &client.conn, client_deadline(w, client))
 
 cdef void step_linger(WorkerC *w, ClientC *client) noexcept nogil:
     cdef ssize_t got
+    cdef LingerC *rest = client.linger
     cdef size_t used
     cdef int i
     for i in range(TURN_READS):
         if not client.conn.readable:
-            if client.closes and client.rest == FRAMING_NONE:
+            if rest.closes and rest.framing == FRAMING_NONE:
                 client_close(w, client, False)      # it said that it sends no more
             return
         got = io_recv(client.conn.fd, w.hot.data, BUF_SIZE)
@@ -89,9 +95,9 @@ cdef void step_linger(WorkerC *w, ClientC *client) noexcept nogil:
             client_close(w, client, False)
             return
         conn_received(&client.conn, got)
-        client.heard = w.now
-        used = body_skip(&client.rest, &client.rest_left, &client.rest_chunk, w.hot.data, got)
-        discard(&w.stats, client.rest_reason, used)
+        rest.heard = w.now
+        used = body_skip(&rest.framing, &rest.left, &rest.chunk, w.hot.data, got)
+        discard(&w.stats, rest.reason, used)
         discard(&w.stats, DISCARD_BEHIND_REQUEST, got - used)
     conn_queue(w, &client.conn)
 
@@ -173,12 +179,14 @@ cdef int exchange_finish(WorkerC *w, ExchangeC *x) noexcept nogil:
     cdef bint keeps = x.client_keeps and x.up_done and not w.draining
     cdef bint reset = x.reset
     cdef bint wanted = x.up_done and x.client_closes    # then it sends no more, and no RST can follow
-    if client is not NULL:
-        client.rest = <uint8_t>(FRAMING_NONE if x.up_done else x.framing_up)
-        client.rest_reason = <uint8_t>(DISCARD_TUNNEL if x.state == STATE_TUNNEL else DISCARD_REQUEST)
-        client.rest_left = x.up_left
-        client.rest_chunk = x.up_chunk
-        client.closes = x.client_closes
+    cdef LingerC rest
+    if client is not NULL and not keeps:
+        rest.heard = w.now
+        rest.framing = <uint8_t>(FRAMING_NONE if x.up_done else x.framing_up)
+        rest.reason = <uint8_t>(DISCARD_TUNNEL if x.state == STATE_TUNNEL else DISCARD_REQUEST)
+        rest.left = x.up_left
+        rest.chunk = x.up_chunk
+        rest.closes = x.client_closes
     exchange_end(w, x, exchange_phase(x), x.outcome)
     if client is NULL:
         return RC_GONE
@@ -187,7 +195,7 @@ cdef int exchange_finish(WorkerC *w, ExchangeC *x) noexcept nogil:
     elif reset or (wanted and not client.conn.readable):
         client_close(w, client, reset)
     else:
-        client_linger(w, client)
+        client_linger(w, client, &rest)
     return RC_GONE
 
 cdef int client_left(WorkerC *w, ExchangeC *x, int error) noexcept nogil:

@@ -113,6 +113,7 @@ cdef struct WorkerC:
     SlabC clients
     SlabC upstreams
     SlabC exchanges
+    SlabC lingers
     int64_t client_count
     int64_t exchange_count
     int64_t lingering           # upstreams that linger

@@ -680,6 +680,7 @@ cdef void world_check_end() noexcept nogil:
     world_same("client structs", 0, world_slab_missing(w, &w.clients, SIDE_CLIENT))
     world_same("upstream structs", 0, world_slab_missing(w, &w.upstreams, SIDE_UPSTREAM))
     world_same("exchange structs", 0, world_slab_missing(w, &w.exchanges, 0))
+    world_same("linger structs", 0, world_slab_missing(w, &w.lingers, 0))
     world_same("areas for long heads", 0, w.wides_held)
     for i in range(OUTCOME_COUNT):
         outcomes += w.stats.outcomes[i]

@@ -281,21 +281,24 @@ def check_tunnels(world: ModuleType, run: Run, names: set[str]) -> None:
         if not answers or answers[-1][0] != 101 or len(answers) > len(requests):
             continue
         _, target, _, _, start = requests[len(answers) - 1]
-        for other, other_trace in zip(run["upstreams"], run["upstream_traces"], strict=True):
+        # The last of those that got the request: what came before was tried in vain.
+        for other, other_trace in list(zip(run["upstreams"], run["upstream_traces"], strict=True))[::-1]:
             given = read_answers(other.sent, other.left, methods_of(other.got), False)
             place = other.got.find(b" " + target + b" ")
             end = other.got.find(b"\r\n\r\n", place) if place >= 0 else -1
-            if end < 0 or not given or given[-1][0] != 101:
+            if end < 0:
                 continue
+            if not given or given[-1][0] != 101:
+                break
             up = other.got[end + 4 :]
             down = answers[-1][1]
             assert peer.sent[start:].startswith(up), f"tunnel, up: {len(up)} bytes that were not sent so"
             assert given[-1][1].startswith(down), f"tunnel, down: {len(down)} bytes that were not sent so"
             outcomes = [world.OUTCOMES[record[8]] for record in run["records"] if record[5].startswith(target[:96])]
             if run["injected"] or "stop" in names or outcomes[-1:] not in (["ok"], ["client_abort"]):
-                continue
+                break
             if "reset" in (peer.left, other.left):
-                continue
+                break
             hidden = len(other.sent) - other_trace.in_time
             came = given[-1][1][: len(given[-1][1]) - hidden] if hidden else given[-1][1]
             if trace.left and (not other_trace.left or trace.left <= other_trace.left):
@@ -307,6 +310,7 @@ def check_tunnels(world: ModuleType, run: Run, names: set[str]) -> None:
                 assert down == came or not trace.room, f"tunnel, down: {len(came) - len(down)} bytes are missing"
             if other_trace.left and other_trace.left < (trace.left or 1 << 62):
                 assert peer.ended != "reset" or lingered(trace), "tunnel, down: an RST"
+            break
 
 
 def lingered(trace: Any, drained: bool = False) -> bool:

@@ -172,9 +172,12 @@ def test_a_client_resets_a_tunnel_while_the_backend_does_not_read(any_world):
 
 
 def test_a_backend_resets_a_tunnel_while_the_client_does_not_read(any_world):
-    run = check(any_world, tunnel(any_world, 1).upstream_fill(0, 40).upstream_reset(0).time(0, 1))
+    # What we hold for the client goes first.
+    script = tunnel(any_world, 1).upstream_fill(0, 40).upstream_reset(0).time(0, 50).client_room(0, 255).time(0, 1)
+    run = check(any_world, script)
     assert run["outcomes"] == {"upstream_abort": 1}
-    assert run["client_traces"][0].closed - run["upstream_traces"][0].left < 1000
+    assert run["clients"][0].ended == "reset"
+    assert run["upstream_traces"][0].closed - run["upstream_traces"][0].left < 1000
 
 
 def test_a_backend_that_leaves_a_tunnel_with_bytes_on_their_way_has_left(any_world):

@@ -445,7 +445,7 @@ SIM_API int sim_accept4(int fd, struct sockaddr *address, socklen_t *n, int flag
 
 SIM_API ssize_t sim_recv(int fd, void *data, size_t n, int flags) {
     struct sim_end *end = sim_find(fd, SIM_RECV);
-    size_t there;
+    size_t there, from;
     SIM_ENTER(SIM_RECV, -1)
     if (!end)
         return -1;
@@ -453,12 +453,15 @@ SIM_API ssize_t sim_recv(int fd, void *data, size_t n, int flags) {
         sim_fail("a call that may wait", "recv", fd);
     if (n == 0)
         sim_fail("no room", "recv", fd);
-    if (end->urgent && end->mark == end->taken && !end->inline_urgent && sim_readable(end)) {
-        /* Linux steps over it on the way to the byte behind. */
-        end->urgent = 0;
-        end->taken++;
+    from = end->taken;
+    if (end->urgent && end->mark == from && !end->inline_urgent && sim_unread(end)) {
+        from++;     /* it is stepped over, on the way to a byte behind or not */
+        if (!(flags & MSG_PEEK)) {
+            end->taken = from;
+            end->urgent = 0;
+        }
     }
-    there = sim_readable(end);
+    there = end->rx.n - from;
     if (!there) {
         if (end->error) {
             errno = end->error;
@@ -472,8 +475,8 @@ SIM_API ssize_t sim_recv(int fd, void *data, size_t n, int flags) {
     }
     if (n > there)
         n = there;
-    if (end->urgent && end->mark > end->taken && n > end->mark - end->taken)
-        n = end->mark - end->taken;     /* a call ends before the mark, though there is more */
+    if (end->urgent && end->mark > from && n > end->mark - from)
+        n = end->mark - from;           /* a call ends before the mark, though there is more */
     if (!(flags & (MSG_PEEK | MSG_TRUNC))) {
         size_t most = fault < 0 ? (size_t)-fault : sim.most_recv;
         if (most && n > most) {
@@ -483,10 +486,10 @@ SIM_API ssize_t sim_recv(int fd, void *data, size_t n, int flags) {
         }
     }
     if (!(flags & MSG_TRUNC))       /* TCP throws away what it is told to */
-        memcpy(data, end->rx.data + end->taken, n);
+        memcpy(data, end->rx.data + from, n);
     if (flags & MSG_PEEK) {
-        if (end->shown < end->taken + n)
-            end->shown = end->taken + n;
+        if (end->shown < from + n)
+            end->shown = from + n;
     } else {
         end->taken += n;
         end->took_at = sim.now;

@@ -263,6 +263,7 @@ cdef struct LedgerC:
     size_t up_asks              # in the upstream's told
     size_t up_answers           # in the upstream's rx
     size_t stop
+    uint64_t discarded          # what the engine had counted as thrown away when the exchange began
 
 cdef struct WorldC:
     WorkerC *worker
@@ -800,7 +801,7 @@ cdef void world_check_time(WorkerC *w, ExchangeC *x) noexcept nogil:
         return
     down = world_latest(upstream.took_at, client.told_at)
     if x.state == STATE_TUNNEL and x.up.unsent:
-        world_overdue(b"send time-out", world_latest(upstream.told_at, x.taken), w.settings.send_timeout)
+        world_overdue(b"send time-out", world_latest(upstream.told_at, x.moved), w.settings.send_timeout)
     elif x.state == STATE_TUNNEL and not x.down.unsent:
         world_overdue(b"idle time-out, tunnel", world_latest(down, world_latest(client.took_at, upstream.told_at)),
                       w.settings.idle_timeout)
@@ -815,6 +816,14 @@ cdef void world_check_time(WorkerC *w, ExchangeC *x) noexcept nogil:
 # The account of an exchange's bytes (rule C1): what was received of either peer has been forwarded or is held, or there is a
 # reason for which it was thrown away. It is taken from what both peers' kernels have, byte by byte, when the exchange ends.
 
+cdef uint64_t world_discarded(WorkerC *w) noexcept nogil:
+    # Bytes that the engine has counted as thrown away, for whatever reason.
+    cdef uint64_t total = 0
+    cdef int i
+    for i in range(DISCARD_COUNT):
+        total += w.stats.discarded[i]
+    return total
+
 cdef void exchange_set_state(WorkerC *w, ExchangeC *x, uint8_t state) noexcept nogil:
     # In front of the engine's own: notes where in its peers' bytes the exchange stands.
     cdef sim_end *upstream
@@ -825,6 +834,7 @@ cdef void exchange_set_state(WorkerC *w, ExchangeC *x, uint8_t state) noexcept n
         ledger = &world.ledgers[x.client.conn.fd - SIM_FIRST]
         if state == STATE_HEAD:
             ledger.answers = client.told.n
+            ledger.discarded = world_discarded(w)
             ledger.upstream = -1
             ledger.forwards = 0
             ledger.released = False
@@ -846,15 +856,18 @@ cdef void exchange_end(WorkerC *w, ExchangeC *x, uint8_t phase, uint8_t outcome)
     cdef LedgerC *ledger = NULL
     cdef uint8_t *data = NULL
     cdef size_t n = 0
+    cdef uint64_t missing = 0
     if x.client is not NULL:
         ledger = &world.ledgers[x.client.conn.fd - SIM_FIRST]
         inbox_holds(&x.client.inbox, &data, &n)
         asks = sim.ends[x.client.conn.fd - SIM_FIRST].taken - n
         if ledger.upstream >= 0 and world.checks:
-            world_account_down(w, x, ledger, outcome)
-            world_account_up(w, x, ledger, outcome)
+            missing = world_account_down(w, x, ledger, outcome) + world_account_up(w, x, ledger, outcome)
     engine_exchange_end(w, x, phase, outcome)
     if ledger is not NULL:
+        if missing > world_discarded(w) - ledger.discarded:
+            sim_fail("account: thrown away, and not counted", b"bytes",
+                     <int64_t>(missing - (world_discarded(w) - ledger.discarded)))
         ledger.asks = asks
 
 cdef void world_hold(sim_bytes *to, ChainC *chain) noexcept nogil:
@@ -904,7 +917,7 @@ cdef bint world_framing_ends(ExchangeC *x, const uint8_t *data, size_t n, size_t
         rc = chunk_next(&chunk, data, n, &used, &body, &length)
     return rc != RC_AGAIN and used == at
 
-cdef void world_account_down(WorkerC *w, ExchangeC *x, LedgerC *ledger, uint8_t outcome) noexcept nogil:
+cdef uint64_t world_account_down(WorkerC *w, ExchangeC *x, LedgerC *ledger, uint8_t outcome) noexcept nogil:
     cdef sim_end *client = &sim.ends[x.client.conn.fd - SIM_FIRST]
     cdef sim_end *upstream = &sim.ends[ledger.upstream]
     cdef const uint8_t *came = upstream.rx.data + ledger.up_answers
@@ -916,7 +929,7 @@ cdef void world_account_down(WorkerC *w, ExchangeC *x, LedgerC *ledger, uint8_t 
     cdef size_t shown
     cdef sim_bytes went
     if not ledger.forwards or x.dechunk or client.lost:
-        return
+        return 0
     memset(&went, 0, sizeof(went))
     sim_append(&went, client.told.data + ledger.answers, sent)
     world_hold(&went, &x.down)
@@ -936,7 +949,7 @@ cdef void world_account_down(WorkerC *w, ExchangeC *x, LedgerC *ledger, uint8_t 
     elif same < length and not (outcome != OUTCOME_OK and w.settings.midstream_error_event and memmem(
             went.data + sent + same, length - same, b'data: {"error"', 14) is not NULL):
         sim_fail("account: the client got what never came", b"bytes", <int64_t>(length - same))
-    elif (same < n and outcome != OUTCOME_CLIENT_ABORT and outcome != OUTCOME_OVERLOAD
+    elif (same < n and outcome != OUTCOME_CLIENT_ABORT and outcome != OUTCOME_OVERLOAD and not x.deaf
             and not (x.state != STATE_TUNNEL and world_framing_ends(x, came, n, same))):
         # A send that finds the client gone, or no memory to hold a piece, are the reasons; and what stands behind the body.
         sim_fail("account: dropped for no reason", b"down", <int64_t>(n - same))
@@ -944,8 +957,12 @@ cdef void world_account_down(WorkerC *w, ExchangeC *x, LedgerC *ledger, uint8_t 
         sim_fail("account: it ended well, and bytes are held", b"down", x.down.unsent)
     world.accounted += 1
     world_free(&went)
+    # What has gone down, without what is held.
+    same = length if same > length else same
+    length = length - x.down.unsent if length > x.down.unsent else 0
+    return n - (same if same < length else length) if n > (same if same < length else length) else 0
 
-cdef void world_account_up(WorkerC *w, ExchangeC *x, LedgerC *ledger, uint8_t outcome) noexcept nogil:
+cdef uint64_t world_account_up(WorkerC *w, ExchangeC *x, LedgerC *ledger, uint8_t outcome) noexcept nogil:
     cdef sim_end *client = &sim.ends[x.client.conn.fd - SIM_FIRST]
     cdef sim_end *upstream = &sim.ends[ledger.upstream]
     cdef const uint8_t *came = client.rx.data + ledger.asks
@@ -957,7 +974,7 @@ cdef void world_account_up(WorkerC *w, ExchangeC *x, LedgerC *ledger, uint8_t ou
     cdef sim_bytes went
     if (x.upstream is NULL or x.up_broken or upstream.lost or outcome == OUTCOME_BAD_REQUEST or outcome == OUTCOME_OVERLOAD
             or (x.state != STATE_WAIT and x.state != STATE_STREAM and x.state != STATE_TUNNEL)):
-        return      # it takes no more, or the request was broken or could not be held: what came since is thrown away
+        return 0    # it takes no more, or the request was broken or could not be held: what came since is thrown away
     memset(&went, 0, sizeof(went))
     sim_append(&went, upstream.told.data + ledger.up_asks, upstream.told.n - ledger.up_asks)
     world_hold(&went, &x.up)
@@ -980,6 +997,8 @@ cdef void world_account_up(WorkerC *w, ExchangeC *x, LedgerC *ledger, uint8_t ou
         sim_fail("account: it ended well, and bytes are held", b"up", x.up.unsent)
     world.accounted += 1
     world_free(&went)
+    sent = went.n - sent - x.up.unsent
+    return n - sent if n > sent else 0
 
 cdef void world_check_idle() noexcept nogil:
     # An engine that sleeps has done all that it can, and its counters say what is.

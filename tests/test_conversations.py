@@ -123,7 +123,10 @@ REFUSED_HEADS = {
     "too many fields": (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n" + b"A: b\r\n" * 130 + b"\r\n", b"431"),
     "a version that is not known": (b"POST / HTTP/2.0\r\nHost: a\r\nContent-Length: 5\r\n\r\n", b"505"),
     "an expectation": (b"POST / HTTP/1.1\r\nHost: a\r\nExpect: x\r\nContent-Length: 5\r\n\r\n", b"417"),
-    "a close that stands in a broken head": (b"POST / HTTP/1.1\r\nConnection: close\r\nContent-Length: 5\r\n\r\n", b"400"),
+    "a close that stands in a broken head": (
+        b"POST / HTTP/1.1\r\nConnection: close\r\nContent-Length: 5\r\n\r\n",
+        b"400",
+    ),
 }
 
 
@@ -195,7 +198,9 @@ def test_a_backend_is_silent_after_a_client_was_blocked_and_took_all(any_world, 
         script = tunnel(any_world).client_room(0, 0).upstream_fill(0, 1)
     else:
         script = Script(any_world).connect(0, 4).client_say(0, 0).upstream_say(0, 12).upstream_fill(0, 4)
-    script.set(send_timeout=send_timeout, idle_timeout=3.0, ttft_timeout=0.0).time(0, 101).client_room(0, 255).time(0, 103)
+    script.set(send_timeout=send_timeout, idle_timeout=3.0, ttft_timeout=0.0).time(0, 101).client_room(0, 255).time(
+        0, 103
+    )
     run = check(any_world, script)
     assert run["outcomes"] == {"timeout_idle": 1}
 
@@ -210,12 +215,16 @@ def test_a_backend_is_silent_in_its_answer_while_the_client_drips_its_body(any_w
     assert run["outcomes"] == {"timeout_idle": 1}
 
 
-@pytest.mark.parametrize("where", ["in the head", "in the body", "in the answer", "in a tunnel, up", "in a tunnel, down"])
+@pytest.mark.parametrize(
+    "where", ["in the head", "in the body", "in the answer", "in a tunnel, up", "in a tunnel, down"]
+)
 def test_urgent_data_is_data(any_world, where):
     # A recv ends before an urgent byte, though more stands behind it, and no event tells of that.
     script = Script(any_world).connect()
     if where == "in the head":
-        script.client_send(0, b"GET /q-0001- HTTP/1.1\r\nHost: a\r\nX: ").client_urgent(0, 1).client_send(0, b"\r\n\r\n")
+        script.client_send(0, b"GET /q-0001- HTTP/1.1\r\nHost: a\r\nX: ").client_urgent(0, 1).client_send(
+            0, b"\r\n\r\n"
+        )
     elif where == "in the body":
         script.client_send(0, b"POST /q-0001- HTTP/1.1\r\nHost: a\r\nContent-Length: 13\r\n\r\n").client_urgent(0, 1)
         script.client_send(0, b"hello")

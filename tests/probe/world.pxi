@@ -762,8 +762,9 @@ cdef void world_check_conn(WorkerC *w, ConnC *conn) noexcept nogil:
     else:
         if waits and not x.down.unsent and x.state != STATE_CONNECT:
             sim_fail("not read, and nothing is in its way", name, conn.fd)
-        # What came before an RST is for the client, and is read when it takes more; a tunnel passes the RST on at once.
-        if end.dead and x.state == STATE_TUNNEL:
+        # What came before an RST is for the client, and is read when it takes more; a tunnel passes an RST on at once, unless a
+        # FIN came before it: then all was sent.
+        if end.dead and not end.fin and x.state == STATE_TUNNEL:
             sim_fail("it left, and nobody noticed", name, conn.fd)
         if x.up.unsent and end.room and not x.up_broken and x.state != STATE_FINISH:
             sim_fail("not sent, though there is room", name, conn.fd)
@@ -1107,8 +1108,8 @@ whether it left only because the script was over.
 """
 
 Trace = namedtuple("Trace", "in_time lost room fed left shut closed")
-Trace.__doc__ = """More of a peer: how many of its bytes came before we closed, how many of ours an RST destroyed, how many it would still
-take; when (us, 0 for never) it last sent a byte and left, before we closed, and when our FIN and our close came.
+Trace.__doc__ = """More of a peer: how many of its bytes came before we closed, how many of ours an RST destroyed, how many it
+would still take; when (us, 0 for never) it last sent a byte and left, before we closed, and when our FIN and our close came.
 """
 
 
@@ -1212,8 +1213,9 @@ cdef void _world_clear(bytes script):
 def run(bytes script not None, faults=(), size_t most_recv=0, size_t most_send=0, bint interrupts=False,
         bint aborts=False):
     """Runs a script. `faults` are (call, nth call of this kind from 1, errno), or a negative number for no more than so
-    many bytes; with a fourth number as many calls in a row fail, FOR_EVER are all. What the peers saw, the records of exchanges, the outcomes, the calls by kind; or an AssertionError that says
-    which rule was broken (with `aborts` the process ends).
+    many bytes; with a fourth number as many calls in a row fail, FOR_EVER are all. What the peers saw, the records of
+    exchanges, the outcomes, the calls by kind; or an AssertionError that says which rule was broken (with `aborts` the
+    process ends).
     """
     cdef Engine engine = Engine.__new__(Engine)
     cdef int listener

@@ -183,6 +183,29 @@ def test_a_backend_resets_a_tunnel_while_the_client_does_not_read(any_world):
     assert run["upstream_traces"][0].closed - run["upstream_traces"][0].left < 1000
 
 
+def test_a_send_is_told_of_a_backends_reset_while_the_client_does_not_read(any_world):
+    # The kernel tells of it once, and here the send is told: no recv will be.
+    script = tunnel(any_world, 1).client_say(16, 0).upstream_reset(0).time(0, 1).client_room(0, 255).time(0, 1)
+    run = check(any_world, script)
+    assert run["outcomes"] == {"upstream_abort": 1}
+
+
+def test_a_backends_reset_comes_with_bytes_that_the_client_does_not_take(any_world):
+    # One event tells of both, and the tunnel is blocked only after it has read them.
+    script = tunnel(any_world, 3).upstream_cork(0, 1).upstream_say(0, 1).upstream_cork(0, 0).upstream_reset(0)
+    run = check(any_world, script.time(0, 1).client_room(0, 255).time(0, 1))
+    assert run["outcomes"] == {"upstream_abort": 1}
+
+
+@pytest.mark.parametrize("error", ["EPIPE", "ECONNRESET"])
+def test_a_backend_that_takes_no_more_of_a_request_has_the_ttft_time_out(any_world, error):
+    which = any_world.ERRORS["send"].index(getattr(errno, error))
+    script = Script(any_world).set(ttft_timeout=1.0, idle_timeout=5.0).connect()
+    script.fault(any_world.CALLS.index("send"), which << 4).client_say(0, 12).time(0, 100)
+    run = check(any_world, script)
+    assert run["outcomes"] == {"timeout_ttft": 1}
+
+
 def test_a_backend_that_leaves_a_tunnel_with_bytes_on_their_way_has_left(any_world):
     script = tunnel(any_world).upstream_room(0, 0).client_fill(0, 4).upstream_fin(0).time(0, 1)
     assert "ok" not in check(any_world, script)["outcomes"]

@@ -200,7 +200,9 @@ def test_a_backends_reset_comes_with_bytes_that_the_client_does_not_take(any_wor
 @pytest.mark.parametrize("error", ["EPIPE", "ECONNRESET"])
 def test_a_backend_that_takes_no_more_of_a_request_has_the_ttft_time_out(any_world, error):
     which = any_world.ERRORS["send"].index(getattr(errno, error))
-    script = Script(any_world).set(ttft_timeout=1.0, idle_timeout=5.0).connect()
+    # Without others, for which the wheel would look sooner.
+    script = Script(any_world).set(connect_timeout=0.0, head_timeout=0.0, keepalive_timeout=0.0, send_timeout=0.0)
+    script.set(ttft_timeout=1.0, idle_timeout=5.0).connect()
     script.fault(any_world.CALLS.index("send"), which << 4).client_say(0, 12).time(0, 100)
     run = check(any_world, script)
     assert run["outcomes"] == {"timeout_ttft": 1}

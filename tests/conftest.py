@@ -45,6 +45,12 @@ def world() -> ModuleType:
     return import_probe("llmpipe_world")
 
 
+@pytest.fixture(scope="session", params=["llmpipe_world", "llmpipe_world_small"])
+def any_world(request: pytest.FixtureRequest) -> ModuleType:
+    """The same, and with small constants."""
+    return import_probe(request.param)
+
+
 @pytest.fixture
 def proxy_to() -> Iterator[Callable[..., Proxy]]:
     """Makes proxies: proxy_to(script_or_backend, ..., options=()). A script gets a backend of its own."""

@@ -26,6 +26,7 @@ SETTINGS = {
     "no_idle": 64,
     "quota": 128,
 }
+FAULTS = {"fault", "fault_row", "listener_shut"}
 TABLE = {"two": 1, "finish": 2, "none": 4, "addresses": 8}
 
 
@@ -43,6 +44,12 @@ class Script:
     def __init__(self, world: ModuleType, settings: tuple[str, ...] = (), table: tuple[str, ...] = ()) -> None:
         self._world = world
         self._ops = [bytes([sum(SETTINGS[name] for name in settings), sum(TABLE[name] for name in table)])]
+
+    def set(self, **values: float) -> Script:
+        """The operations "setting" that give settings these values, which must be among EDGES."""
+        for name, value in values.items():
+            self.setting(self._world.SETTINGS.index(name), self._world.EDGES[name].index(value))
+        return self
 
     def __getattr__(self, name: str) -> Any:
         what = self._world.OPERATIONS.index(name)
@@ -62,14 +69,20 @@ class Script:
         return b"".join(self._ops)
 
 
-@lru_cache(maxsize=64)
 def requests_in(data: bytes) -> list[tuple[bytes, bytes, bytes]]:
-    """(method, target, body) of the whole requests in some bytes, by h11; ends where they are no longer HTTP.
+    """(method, target, body) of the whole requests in some bytes, by h11; ends where they are no longer HTTP."""
+    return [request[:3] for request in read_requests(data)]
+
+
+@lru_cache(maxsize=64)
+def read_requests(data: bytes) -> list[tuple[bytes, bytes, bytes, bool, int]]:
+    """As requests_in, with whether the client said that it is its last, and where each ends.
 
     One connection for each, so that what h11 does not do is done here: it reads nothing behind a request of HTTP/1.0 or one
     that says close, and no empty line before a request (RFC 9112 2.2).
     """
     found = []
+    size = len(data)
     while data:
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 20)
         connection.receive_data(data.removeprefix(b"\r\n"))
@@ -85,9 +98,19 @@ def requests_in(data: bytes) -> list[tuple[bytes, bytes, bytes]]:
         except h11.RemoteProtocolError:
             return found
         assert request
-        found.append((bytes(request.method), bytes(request.target), body))
         data = bytes(connection.trailing_data[0])
+        found.append((bytes(request.method), bytes(request.target), body, says_close(request), size - len(data)))
     return found
+
+
+def says_close(request: h11.Request) -> bool:
+    options = {
+        option.strip()
+        for name, value in request.headers
+        if name == b"connection"
+        for option in value.lower().split(b",")
+    }
+    return b"close" in options or (request.http_version == b"1.0" and b"keep-alive" not in options)
 
 
 def read_answers(data: bytes, ended: str, methods: list[bytes], strict: bool = True) -> list[Answer]:
@@ -205,9 +228,10 @@ def check_honest(run: Run, leaves: bool = False) -> None:
 def check_outcomes(run: Run) -> None:
     """Whether the counters agree with what the clients saw: `ok` is an answer that its client had whole, and the other way round."""
     good = unclear = left = 0
-    for peer in run["clients"]:
+    for peer, trace in zip(run["clients"], run["client_traces"], strict=True):
         methods = methods_of(peer.sent)
         answers = read_answers(peer.got, peer.ended, methods, False)
+        left += len(methods) if trace.lost else 0  # an RST may have destroyed as many
         unframed = UNFRAMED.search(peer.got) is not None
         unclear += b"HTTP/1.1 101 " in peer.got
         for i, ((status, body, whole), method) in enumerate(zip(answers, methods, strict=False)):
@@ -224,8 +248,106 @@ def check_outcomes(run: Run) -> None:
 def judge(world: ModuleType, run: Run, script: bytes) -> None:
     """All that must be true of a run of any script."""
     if run["failed"] is None:
+        names = {name for name, _ in operations_of(world, script)}
         check_honest(run, leaves=ends_accepting(world, script))
         check_outcomes(run)
+        check_counts(run, names)
+        check_tunnels(world, run, names)
+        check_ends(run, names)
+
+
+# ------------------------------------------------------------------------------------- counts, tunnels, ends of connections
+
+LINGER_MOST, LINGER_QUIET, LINGER_DRAINED = 30e6, 5e6, 2e6  # us (rule A6)
+HEAD = re.compile(rb"HTTP/1\.1 \d{3} [^\r]*\r\n(?:[^\r]+\r\n)*\r\n")
+
+
+def check_counts(run: Run, names: set[str]) -> None:
+    """Whether no client got more final answers than it sent requests, and none whose connection we ended well got fewer."""
+    for peer, trace in zip(run["clients"], run["client_traces"], strict=True):
+        sent = peer.sent[: trace.in_time]
+        requests = read_requests(sent)
+        begun = bool(sent[requests[-1][4] if requests else 0 :].removeprefix(b"\r\n"))
+        answers = read_answers(peer.got, peer.ended, [request[0] for request in requests] + [b"GET"] * 3, False)
+        assert len(answers) <= len(requests) + begun, f"{len(answers)} answers to {len(requests)} requests"
+        last = next((i for i, request in enumerate(requests) if request[3]), len(requests) - 1)
+        announced = any(b"connection: close" in head.lower() for head in HEAD.findall(peer.got))
+        ours = trace.closed and not (trace.left and trace.left <= trace.closed) and peer.ended == "fin"
+        if ours and not run["injected"] and not names & {"stop", "drain", "end_listening"} and not announced:
+            assert not answers or not answers[-1][2] or len(answers) > last, "a request without an answer"
+            assert answers or not requests, "a request without an answer"
+
+
+def check_tunnels(world: ModuleType, run: Run, names: set[str]) -> None:
+    """Whether after a 101 each side got what the other sent, from its start, and all of it where nobody reset."""
+    for peer, trace in zip(run["clients"], run["client_traces"], strict=True):
+        requests = read_requests(peer.sent)
+        answers = read_answers(peer.got, peer.ended, methods_of(peer.sent), False)
+        if not answers or answers[-1][0] != 101 or len(answers) > len(requests):
+            continue
+        _, target, _, _, start = requests[len(answers) - 1]
+        # The last of those that got the request: what came before was tried in vain.
+        for other, other_trace in list(zip(run["upstreams"], run["upstream_traces"], strict=True))[::-1]:
+            given = read_answers(other.sent, other.left, methods_of(other.got), False)
+            place = other.got.find(b" " + target + b" ")
+            end = other.got.find(b"\r\n\r\n", place) if place >= 0 else -1
+            if end < 0:
+                continue
+            if not given or given[-1][0] != 101:
+                break
+            up = other.got[end + 4 :]
+            down = answers[-1][1]
+            assert peer.sent[start:].startswith(up), f"tunnel, up: {len(up)} bytes that were not sent so"
+            assert given[-1][1].startswith(down), f"tunnel, down: {len(down)} bytes that were not sent so"
+            outcomes = [world.OUTCOMES[record[8]] for record in run["records"] if record[5].startswith(target[:96])]
+            if run["injected"] or "stop" in names or outcomes[-1:] not in (["ok"], ["client_abort"]):
+                break
+            if "reset" in (peer.left, other.left):
+                break
+            hidden = len(other.sent) - other_trace.in_time
+            came = given[-1][1][: len(given[-1][1]) - hidden] if hidden else given[-1][1]
+            if trace.left and (not other_trace.left or trace.left <= other_trace.left):
+                assert up == peer.sent[start : trace.in_time] or not other_trace.room, (
+                    f"tunnel, up: {trace.in_time - start - len(up)} bytes are missing at the end"
+                )
+                assert other.ended != "reset" or lingered(other_trace, "drain" in names), "tunnel, up: an RST"
+            # What came in the same moment as the client's FIN may come after it.
+            earlier = (peer.stayed and other_trace.fed < trace.left) or 0 < other_trace.left < trace.left
+            if earlier:
+                assert down == came or not trace.room, f"tunnel, down: {len(came) - len(down)} bytes are missing"
+            if other_trace.left and other_trace.left < (trace.left or 1 << 62):
+                assert peer.ended != "reset" or lingered(trace, "drain" in names), "tunnel, down: an RST"
+            break
+
+
+def lingered(trace: Any, drained: bool = False) -> bool:
+    """Whether we waited long enough behind our FIN for what still came (rule A6)."""
+    if not trace.shut:
+        return False
+    slack = 1e5
+    waited = trace.closed - trace.shut + slack
+    return (
+        waited >= LINGER_MOST
+        or trace.closed - max(trace.shut, trace.fed) + slack >= LINGER_QUIET
+        or (drained and waited >= LINGER_DRAINED)
+    )
+
+
+def check_ends(run: Run, names: set[str]) -> None:
+    """Whether no RST could destroy the last answer of a connection that we ended."""
+    if run["injected"] or "stop" in names:
+        return
+    for peer, trace in zip(run["clients"], run["client_traces"], strict=True):
+        if peer.ended != "reset" or (trace.left and trace.left <= trace.closed):
+            continue
+        requests = read_requests(peer.sent[: trace.in_time])
+        answers = read_answers(peer.got, "", [request[0] for request in requests] + [b"GET"], False)
+        heads = [head for head in HEAD.findall(peer.got) if b"connection: close" in head.lower()]
+        if not answers or not answers[-1][2] or not heads:
+            continue
+        if len(requests) >= len(answers) and requests[len(answers) - 1][3]:
+            continue  # it said that it sends no more
+        assert lingered(trace, "drain" in names), f"an RST behind the answer {heads[-1][:16]!r}"
 
 
 def random_script(world: ModuleType, dice: random.Random, faults: bool) -> bytes:
@@ -233,6 +355,9 @@ def random_script(world: ModuleType, dice: random.Random, faults: bool) -> bytes
     settings = dice.randrange(256) if dice.random() < 0.5 else 0
     table = dice.randrange(16) if dice.random() < 0.6 else dice.choice([0, 1])
     script = Script(world)
+    if dice.random() < 0.4:
+        for _ in range(dice.randrange(1, 6)):
+            script.setting(dice.randrange(len(world.SETTINGS)), dice.choice([0, dice.randrange(64)]))
     if dice.random() < 0.7:
         for address in range(4):
             script.backend_answer(address, dice.randrange(len(world.RESPONSES) + 1) | dice.choice([0, 0, 64, 128, 192]))
@@ -240,6 +365,17 @@ def random_script(world: ModuleType, dice: random.Random, faults: bool) -> bytes
         script.backend_connect(dice.randrange(4), dice.randrange(5))
     for _ in range(dice.randrange(1, 4)):
         script.connect(0, 0 if dice.random() < 0.6 else dice.randrange(20))
+    if dice.random() < 0.1:
+        script.client_say(0, 5).upstream_say(0, 8)
+    if dice.random() < 0.2:
+        # An answer that comes at once, however long it is.
+        script.client_say(0, dice.choice([0, 1, 5, 5])).upstream_cork(0, 1)
+        script.upstream_say(0, dice.choice([8, 8, dice.randrange(len(world.RESPONSES))]))
+        for _ in range(dice.randrange(4)):
+            getattr(script, dice.choice(["upstream_fill", "upstream_fill", "upstream_chunk"]))(0, dice.randrange(256))
+        script.upstream_cork(0, 0)
+    if dice.random() < 0.1:
+        script.client_say(0, dice.choice([0, 1, 12, 12])).upstream_say(0, 2).upstream_say(0, 3)
     for _ in range(dice.randrange(1, 25)):
         which = dice.random()
         who = dice.randrange(4)
@@ -252,8 +388,22 @@ def random_script(world: ModuleType, dice: random.Random, faults: bool) -> bytes
             script.fault(dice.randrange(len(world.CALLS)), dice.randrange(256))
         elif which < 0.65:
             script.time(0, dice.choice([0, 1, 5, 50, 99, 100, 101, 102, 110, 250]))
+        elif which < 0.67:
+            # One side goes on, slowly.
+            drip, message = dice.choice(
+                [("client_say", 13), ("upstream_say", 3), ("client_fill", 1), ("upstream_fill", 1)]
+            )
+            for _ in range(dice.randrange(2, 5)):
+                getattr(script, drip)(0, message).time(0, 100)
+        elif which < 0.69:
+            # One side takes nothing, then everything.
+            side = dice.choice(["client", "upstream"])
+            other = "upstream" if side == "client" else "client"
+            getattr(script, f"{side}_room")(0, dice.randrange(4))
+            getattr(script, f"{other}_fill")(0, dice.randrange(256)).time(0, dice.choice([1, 100]))
+            getattr(script, f"{side}_room")(0, 255).time(0, dice.choice([1, 102]))
         else:
-            name = dice.choice([name for name in world.OPERATIONS if faults or name != "fault"])
+            name = dice.choice([name for name in world.OPERATIONS if faults or name not in FAULTS])
             if name.endswith("_send"):
                 getattr(script, name)(who, dice.randbytes(dice.randrange(8)))
             else:
@@ -263,7 +413,10 @@ def random_script(world: ModuleType, dice: random.Random, faults: bool) -> bytes
 
 def ends_accepting(world: ModuleType, script: bytes) -> bool:
     """Whether a script has an operation after which clients may stay without an answer."""
-    return bool({"drain", "stop", "end_listening"} & {name for name, _ in operations_of(world, script)})
+    return bool(
+        {"drain", "stop", "end_listening", "listener_shut", "fault_row"}
+        & {name for name, _ in operations_of(world, script)}
+    )
 
 
 def operations_of(world: ModuleType, script: bytes) -> list[tuple[str, bytes]]:

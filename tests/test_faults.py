@@ -8,6 +8,7 @@ memory may be left, and what the clients got is the right answer, a well-formed 
 
 from __future__ import annotations
 
+import errno
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -107,7 +108,7 @@ CONVERSATIONS: list[Callable[[ModuleType], Script]] = [
     *(abort_that_finishes, abort, pipelined, stale_upstream, until_close, drain, new_table),
     too_many_of_an_address,
 ]
-Fault = tuple[str, int, int]
+Fault = tuple[str, int, int] | tuple[str, int, int, int]
 
 
 MEMORY = ("malloc", "calloc", "realloc", "mmap")
@@ -137,8 +138,12 @@ def play_with(world: ModuleType, conversation: Callable[[ModuleType], Script], f
     try:
         run = play(world, conversation, faults=faults)
         if run["failed"] is None:
-            # One that ends accepting may leave clients in the backlog, whom the kernel resets.
-            check_honest(run, leaves=conversation is drain)
+            # Where accepting ends, or never begins, clients stay in the backlog, and the kernel resets them.
+            check_honest(
+                run,
+                leaves=conversation is drain
+                or any(fault[0] in ("accept4", "epoll_ctl") for fault in faults if fault[3:]),
+            )
             check_outcomes(run)
     except AssertionError as error:
         raise AssertionError(f"{faults}: {error}") from error
@@ -188,16 +193,35 @@ def test_two_faults_at_once(world, conversation):
     assert injected > 1000
 
 
+def rows_of(world: ModuleType, clean: Run) -> list[Fault]:
+    """Each call that fails from its first, middle or last time on, 16 times or for ever. An interrupted one is no failure."""
+    return [
+        (call, nth, error, row)
+        for call, times in clean["calls"].items()
+        for nth in sorted({1, (times + 1) // 2, times} if times else {})
+        for error in world.ERRORS[call]
+        for row in (16, world.FOR_EVER)
+        if row == 16 or error != errno.EINTR
+    ]
+
+
+@pytest.mark.parametrize("conversation", CONVERSATIONS, ids=lambda conversation: conversation.__name__)
+@pytest.mark.parametrize("share", [0.1, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_call_fails_from_then_on(any_world, conversation, share):
+    clean = clean_run(any_world, conversation)
+    rows = rows_of(any_world, clean)
+    for row in random.Random(conversation.__name__).sample(rows, int(len(rows) * share)):
+        assert play_with(any_world, conversation, [row])["injected"]
+
+
 @pytest.mark.parametrize("conversation", CONVERSATIONS, ids=lambda conversation: conversation.__name__)
 @pytest.mark.parametrize(
     "how", [{"interrupts": True}, {"most_recv": 1}, {"most_send": 1}, {"most_recv": 7, "most_send": 3}]
 )
-def test_interrupts_and_short_calls_change_no_byte(world, conversation, how):
-    clean = clean_run(world, conversation)
-    run = play(world, conversation, **how)
+def test_interrupts_and_short_calls_change_no_byte(any_world, conversation, how):
+    clean = clean_run(any_world, conversation)
+    run = play(any_world, conversation, **how)
     assert run["injected"] > 3 or run["short"] > 3
-    if conversation is tunnel:  # bytes that a FIN overtakes
-        return
     assert run["clients"] == clean["clients"]
     assert run["outcomes"] == clean["outcomes"]
 

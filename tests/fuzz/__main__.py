@@ -19,9 +19,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 BUILT = ROOT / "build" / "fuzz"
-TARGETS = ("request_head", "response_head", "chunked", "conversation")
+TARGETS = ("request_head", "response_head", "chunked", "conversation", "conversation_small")
+SMALL = "_small"  # of a target's name: the same in the world with small constants, from the same corpus
 CORPUS_MOST = 50  # inputs a target that `--keep` chooses
-SHARES = {"conversation": 3}  # of the time; the others have 1
+SHARES = {"conversation": 3, "conversation_small": 3}  # of the time; the others have 1
 
 
 def ask_clang(*arguments: str) -> str:
@@ -44,10 +45,11 @@ def fuzz(target: str, arguments: list[str]) -> subprocess.CompletedProcess[str]:
     """Runs libFuzzer in a process of its own."""
     runtime = Path(ask_clang("--print-resource-dir")) / f"lib/linux/libclang_rt.asan-{platform.machine()}.so"
     program = BUILT / f"fuzz-{target}"
+    world = "llmpipe_world" + (SMALL if target.endswith(SMALL) else "")
     program.write_text(
-        f"#!{sys.executable}\nimport sys, llmpipe_world, functools, scripts\n"
-        f"judge = functools.partial(scripts.judge, llmpipe_world)\n"
-        f"sys.exit(llmpipe_world.fuzz('{target}', sys.argv, judge))\n"
+        f"#!{sys.executable}\nimport sys, {world}, functools, scripts\n"
+        f"judge = functools.partial(scripts.judge, {world})\n"
+        f"sys.exit({world}.fuzz('{target.removesuffix(SMALL)}', sys.argv, judge))\n"
     )
     program.chmod(0o755)
     sanitizers = {
@@ -100,7 +102,7 @@ def report(target: str, output: str) -> str:
     covered = re.findall(r"cov: (\d+) ft: (\d+) corp: (\d+)", output)
     cov, features, corpus = covered[-1] if covered else ("?", "?", "?")
     return (
-        f"{target:14} {runs[-1] if runs else '?':>9} inputs  {cov:>5} edges  {features:>6} features  {corpus:>5} kept"
+        f"{target:18} {runs[-1] if runs else '?':>9} inputs  {cov:>5} edges  {features:>6} features  {corpus:>5} kept"
     )
 
 
@@ -113,17 +115,17 @@ def main() -> int:
     build()
     parts = sum(SHARES.get(target, 1) for target in arguments.targets)
     for target in arguments.targets:
-        corpus, found = HERE / "corpus" / target, BUILT / target
+        corpus, found = HERE / "corpus" / target.removesuffix(SMALL), BUILT / target
         crashes = BUILT / "crashes"
         for folder in (corpus, found, crashes):
             folder.mkdir(parents=True, exist_ok=True)
         seconds = max(1, arguments.seconds * SHARES.get(target, 1) // parts)
         options = [f"-max_total_time={seconds}", "-print_final_stats=1", "-timeout=10", "-rss_limit_mb=4096"]
         options += [
-            "-max_len=2048" if target == "conversation" else "-max_len=600",
+            "-max_len=2048" if target.startswith("conversation") else "-max_len=600",
             f"-artifact_prefix={crashes}/{target}-",
         ]
-        if target != "conversation":
+        if not target.startswith("conversation"):
             options.append(f"-dict={HERE / 'http.dict'}")
         result = fuzz(target, [*options, str(found), str(corpus)])
         print(report(target, result.stdout), flush=True)
@@ -132,7 +134,7 @@ def main() -> int:
             paths = re.findall(r"Test unit written to (\S+)", result.stdout)
             print(f"{target}: {paths[-1] if paths else 'no input was written'}")
             return 1
-        if arguments.keep:
+        if arguments.keep and not target.endswith(SMALL):
             keep(target, corpus, found)
     return 0
 

@@ -322,9 +322,12 @@ cdef void mutate_op(uint8_t *op) noexcept nogil:
     op[0] = usual[mutate_roll(8)] if mutate_roll(2) else <uint8_t>mutate_roll(OP_COUNT)
     op[1] = <uint8_t>mutate_roll(4)
     op[2] = <uint8_t>mutate_roll(32 if mutate_roll(2) else 256)
-    if op[0] == OP_CLIENT_SAY or op[0] == OP_UPSTREAM_SAY:
+    if op[0] == OP_SETTING:
+        op[1] = <uint8_t>mutate_roll(16)
+        op[2] = <uint8_t>(mutate_roll(64) if mutate_roll(2) else 0)
+    elif op[0] == OP_CLIENT_SAY or op[0] == OP_UPSTREAM_SAY:
         op[1] |= sizes[mutate_roll(5)]
-    elif op[0] == OP_FAULT:
+    elif op[0] == OP_FAULT or op[0] == OP_FAULT_ROW:
         op[1] = <uint8_t>mutate_roll(SIM_CALLS)
     elif op[0] == OP_CLIENT_SEND or op[0] == OP_UPSTREAM_SEND:
         op[2] = 0

@@ -6,6 +6,7 @@
 # engine's loop is the product's own and knows nothing of this.
 
 from collections import namedtuple
+from copy import copy
 
 cdef extern from "kernel.h" nogil:
     enum:
@@ -19,6 +20,7 @@ cdef extern from "kernel.h" nogil:
         END_CLIENT
         END_UPSTREAM
         CONNECT_MODES
+        SIM_FOR_EVER
     const char **SIM_CALL_NAMES
     cdef struct sim_bytes:
         uint8_t *data
@@ -39,9 +41,22 @@ cdef extern from "kernel.h" nogil:
         size_t taken
         sim_bytes told
         size_t room
+        uint8_t starved
+        uint8_t lazy
+        size_t seen
+        size_t lost
+        size_t in_time
+        size_t shown
+        int64_t fed_at
+        int64_t left_at
+        int64_t took_at
+        int64_t told_at
+        int64_t shut_at
+        int64_t closed_at
     cdef struct sim_fault:
         int call
         uint64_t nth
+        uint64_t row
         int error
     cdef struct sim_kernel:
         sim_end *ends
@@ -56,9 +71,11 @@ cdef extern from "kernel.h" nogil:
         size_t most_send
         int interrupts
         int64_t allocations
+        int runaway
         int aborts
         char *failure
         int (*idle)(int64_t until) noexcept nogil
+        void (*runs_away)() noexcept nogil
     sim_kernel sim
     uint8_t *sim_connects
     void sim_reset()
@@ -72,6 +89,10 @@ cdef extern from "kernel.h" nogil:
     void sim_feed_reset(sim_end *end)
     void sim_feed_room(sim_end *end, size_t room)
     void sim_settle(sim_end *end, int error)
+    size_t sim_readable(const sim_end *end)
+    void sim_see(sim_end *end, bint lazy)
+    void sim_feed_urgent(sim_end *end, const void *data, size_t n)
+    void sim_listener_shut()
 
 # The operations; OPERATIONS has their names. Those marked * have n bytes behind them.
 cdef enum:
@@ -99,13 +120,25 @@ cdef enum:
     OP_END_LISTENING = 21
     OP_SHORT = 22               # recv (who & 1), send (who & 2) give and take no more than n bytes a call; 0 ends it
     OP_FAULT = 23               # call `who`, (n & 15) calls later, fails with one of its errors
-    OP_COUNT = 24
+    OP_SETTING = 24             # before the engine is made, wherever it stands: setting `who` of EDGES has value n there
+    OP_CLIENT_LAZY = 25         # client `who`'s program reads what came, and then (n & 1) nothing more, or all at once again
+    OP_UPSTREAM_LAZY = 26       # the same for an upstream
+    OP_CLIENT_URGENT = 27       # n * 8 bytes, the last of which is urgent data
+    OP_UPSTREAM_URGENT = 28
+    OP_CLIENT_EDGE = 29         # a request whose line (n & 1: whose head) is as long as LENGTHS[n >> 1] says
+    OP_UPSTREAM_EDGE = 30       # an answer whose head (n & 1: whose body) is
+    OP_FAULT_ROW = 31           # as "fault", but 16 in a row (n & 8), or from then on
+    OP_LISTENER_SHUT = 32       # another process shuts the listening socket down
+    OP_CLIENT_CORK = 33         # what client `who` says from now on (n & 1) is kept and comes at once when that ends
+    OP_UPSTREAM_CORK = 34
+    OP_COUNT = 35
 
 OPERATIONS = (
     "connect", "client_send", "client_say", "client_fill", "client_fin", "client_reset", "client_room", "upstream_send",
     "upstream_say", "upstream_fill", "upstream_chunk", "upstream_fin", "upstream_reset", "upstream_room",
     "upstream_settle", "backend_connect", "backend_answer", "time", "configure", "drain", "stop", "end_listening",
-    "short", "fault",
+    "short", "fault", "setting", "client_lazy", "upstream_lazy", "client_urgent", "upstream_urgent", "client_edge",
+    "upstream_edge", "fault_row", "listener_shut", "client_cork", "upstream_cork",
 )
 
 CONNECTS = ("soon", "now", "hangs", "refused_soon", "refused_now")
@@ -137,6 +170,24 @@ ERRORS = {
     "realloc": (12,),
     "mmap": (12, 11),                               # ENOMEM EAGAIN
     "madvise": (11, 12),                            # EAGAIN ENOMEM
+    "buf_get": (12,),                               # the engine's own, which ask the system only once in a while
+    "slab_get": (12,),
+}
+
+# Lengths around those of buffers and limits, in both worlds.
+LENGTHS = (64, 65, 66, 254, 255, 256, 257, 258, 511, 512, 513, 1024, 8190, 8191, 8192, 8193, 8194, 16383, 16384, 16385, 32766,
+           32767, 32768, 32769)
+
+_TIMES = (0.0, 1e-6, 1e-3, *(at + beside for at in (1, 2, 3, 4, 5, 6) for beside in (-1e-6, 0.0, 1e-6)), 30.0)
+_ROOMS = (64, 65, 254, 255, 256, 257, 258, 8190, 8191, 8192, 8193, 8194, 16384, 32768)
+_BODIES = (0, 1, 4, 5, 6, 10, 11, 12, 63, 64, 65, 255, 256, 257, 1000, 8191, 8192, 8193, 65279, 65280, 65281)
+
+# What the operation "setting" may say: every time around every other, every length around those of buffers and bodies.
+EDGES = {
+    "head_timeout": _TIMES, "keepalive_timeout": _TIMES, "connect_timeout": _TIMES, "ttft_timeout": _TIMES,
+    "idle_timeout": _TIMES, "total_timeout": _TIMES, "send_timeout": _TIMES, "upstream_idle_timeout": _TIMES,
+    "max_request_line": _ROOMS, "max_head": tuple(n for n in _ROOMS if n >= 256), "max_fields": (1, 2, 3, 4, 8, 128, 256),
+    "max_body": _BODIES, "failover_body": _BODIES,
 }
 
 # "q-@@@@-" becomes a number of its own in each request, and in an answer that of the request last received.
@@ -200,6 +251,19 @@ cdef struct PendingC:
     size_t at
     size_t piece
     bint fin
+    bint corked
+
+# Where an exchange stands in what its peers sent and got, for the account of its bytes; by its client's place in sim.ends.
+cdef struct LedgerC:
+    uint8_t forwards            # STATE_STREAM or STATE_TUNNEL, once an answer is forwarded
+    bint released               # the upstream was, and `stop` is how far it had been received
+    int upstream                # its place in sim.ends, -1 for none
+    size_t asks                 # in the client's rx: where the request begins
+    size_t answers              # in the client's told
+    size_t up_asks              # in the upstream's told
+    size_t up_answers           # in the upstream's rx
+    size_t stop
+    uint64_t discarded          # what the engine had counted as thrown away when the exchange began
 
 cdef struct WorldC:
     WorkerC *worker
@@ -215,15 +279,21 @@ cdef struct WorldC:
     size_t answered[512]        # bytes of an upstream's `told` that were answered; SIM_ENDS of them
     PendingC pending[512]
     bint stayed[512]
+    size_t filled[512]          # bytes that "fill" and "chunk" gave so far
+    LedgerC ledgers[512]
+    uint64_t accounted          # exchanges whose account was held
     bint checks
 
 cdef MessageC requests[MOST_MESSAGES]
 cdef MessageC responses[MOST_MESSAGES]
 cdef int errors[32][MOST_ERRORS]
 cdef int error_counts[32]
+cdef size_t lengths[32]
+cdef int LENGTH_COUNT = len(LENGTHS)
 cdef WorldC world
 cdef HeadC answer_head          # what automatic answers read requests into
 
+FOR_EVER = SIM_FOR_EVER
 CALLS = tuple(SIM_CALL_NAMES[i].decode() for i in range(SIM_CALLS))
 
 
@@ -240,6 +310,8 @@ cdef void _load_tables():
         error_counts[i] = len(ERRORS[name])
         for j, error in enumerate(ERRORS[name]):
             errors[i][j] = error
+    for i, length in enumerate(LENGTHS):
+        lengths[i] = length
 
 _load_tables()
 cdef int REQUEST_COUNT = len(REQUESTS)
@@ -278,13 +350,14 @@ cdef void world_say(sim_end *end, const void *data, size_t n, size_t piece, bint
     if end is NULL:
         return
     pending = &world.pending[end - sim.ends]
-    if piece == 0 and pending.at == pending.bytes.n and not pending.fin:
+    if piece == 0 and pending.at == pending.bytes.n and not pending.fin and not pending.corked:
         sim_feed(end, data, n)
         if fin:
             sim_feed_fin(end)
         return
     sim_append(&pending.bytes, data, n)
-    pending.piece = piece if piece else 1000
+    if not pending.corked:
+        pending.piece = piece if piece else 1000
     pending.fin |= fin
 
 cdef void world_say_message(sim_end *end, MessageC *message, const uint8_t *token, size_t piece, bint fin) noexcept nogil:
@@ -316,7 +389,7 @@ cdef extern from *:
 
 cdef const uint8_t *world_token(sim_end *end) noexcept nogil:
     # The number of the request that an upstream received last.
-    cdef size_t i = end.told.n
+    cdef size_t i = end.seen
     while i >= 7:
         if end.told.data[i - 1] == c"-" and memcmp(end.told.data + i - 7, b"q-", 2) == 0:
             return end.told.data + i - 5
@@ -358,7 +431,7 @@ cdef void world_answer() noexcept nogil:
         n = world.answers[end.port & 3]
         if end.kind != END_UPSTREAM or end.closed or not end.connected or n & 63 == 0:
             continue
-        while world_request_whole(end.told.data + world.answered[i], end.told.n - world.answered[i], &used):
+        while world_request_whole(end.told.data + world.answered[i], end.seen - world.answered[i], &used):
             world.answered[i] += used
             message = &responses[((n & 63) - 1) % RESPONSE_COUNT]
             world_say_message(end, message, world_token(end), 0 if n >> 6 == 0 else 1 if n >> 6 == 1 else
@@ -372,7 +445,7 @@ cdef bint world_feed() noexcept nogil:
     cdef int i
     for i in range(sim.count):
         pending = &world.pending[i]
-        if pending.at == pending.bytes.n and not pending.fin:
+        if (pending.at == pending.bytes.n and not pending.fin) or pending.corked:
             continue
         n = pending.bytes.n - pending.at
         if n > pending.piece:
@@ -388,10 +461,18 @@ cdef bint world_feed() noexcept nogil:
         more = True
     return more
 
-cdef void world_fill(sim_end *end, uint8_t byte, size_t n, bint chunk) noexcept nogil:
+cdef void world_fill(sim_end *end, uint8_t first, size_t n, bint chunk) noexcept nogil:
+    # Bytes that are nowhere the same: words of four letters that count, so that none can be missing, doubled or moved unseen.
     cdef uint8_t block[65536]
     cdef char size[16]
-    memset(block, byte, n)
+    cdef size_t i
+    cdef size_t at
+    if end is NULL:
+        return
+    for i in range(n):
+        at = world.filled[end - sim.ends] + i
+        block[i] = first if at & 3 == 0 else <uint8_t>(c"a" + (at >> 2) // (1 if at & 3 == 3 else 16 if at & 3 == 2 else 256) % 16)
+    world.filled[end - sim.ends] += n
     if chunk:
         snprintf(size, sizeof(size), "%x\r\n", <unsigned int>n)
         world_say(end, size, strlen(size), 0, False)
@@ -431,7 +512,9 @@ cdef void world_do(int what, int who, int n, const uint8_t *data) noexcept nogil
     # One operation.
     cdef WorkerC *w = world.worker
     cdef sim_end *end
-    if what == OP_CONNECT:
+    if what >= OP_SETTING:
+        world_do_edge(what, who, n)
+    elif what == OP_CONNECT:
         if world.client_count < MOST_CLIENTS:
             end = sim_arrive(<size_t>n * 64 if n else SIM_UNLIMITED)
             if end is not NULL:
@@ -491,7 +574,7 @@ cdef void world_do(int what, int who, int n, const uint8_t *data) noexcept nogil
     elif what == OP_FAULT:
         who %= SIM_CALLS
         if error_counts[who]:
-            world_fault(who, sim.calls[who] + 1 + (n & 15), errors[who][(n >> 4) % error_counts[who]])
+            world_fault(who, sim.calls[who] + 1 + (n & 15), 1, errors[who][(n >> 4) % error_counts[who]])
     else:
         if what == OP_DRAIN:
             sys_store_release(&w.mail.draining, 1)
@@ -501,10 +584,80 @@ cdef void world_do(int what, int who, int n, const uint8_t *data) noexcept nogil
             sys_store_release(&w.mail.closing, 1)
         io_ring(w.mail.in_fd, &w.mail.in_rung)
 
-cdef void world_fault(int call, uint64_t nth, int error) noexcept nogil:
+cdef void world_do_edge(int what, int who, int n) noexcept nogil:
+    # An operation at an edge: of lengths, of a peer that does not read, of the kernel.
+    cdef sim_end *end = NULL
+    cdef uint8_t block[2048]
+    cdef int error
+    if what == OP_CLIENT_LAZY or what == OP_CLIENT_URGENT or what == OP_CLIENT_EDGE or what == OP_CLIENT_CORK:
+        end = world_client(who & 15)
+    elif what == OP_UPSTREAM_LAZY or what == OP_UPSTREAM_URGENT or what == OP_UPSTREAM_EDGE or what == OP_UPSTREAM_CORK:
+        end = world_upstream(who & 15, False)
+    if what == OP_LISTENER_SHUT:
+        sim_listener_shut()
+    elif what == OP_FAULT_ROW:
+        who %= SIM_CALLS
+        error = errors[who][(n >> 4) % error_counts[who]] if error_counts[who] else 0
+        # A call that is interrupted for ever is repeated for ever: of those, 16.
+        if error and not (error == EINTR or n & 8):
+            world_fault(who, sim.calls[who] + 1 + (n & 7), SIM_FOR_EVER, error)
+        elif error:
+            world_fault(who, sim.calls[who] + 1 + (n & 7), 16, error)
+    elif end is NULL:
+        return
+    elif what == OP_CLIENT_LAZY or what == OP_UPSTREAM_LAZY:
+        sim_see(end, n & 1)
+    elif what == OP_CLIENT_CORK or what == OP_UPSTREAM_CORK:
+        world.pending[end - sim.ends].corked = n & 1
+        world.pending[end - sim.ends].piece = SIM_UNLIMITED
+    elif what == OP_CLIENT_EDGE:
+        world_say_edge(end, lengths[(n >> 1) % LENGTH_COUNT], n & 1, False)
+    elif what == OP_UPSTREAM_EDGE:
+        world_say_edge(end, lengths[(n >> 1) % LENGTH_COUNT], n & 1, True)
+    elif world.pending[end - sim.ends].at == world.pending[end - sim.ends].bytes.n:
+        memset(block, c"u", sizeof(block))
+        sim_feed_urgent(end, block, <size_t>(n if n else 1) * 8)
+
+cdef void world_say_edge(sim_end *end, size_t length, bint second, bint answer) noexcept nogil:
+    # A request whose line or (second) head has a length, without its last line end; an answer whose head or (second) body has.
+    cdef const char *start
+    cdef const char *rest
+    cdef sim_bytes text
+    cdef MessageC message
+    cdef char room[64]
+    cdef size_t fixed
+    memset(&text, 0, sizeof(text))
+    memset(&message, 0, sizeof(message))
+    if answer:
+        snprintf(room, sizeof(room), b"HTTP/1.1 200 OK\r\nContent-Length: %u\r\n%s", <unsigned int>(length if second else 7),
+                 b"\r\nq-@@@@-" if second else b"X-Long: ")
+        start = room
+        rest = b"" if second else b"\r\n\r\nq-@@@@-"
+        fixed = 7 if second else strlen(start) + 4
+    else:
+        start = b"GET /q-@@@@- HTTP/1.1\r\nHost: a\r\nX-Long: " if second else b"GET /q-@@@@-"
+        rest = b"\r\n\r\n" if second else b" HTTP/1.1\r\nHost: a\r\n\r\n"
+        fixed = strlen(start) + (4 if second else 9)
+    sim_append(&text, start, strlen(start))
+    while fixed < length:
+        sim_append(&text, b"v", 1)
+        fixed += 1
+    sim_append(&text, rest, strlen(rest))
+    message.data = text.data
+    message.n = text.n
+    world_say_message(end, &message, world_token(end) if answer else NULL, 0, False)
+    world_free(&text)
+
+cdef void world_runs_away() noexcept nogil:
+    # The engine turns without end: that was noted, and the run ends here.
+    sys_store_release(&world.worker.mail.stopping, 1)
+    world.worker.stopping = True
+
+cdef void world_fault(int call, uint64_t nth, uint64_t row, int error) noexcept nogil:
     if sim.fault_count < SIM_FAULTS:
         sim.faults[sim.fault_count].call = call
         sim.faults[sim.fault_count].nth = nth
+        sim.faults[sim.fault_count].row = row
         sim.faults[sim.fault_count].error = error
         sim.fault_count += 1
 
@@ -524,6 +677,16 @@ cdef bint world_next() noexcept nogil:
         world.at += n
     world_do(what, op[1], n, op + 3)
     return True
+
+cdef bint world_uncork() noexcept nogil:
+    # The script is over: whether somebody still kept what it said.
+    cdef bint any_ = False
+    cdef int i
+    for i in range(sim.count):
+        any_ |= world.pending[i].corked and world.pending[i].at < world.pending[i].bytes.n
+        world.pending[i].corked = False
+        world.pending[i].piece = SIM_UNLIMITED
+    return any_
 
 cdef int world_idle(int64_t until) noexcept nogil:
     # The engine would sleep until then (-1: until something happens). 0: that time has come; 1: something may have happened.
@@ -549,10 +712,13 @@ cdef int world_idle(int64_t until) noexcept nogil:
         return 1
     if world_next():
         return 1
+    if world.stage == 0 and world_uncork():
+        return 1
     if world.stage == 0:
         for i in range(world.client_count):
             end = &sim.ends[world.clients[i]]
             world.stayed[world.clients[i]] = not end.fin and not end.dead
+            sim_see(end, False)
             world_say(&sim.ends[world.clients[i]], NULL, 0, 0, True)
     elif world.stage == 1:
         world.until = sim.now + 3000000
@@ -585,6 +751,7 @@ cdef void world_check_conn(WorkerC *w, ConnC *conn) noexcept nogil:
         if waits and (x.state == STATE_HEAD or (not x.up.unsent and (x.state == STATE_TUNNEL or (
                 not x.up_done and not x.up_broken and (x.state == STATE_WAIT or x.state == STATE_STREAM))))):
             sim_fail("not read, and nothing is in its way", name, conn.fd)
+        # In a tunnel a FIN stands behind the bytes that came before it, whatever follows it; nothing else excuses an RST.
         if (end.fin or end.dead) and not (x.state == STATE_TUNNEL and x.up.unsent and end.fin):
             sim_fail("it left, and nobody noticed", name, conn.fd)
         if x.down.unsent and end.room:
@@ -595,6 +762,10 @@ cdef void world_check_conn(WorkerC *w, ConnC *conn) noexcept nogil:
     else:
         if waits and not x.down.unsent and x.state != STATE_CONNECT:
             sim_fail("not read, and nothing is in its way", name, conn.fd)
+        # What came before an RST is for the client, and is read when it takes more; a tunnel passes an RST on at once, unless a
+        # FIN came before it: then all was sent.
+        if end.dead and not end.fin and x.state == STATE_TUNNEL:
+            sim_fail("it left, and nobody noticed", name, conn.fd)
         if x.up.unsent and end.room and not x.up_broken and x.state != STATE_FINISH:
             sim_fail("not sent, though there is room", name, conn.fd)
 
@@ -606,6 +777,229 @@ cdef int64_t world_in_flight(WorkerC *w, int slot) noexcept nogil:
             return backend.in_flight
         backend = backend.next
     return 0
+
+cdef enum:
+    WHEEL_SLACK = 100000        # us: the wheel looks at a deadline up to two of its slots later
+
+cdef int64_t world_latest(int64_t a, int64_t b) noexcept nogil:
+    return a if a > b else b
+
+cdef void world_overdue(const char *what, int64_t since, int64_t after) noexcept nogil:
+    if after and sim.now > since + after + WHEEL_SLACK:
+        sim_fail("its time is up, and nothing happened", what, sim.now - since - after)
+
+cdef void world_check_time(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # An exchange waits no longer than it may (rule F), by what the kernel has seen of either peer and not by what the engine
+    # remembers: the time that counts for one direction is not renewed by bytes of the other.
+    cdef sim_end *client = &sim.ends[x.client.conn.fd - SIM_FIRST]
+    cdef sim_end *upstream = &sim.ends[x.upstream.conn.fd - SIM_FIRST] if x.upstream is not NULL else NULL
+    cdef int64_t down
+    if client.woken or (upstream is not NULL and upstream.woken):
+        return
+    if x.down.unsent:
+        world_overdue(b"send time-out", world_latest(client.told_at, x.taken), w.settings.send_timeout)
+    if upstream is NULL or x.state == STATE_CONNECT:
+        return
+    down = world_latest(upstream.took_at, client.told_at)
+    if x.state == STATE_TUNNEL and x.up.unsent:
+        world_overdue(b"send time-out", world_latest(upstream.told_at, x.moved), w.settings.send_timeout)
+    elif x.state == STATE_TUNNEL and not x.down.unsent:
+        world_overdue(b"idle time-out, tunnel", world_latest(down, world_latest(client.took_at, upstream.told_at)),
+                      w.settings.idle_timeout)
+    elif x.state == STATE_STREAM and x.content and not x.down.unsent:
+        world_overdue(b"idle time-out, answer", down, w.settings.idle_timeout)
+    elif x.state == STATE_WAIT and x.up.unsent and not x.up_broken and not x.down.unsent:
+        world_overdue(b"idle time-out, request", world_latest(upstream.told_at, client.took_at), w.settings.idle_timeout)
+    elif x.state == STATE_WAIT and x.up_done and not x.down.unsent:
+        world_overdue(b"TTFT time-out", world_latest(down, world_latest(upstream.told_at, client.took_at)),
+                      w.settings.ttft_timeout)
+
+# The account of an exchange's bytes (rule C1): what was received of either peer has been forwarded or is held, or there is a
+# reason for which it was thrown away. It is taken from what both peers' kernels have, byte by byte, when the exchange ends.
+
+cdef uint64_t world_discarded(WorkerC *w) noexcept nogil:
+    # Bytes that the engine has counted as thrown away, for whatever reason.
+    cdef uint64_t total = 0
+    cdef int i
+    for i in range(DISCARD_COUNT):
+        total += w.stats.discarded[i]
+    return total
+
+cdef void exchange_set_state(WorkerC *w, ExchangeC *x, uint8_t state) noexcept nogil:
+    # In front of the engine's own: notes where in its peers' bytes the exchange stands.
+    cdef sim_end *upstream
+    cdef LedgerC *ledger
+    cdef sim_end *client
+    if x.client is not NULL:
+        client = &sim.ends[x.client.conn.fd - SIM_FIRST]
+        ledger = &world.ledgers[x.client.conn.fd - SIM_FIRST]
+        if state == STATE_HEAD:
+            ledger.answers = client.told.n
+            ledger.discarded = world_discarded(w)
+            ledger.upstream = -1
+            ledger.forwards = 0
+            ledger.released = False
+        elif (state == STATE_CONNECT or state == STATE_WAIT) and x.upstream is not NULL:
+            upstream = &sim.ends[x.upstream.conn.fd - SIM_FIRST]
+            ledger.upstream = x.upstream.conn.fd - SIM_FIRST
+            ledger.up_asks = upstream.told.n
+            ledger.up_answers = upstream.taken
+        elif state == STATE_STREAM or state == STATE_TUNNEL:
+            ledger.forwards = state
+        elif state == STATE_FLUSH and ledger.upstream >= 0:
+            ledger.stop = sim.ends[ledger.upstream].taken
+            ledger.released = True
+    engine_exchange_set_state(w, x, state)
+
+cdef void exchange_end(WorkerC *w, ExchangeC *x, uint8_t phase, uint8_t outcome) noexcept nogil:
+    # In front of the engine's own, while it still has all that it holds.
+    cdef size_t asks = 0
+    cdef LedgerC *ledger = NULL
+    cdef uint8_t *data = NULL
+    cdef size_t n = 0
+    cdef uint64_t missing = 0
+    if x.client is not NULL:
+        ledger = &world.ledgers[x.client.conn.fd - SIM_FIRST]
+        inbox_holds(&x.client.inbox, &data, &n)
+        asks = sim.ends[x.client.conn.fd - SIM_FIRST].taken - n
+        if ledger.upstream >= 0 and world.checks:
+            missing = world_account_down(w, x, ledger, outcome) + world_account_up(w, x, ledger, outcome)
+    engine_exchange_end(w, x, phase, outcome)
+    if ledger is not NULL:
+        if missing > world_discarded(w) - ledger.discarded:
+            sim_fail("account: thrown away, and not counted", b"bytes",
+                     <int64_t>(missing - (world_discarded(w) - ledger.discarded)))
+        ledger.asks = asks
+
+cdef void world_hold(sim_bytes *to, ChainC *chain) noexcept nogil:
+    # Appends what a chain has not sent.
+    cdef BufC *buf = chain.at
+    cdef int at = chain.at_pos
+    if not chain.unsent:
+        return
+    while buf is not NULL:
+        sim_append(to, buf.data + at, buf.end - at)
+        buf = buf.next
+        at = buf.start if buf is not NULL else 0
+
+cdef size_t world_head(const uint8_t *data, size_t n, bint answer, bint to_head) noexcept nogil:
+    # The length of the head at the start, of an answer with those of 1xx before it; 0 where there is none whole.
+    cdef size_t total = 0
+    cdef size_t length
+    cdef uint32_t scanned
+    if n >= 2 and not answer and memcmp(data, b"\r\n", 2) == 0:
+        total = 2
+    while True:
+        length = 0
+        scanned = 0
+        if total == n or head_scan(data + total, n - total, &scanned, &length) != RC_DONE:
+            return 0
+        total += length
+        if not answer:
+            return total
+        if head_read_response(&answer_head, data + total - length, length, HEAD_MAX_FIELDS, to_head) != RC_OK:
+            return 0
+        if answer_head.status >= 200 or answer_head.status == 101:
+            return total
+
+cdef bint world_framing_ends(ExchangeC *x, const uint8_t *data, size_t n, size_t at) noexcept nogil:
+    # Whether a response's body, of which data[0:n] came, ends or breaks its framing at `at`: what stands there is no body.
+    cdef const uint8_t *body = NULL
+    cdef size_t length = 0
+    cdef size_t used = 0
+    cdef ChunkC chunk
+    cdef int rc = RC_OK
+    if x.framing_down == FRAMING_LENGTH:
+        return x.down_left == 0
+    if x.framing_down != FRAMING_CHUNKED:
+        return x.framing_down == FRAMING_NONE
+    memset(&chunk, 0, sizeof(chunk))
+    while rc == RC_OK:
+        rc = chunk_next(&chunk, data, n, &used, &body, &length)
+    return rc != RC_AGAIN and used == at
+
+cdef uint64_t world_account_down(WorkerC *w, ExchangeC *x, LedgerC *ledger, uint8_t outcome) noexcept nogil:
+    cdef sim_end *client = &sim.ends[x.client.conn.fd - SIM_FIRST]
+    cdef sim_end *upstream = &sim.ends[ledger.upstream]
+    cdef const uint8_t *came = upstream.rx.data + ledger.up_answers
+    cdef size_t n = (ledger.stop if ledger.released else upstream.taken) - ledger.up_answers
+    cdef size_t sent = client.told.n - ledger.answers
+    cdef size_t head
+    cdef size_t same = 0
+    cdef size_t length
+    cdef size_t shown
+    cdef sim_bytes went
+    if not ledger.forwards or x.dechunk or client.lost:
+        return 0
+    memset(&went, 0, sizeof(went))
+    sim_append(&went, client.told.data + ledger.answers, sent)
+    world_hold(&went, &x.down)
+    # What a look has shown may have been forwarded before it is taken.
+    shown = n if ledger.released or upstream.shown < upstream.taken else upstream.shown - ledger.up_answers
+    head = world_head(came, shown, True, x.to_head)
+    came += head
+    shown -= head
+    n = n - head if n > head else 0
+    sent = world_head(went.data, went.n, True, x.to_head)
+    length = went.n - sent
+    while same < shown and same < length and came[same] == went.data[sent + same]:
+        same += 1
+    if not head or not sent:
+        if outcome != OUTCOME_CLIENT_ABORT:     # the send of the head may have found it gone
+            sim_fail("account: no head was forwarded", b"outcome", outcome)
+    elif same < length and not (outcome != OUTCOME_OK and w.settings.midstream_error_event and memmem(
+            went.data + sent + same, length - same, b'data: {"error"', 14) is not NULL):
+        sim_fail("account: the client got what never came", b"bytes", <int64_t>(length - same))
+    elif (same < n and outcome != OUTCOME_CLIENT_ABORT and outcome != OUTCOME_OVERLOAD and not x.deaf
+            and not (x.state != STATE_TUNNEL and world_framing_ends(x, came, n, same))):
+        # A send that finds the client gone, or no memory to hold a piece, are the reasons; and what stands behind the body.
+        sim_fail("account: dropped for no reason", b"down", <int64_t>(n - same))
+    if outcome == OUTCOME_OK and x.down.unsent:
+        sim_fail("account: it ended well, and bytes are held", b"down", x.down.unsent)
+    world.accounted += 1
+    world_free(&went)
+    # What has gone down, without what is held.
+    same = length if same > length else same
+    length = length - x.down.unsent if length > x.down.unsent else 0
+    return n - (same if same < length else length) if n > (same if same < length else length) else 0
+
+cdef uint64_t world_account_up(WorkerC *w, ExchangeC *x, LedgerC *ledger, uint8_t outcome) noexcept nogil:
+    cdef sim_end *client = &sim.ends[x.client.conn.fd - SIM_FIRST]
+    cdef sim_end *upstream = &sim.ends[ledger.upstream]
+    cdef const uint8_t *came = client.rx.data + ledger.asks
+    cdef size_t n = client.taken - ledger.asks
+    cdef uint8_t *data = NULL
+    cdef size_t more = 0
+    cdef size_t head
+    cdef size_t sent
+    cdef sim_bytes went
+    if (x.upstream is NULL or x.up_broken or upstream.lost or outcome == OUTCOME_BAD_REQUEST or outcome == OUTCOME_OVERLOAD
+            or (x.state != STATE_WAIT and x.state != STATE_STREAM and x.state != STATE_TUNNEL)):
+        return 0    # it takes no more, or the request was broken or could not be held: what came since is thrown away
+    memset(&went, 0, sizeof(went))
+    sim_append(&went, upstream.told.data + ledger.up_asks, upstream.told.n - ledger.up_asks)
+    world_hold(&went, &x.up)
+    head = world_head(came, n, False, False)
+    sent = world_head(went.data, went.n, False, False)
+    if inbox_holds(&x.client.inbox, &data, &more):
+        sim_append(&went, data, more)
+    came += head
+    n -= head
+    if not head or not sent:
+        sim_fail("account: no head went up", b"outcome", outcome)
+    elif memcmp(came, went.data + sent, n if n < went.n - sent else went.n - sent) != 0:
+        sim_fail("account: the backend got other bytes than came", b"outcome", outcome)
+    elif went.n - sent > n:
+        sim_fail("account: bytes that never came", b"up", <int64_t>(went.n - sent - n))
+    elif went.n - sent < n and not x.error:
+        # A send that finds the backend gone is the reason.
+        sim_fail("account: dropped for no reason", b"up", <int64_t>(n - (went.n - sent)))
+    if outcome == OUTCOME_OK and x.state == STATE_TUNNEL and x.up.unsent:
+        sim_fail("account: it ended well, and bytes are held", b"up", x.up.unsent)
+    world.accounted += 1
+    world_free(&went)
+    sent = went.n - sent - x.up.unsent
+    return n - sent if n > sent else 0
 
 cdef void world_check_idle() noexcept nogil:
     # An engine that sleeps has done all that it can, and its counters say what is.
@@ -622,6 +1016,8 @@ cdef void world_check_idle() noexcept nogil:
     while conn is not NULL:
         world_check_conn(w, conn)
         x = conn.exchange
+        if x is not NULL and x.client is not NULL and conn.side == SIDE_CLIENT:
+            world_check_time(w, x)
         clients += conn.side == SIDE_CLIENT
         upstreams += conn.side == SIDE_UPSTREAM
         if x is not NULL and (conn.side == SIDE_CLIENT or x.client is NULL):
@@ -712,6 +1108,11 @@ Peer.__doc__ = """A client or an upstream: what it sent and how it left, what it
 whether it left only because the script was over.
 """
 
+Trace = namedtuple("Trace", "in_time lost room fed left shut closed")
+Trace.__doc__ = """More of a peer: how many of its bytes came before we closed, how many of ours an RST destroyed, how many it
+would still take; when (us, 0 for never) it last sent a byte and left, before we closed, and when our FIN and our close came.
+"""
+
 
 class _Settings:
     """Short time-outs, and what the first byte of a script says."""
@@ -749,7 +1150,25 @@ class _Settings:
             self.trusted_proxies = ((b"\0\0\0\0", 0),)       # every peer
 
 
+SETTINGS = tuple(EDGES)
 cdef object _SETTINGS = [_Settings(bits) for bits in range(128)]
+
+
+def settings_of(bytes script not None):
+    """What the engine of a script is made with: its first byte, and the operations "setting", wherever they stand."""
+    settings = _SETTINGS[script[0] & 127 if script else 0]
+    at = 2
+    changed = {}
+    while at + 3 <= len(script):
+        what = script[at] % OP_COUNT
+        if what == OP_SETTING:
+            name = SETTINGS[script[at + 1] % len(SETTINGS)]
+            changed[name] = EDGES[name][script[at + 2] % len(EDGES[name])]
+        at += 3 + (script[at + 2] if what in (OP_CLIENT_SEND, OP_UPSTREAM_SEND) else 0)
+    if changed:
+        settings = copy(settings)
+        vars(settings).update(changed)
+    return settings
 
 
 cdef bytes _bytes(const uint8_t *p, size_t n):
@@ -766,6 +1185,17 @@ cdef list _ends(int kind):
             for i in range(sim.count) if sim.ends[i].kind == kind]
 
 
+cdef list _traces(int kind):
+    cdef int i
+    cdef sim_end *end
+    traces = []
+    for i in range(sim.count):
+        end = &sim.ends[i]
+        if end.kind == kind:
+            traces.append(Trace(end.in_time, end.lost, end.room, end.fed_at, end.left_at, end.shut_at, end.closed_at))
+    return traces
+
+
 cdef void _world_clear(bytes script):
     cdef int i
     for i in range(SIM_ENDS):
@@ -775,6 +1205,7 @@ cdef void _world_clear(bytes script):
     memset(sim_connects, 0, 4)
     sim_reset()
     sim.idle = world_idle
+    sim.runs_away = world_runs_away
     world.script = script
     world.n = len(script)
     world.checks = True
@@ -783,8 +1214,9 @@ cdef void _world_clear(bytes script):
 def run(bytes script not None, faults=(), size_t most_recv=0, size_t most_send=0, bint interrupts=False,
         bint aborts=False):
     """Runs a script. `faults` are (call, nth call of this kind from 1, errno), or a negative number for no more than so
-    many bytes. What the peers saw, the records of exchanges, the outcomes, the calls by kind; or an AssertionError that says
-    which rule was broken (with `aborts` the process ends).
+    many bytes; with a fourth number as many calls in a row fail, FOR_EVER are all. What the peers saw, the records of
+    exchanges, the outcomes, the calls by kind; or an AssertionError that says which rule was broken (with `aborts` the
+    process ends).
     """
     cdef Engine engine = Engine.__new__(Engine)
     cdef int listener
@@ -795,12 +1227,12 @@ def run(bytes script not None, faults=(), size_t most_recv=0, size_t most_send=0
     sim.most_recv = most_recv
     sim.most_send = most_send
     sim.interrupts = interrupts
-    for call, nth, error in faults:
-        world_fault(CALLS.index(call), nth, error)
+    for call, nth, error, *row in faults:
+        world_fault(CALLS.index(call), nth, row[0] if row else 1, error)
     result = {"failed": None, "outcomes": {}, "stats": {}, "records": records}
     listener = sim_open(END_LISTENER)
     try:
-        engine.__init__(_SETTINGS[world.script[0] & 127 if world.n else 0])
+        engine.__init__(settings_of(script))
         world.worker = engine.w
         engine.listen([listener], [engine], 1000, 900, *((3, 2) if world.n and world.script[0] & 128 else (0, 0)))
         world_table(world.script[1] if world.n > 1 else 0)
@@ -818,6 +1250,9 @@ def run(bytes script not None, faults=(), size_t most_recv=0, size_t most_send=0
     world_check_closed()
     result["clients"] = _ends(END_CLIENT)
     result["upstreams"] = _ends(END_UPSTREAM)
+    result["client_traces"] = _traces(END_CLIENT)
+    result["upstream_traces"] = _traces(END_UPSTREAM)
+    result["accounted"] = world.accounted
     result["calls"] = {name: sim.calls[i] for i, name in enumerate(CALLS)}
     result["injected"] = sim.injected
     result["short"] = sim.short_calls
@@ -827,15 +1262,19 @@ def run(bytes script not None, faults=(), size_t most_recv=0, size_t most_send=0
 
 
 def kernel_events(list steps not None):
-    """What the simulated epoll reports of a connected socket after each step, 0 for nothing: data, fin, reset (of the peer),
-    recv, shut (of the engine), fill (send until there is no room), room (the peer takes all).
+    """What the simulated epoll reports of a connected socket after each step, 0 for nothing, and what each recv gave, None for
+    nothing and an errno where it failed. Steps: data, urgent, fin, reset (of the peer), recv, peek, shut, inline (SO_OOBINLINE)
+    (of the engine), fill (send until there is no room), room (the peer takes all).
     """
     cdef uint8_t room[64]
     cdef epoll_event event
     cdef sim_end *end
     cdef int epfd
     cdef int fd
+    cdef int one = 1
+    cdef ssize_t n
     cdef list seen = []
+    cdef list got = []
     sim_reset()
     epfd = epoll_create1(EPOLL_CLOEXEC)
     fd = sim_open(END_UPSTREAM)
@@ -849,8 +1288,13 @@ def kernel_events(list steps not None):
             sim_feed_fin(end)
         elif step == "reset":
             sim_feed_reset(end)
-        elif step == "recv":
-            io_recv(fd, room, sizeof(room))
+        elif step == "urgent":
+            sim_feed_urgent(end, b"ab!", 3)
+        elif step == "inline":
+            setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &one, sizeof(one))
+        elif step == "recv" or step == "peek":
+            n = io_recv(fd, room, sizeof(room)) if step == "recv" else io_look(fd, room, sizeof(room))
+            got.append(_bytes(room, n) if n >= 0 else None if n == -EAGAIN else -n)
         elif step == "shut":
             io_shut(fd)
         elif step == "fill":
@@ -860,4 +1304,19 @@ def kernel_events(list steps not None):
         elif step == "room":
             sim_feed_room(end, 100)
         seen.append(event.events if epoll_wait(epfd, &event, 1, 0) == 1 else 0)
-    return seen
+    return seen, got
+
+
+def kernel_listener_shut():
+    """What the simulated epoll reports of a listening socket that somebody shuts down, and the errno of an accept then."""
+    cdef epoll_event event
+    cdef sockaddr_storage peer
+    cdef int epfd
+    cdef int fd
+    sim_reset()
+    epfd = epoll_create1(EPOLL_CLOEXEC)
+    fd = sim_open(END_LISTENER)
+    io_watch(epfd, fd, NULL)
+    sim_listener_shut()
+    seen = event.events if epoll_wait(epfd, &event, 1, 0) == 1 else 0
+    return seen, -io_accept(fd, &peer)

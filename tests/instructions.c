@@ -86,8 +86,8 @@ ssize_t read(int fd, void *data, size_t n) {
     if (engine)
         return syscall(SYS_read, fd, data, n);
     got = syscall(SYS_read, fd, data, n);
-    if (of_engine(__builtin_return_address(0)))
-        __atomic_add_fetch(&heard, 1, __ATOMIC_SEQ_CST);
+    if (got == (ssize_t)sizeof(uint64_t) && of_engine(__builtin_return_address(0)))
+        __atomic_add_fetch(&heard, (uint32_t)*(const uint64_t *)data, __ATOMIC_SEQ_CST);
     return got;
 }
 

@@ -10,20 +10,23 @@ The life of a connection
     step_listener accepts it, in one engine for all; client_adopt takes it there, or out of another engine's mailbox.
     CLIENT_NEW      waits for the first byte of a request                 step_head
     STATE_HEAD      waits for the whole head                              step_head, step_request
-    STATE_CONNECT   a backend was chosen, the upstream connects           dispatch, step_connected
-    STATE_WAIT      the request goes up, the response head is awaited     step_up, step_response
+    STATE_CONNECT   a backend was chosen, the upstream connects           dispatch, step_connected, connect_failed
+    STATE_WAIT      the request goes up, the response head is awaited     step_up, step_response, upstream_failed
     STATE_STREAM    the response body comes down, each recv one send      step_down, body_follow, client_send
-    STATE_FLUSH     all has come, the client has not taken all            flush_down
+    STATE_FLUSH     all has come, the client has not taken all            flush_down, step_skip
     STATE_TUNNEL    after a 101, bytes both ways                          step_tunnel
     STATE_FINISH    the client left, the backend may finish               step_down
     exchange_end    counts the outcome, writes the record                 exchange_finish
-    CLIENT_IDLE, which is CLIENT_NEW after the first, or CLIENT_LINGER, or closed; freed by loop_reap at the end of the turn.
+    CLIENT_IDLE, which is CLIENT_NEW after the first, or CLIENT_LINGER (step_linger), or closed. The upstream goes back to the
+    pool, or is closed, or lingers behind a tunnel (step_upstream_linger). Freed by loop_reap at the end of the turn.
 
 Rules for every part
     - `noexcept nogil` on every function: without it Cython takes the GIL to look for an exception.
     - Descriptors are touched in `io` only, states set in exchange_set_state only, memory freed in loop_reap only.
     - Edge-triggered epoll: a connection is registered once and its interest never changed. What epoll said is kept in
-      ConnC.readable until a recv comes back short or empty; backpressure is simply not reading.
+      ConnC.readable until a recv comes back short or empty (only empty behind a FIN, an RST or an urgent byte); backpressure is
+      simply not reading.
+    - What workers share is an atomic word of its own in shared, touched per request and never per event.
     - A buffer is held only while bytes are in it.
 """
 

@@ -5,7 +5,7 @@
 # each worker for itself: the kernel would give most connections to whichever worker wakes first, and streams live long.
 
 cdef void client_adopt(WorkerC *w, AdoptC *adopt) noexcept nogil:
-    # A client connection that the control plane accepted. Without memory for it, it is closed.
+    # A client connection that was accepted here, or by another worker. Without memory for it, it is closed.
     cdef ClientC *client = <ClientC *>slab_get(&w.clients)
     sys_add_counter(&w.stats.accepted, 1)
     if client is NULL:

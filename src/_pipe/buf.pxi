@@ -131,7 +131,7 @@ cdef void slab_free_all(SlabC *slab) noexcept nogil:
         free(block)
 
 # Bytes that wait for a socket, in order. While `kept` is set the bytes that were sent stay too, so that the chain can be
-# rewound and sent again to another backend; `lost` says that some of them are gone.
+# rewound and sent again; `lost` says that some of them are gone.
 #
 #   first ... at ... last
 #   | sent, kept | unsent |     `at` is NULL when nothing is unsent

@@ -110,7 +110,7 @@ cdef struct ExchangeC:
     uint8_t no_host         # the request came without a Host
     uint8_t address         # index of the one that is tried
     uint8_t attempts        # upstreams used
-    uint8_t addresses_tried  # of the current backend, in this attempt
+    uint8_t addresses_tried  # of the current backend, in this attempt; from 0 again where a new table came
     uint8_t skipped_line    # the empty line that may stand before a request was seen
     uint8_t reset           # the client's connection must end with an RST
     uint8_t deaf            # the client takes no more, but what it sent before is still to be read (tunnels)

@@ -1,8 +1,8 @@
 # mail: the two rings of a worker, each with one writer and one reader, and their eventfds.
 #
 # Into it go accepted descriptors, from the worker that accepts; out of it come event records, for the control plane. A full
-# ring never makes anybody wait: such a worker gets no new client, and a record is dropped and counted. Nothing else is
-# shared.
+# ring never makes anybody wait: such a worker gets no new client, and a record is dropped and counted. The words beside the
+# rings each have one writer too, but for those that ring and hush, and `room`. What workers decide together is in shared.
 
 cdef enum:
     MAIL_IN = 4096              # powers of two
@@ -41,12 +41,12 @@ cdef struct RecordC:
 cdef struct MailC:
     uint32_t in_head            # next to be read; written by the worker
     uint32_t in_tail            # next to be written; written by the worker that accepts
-    uint32_t in_rung            # the worker was woken and has not looked yet
+    uint32_t in_rung            # the worker was woken and has not looked yet; written by both sides
     uint32_t draining           # written by the control plane, once
     uint32_t stopping           # the same
     uint32_t out_head           # written by the control plane
     uint32_t out_tail           # written by the worker
-    uint32_t out_rung
+    uint32_t out_rung           # the same of the control plane
     uint64_t adopted            # clients that the worker was given; written by the worker that accepts
     uint64_t refused            # of those, with a refusal; the same
     uint32_t closing            # accept what waits and no more; written by the control plane, once

@@ -11,7 +11,7 @@ cdef enum:
     RC_GONE = 5     # the exchange ended in the call; its pointers may not be used any more
     RC_FULL = 6     # a Unix socket's backlog has no room: connect again later
 
-# Which end of the proxy a connection is; the mailbox and the listening socket are in the epoll set too.
+# Which end of the proxy a connection is; the mailbox and the listening sockets are in the epoll set too.
 cdef enum:
     SIDE_MAIL = 0
     SIDE_CLIENT = 1
@@ -20,20 +20,20 @@ cdef enum:
 
 # States of a client connection.
 cdef enum:
-    CLIENT_NEW = 0      # before its first request; ended by a byte, a FIN, the keep-alive time-out, FIRST_REQUEST_TIME
-    CLIENT_IDLE = 1     # between exchanges; ended by a byte, a FIN, the keep-alive time-out, the drain
+    CLIENT_NEW = 0      # before its first request; ended by a byte, a FIN, the head or the keep-alive time-out, the drain
+    CLIENT_IDLE = 1     # between exchanges; ended by a byte, a FIN, the keep-alive time-out, the drain. Both give way to others
     CLIENT_BUSY = 2     # has an exchange; ended by the exchange's end
     CLIENT_LINGER = 3   # our side is shut; what still comes is thrown away, until a FIN or linger_deadline()
 
 # States of an exchange. exchange_set_state() is the only writer.
 cdef enum:
     STATE_HEAD = 0      # waits for the request head; ended by the head, its time-out, a client that left
-    STATE_CONNECT = 1   # waits for the upstream's connect; ended by it, its error, its time-out
-    STATE_WAIT = 2      # sends the request, waits for the response head; ended by it, the TTFT time-out
+    STATE_CONNECT = 1   # waits for the upstream's connect; ended by it, its error, its time-out, the TTFT time-out
+    STATE_WAIT = 2      # sends the request, waits for the response head; ended by it, a failure, a time-out
     STATE_STREAM = 3    # forwards the response body; ended by the framing's end, a failure, a time-out
     STATE_FLUSH = 4     # the response is whole, the upstream released; waits for the client to take the rest
-    STATE_TUNNEL = 5    # after a 101: bytes both ways; ended by a FIN or RST of either side
-    STATE_FINISH = 6    # the client left a backend that must finish; what it sends is thrown away
+    STATE_TUNNEL = 5    # after a 101: bytes both ways; ended by a FIN or RST of either side, a time-out
+    STATE_FINISH = 6    # the client left a backend that may finish; what that sends is thrown away
     STATE_ENDED = 7
 
 # Phases of an exchange, as logs show them: finer than the states, and derived from them in exchange_phase().

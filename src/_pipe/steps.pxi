@@ -11,24 +11,38 @@
 #   client FIN or error       upstream closed at once, bytes held are thrown away, outcome client_abort. A backend with
 #                             on-abort=finish that has the whole request is read to its end instead (STATE_FINISH). Where
 #                             the client had the whole body and only the last chunk was missing, and is there: ok
-#   upstream FIN              another backend, or 502                  until-close: the end, after the bytes held
+#   upstream FIN              sent again, or 502                       until-close: the end, after the bytes held
 #                                                                      else: truncated, outcome upstream_abort
-#   upstream error            another backend, or 502                  truncated, outcome upstream_abort
-#   connect, TTFT time-out    another backend, or 504                  (TTFT) truncated, outcome timeout_ttft
-#   idle time-out             (the request is not taken) as above      truncated, outcome timeout_idle
-#   total time-out            504                                      truncated, outcome timeout_total
+#   upstream error            sent again, or 502                       truncated, outcome upstream_abort
+#   upstream broke HTTP       502                                      truncated, outcome upstream_abort
+#   connect refused, too slow the next address, sent again, 502 or 504 -
+#   TTFT time-out             504, never sent again                    truncated, outcome timeout_ttft
+#   idle time-out             (the request is not taken) sent again,   truncated, outcome timeout_idle
+#                             or 504
+#   total time-out            504                                      truncated, outcome timeout_total; in STATE_FLUSH reset
 #   head, body time-out       408, linger                              -
 #   send time-out             -                                        upstream closed, client reset
+#   answer before the end     -                                        upstream closed behind the answer, the rest of the
+#   of the request                                                     request is thrown away, linger
 #   stop                      503                                      truncated, outcome shutdown
-#   tunnel: client FIN        -                                        the same to the backend behind all bytes, linger there
-#   tunnel: client error      -                                        the same to the backend at once
-#   tunnel: upstream FIN      -                                        the same to the client behind all bytes, linger
+#   tunnel: client FIN        -                                        the same to the backend behind all bytes, linger there.
+#                                                                      Ok, or client_abort where it had not taken all
+#   tunnel: client error      -                                        the same to the backend at once, outcome client_abort
+#   tunnel: upstream FIN      -                                        the same to the client behind all bytes, linger. Ok, or
+#                                                                      upstream_abort where it had not taken all
+#   tunnel: upstream error    -                                        truncated, outcome upstream_abort
+#   tunnel: send time-out     -                                        (either side takes nothing) both closed, client reset
+#   tunnel: stop              -                                        both closed, outcome shutdown
 #
-#   truncated: chunked ends without the last chunk, Content-Length short, until-close with an RST; bytes held go first.
+#   sent again: as the table in upstream_failed says (rule E1), within the retry budget.
+#   truncated: chunked ends without the last chunk, Content-Length short, until-close with an RST; bytes held go first. So a
+#   tunnel's client gets an RST.
+#   linger: what still comes is read and thrown away, until a FIN, for 30 s at most, 5 s without a byte, 2 s of a drain.
 #
 # What epoll reports on Linux 6.18 over loopback, edge-triggered: a FIN gives IN|RDHUP (with OUT while there is room), even
 # behind bytes that were not read, so it is seen during backpressure; an RST gives IN|ERR|HUP|RDHUP; a FIN after our own
-# gives IN|HUP|RDHUP. After a recv that came back short nothing is left, unless RDHUP was seen: then recv again.
+# gives IN|HUP|RDHUP; an urgent byte gives PRI, and a recv stops before it. After a recv that came back short nothing is left,
+# unless RDHUP or PRI was seen (ConnC.to_end): then recv again.
 
 # ---------------------------------------------------------------------------------------------------- the client leaves
 

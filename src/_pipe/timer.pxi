@@ -1,7 +1,7 @@
 # timer: the wheel that looks at connections whose time may be up.
 #
 # Nothing is done per event: a connection stays in the slot where it was armed, and when its slot comes round its real
-# deadline is computed from its state and the times it keeps (exchange_deadline, client_deadline). If that lies ahead, it is
+# deadline is computed from its state and the times it keeps (step_expired). If that lies ahead, it is
 # armed again. Arming does something only where the new time is before the armed one. A heap was rejected: it costs
 # log n for deadlines that are nearly always moved.
 

@@ -45,8 +45,10 @@ EVENT_ACCEPT_PAUSED: int
 may be, EAGAIN for engines that have thousands to take first, else what accept(2) said."""
 
 EVENT_ACCEPT_RESUMED: int
-EVENT_ACCEPT_ENDED: int
 """Kind of an event record: clients are accepted again."""
+
+EVENT_ACCEPT_ENDED: int
+"""Kind of an event record: a listening socket is of no use any more, `error` says why."""
 
 class Settings(Protocol):
     """What an engine is told once, when it is made; `llmpipe.config.Settings` satisfies it. A timeout, or a

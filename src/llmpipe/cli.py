@@ -150,7 +150,7 @@ def cli() -> None:
 @option("--connect-timeout", "Time for a backend to accept a connection; 0 is off.", type=DURATION, default="5s")
 @option(
     "--ttft-timeout",
-    "Time from the request sent to the first byte of content; 0 is off.",
+    "Time from the whole request received to the first byte of content, one for all backends that are tried; 0 is off.",
     type=DURATION,
     default="600s",
 )
@@ -161,8 +161,18 @@ def cli() -> None:
     default="300s",
 )
 @option("--total-timeout", "Longest exchange; 0 is off.", type=DURATION, default="0")
-@option("--send-timeout", "How long a client may take no byte of its answer; 0 is off.", type=DURATION, default="60s")
-@option("--head-timeout", "Time for a whole request head; 0 is off.", type=DURATION, default="10s")
+@option(
+    "--send-timeout",
+    "How long a client may take no byte of its answer, or either side of a tunnel none; 0 is off.",
+    type=DURATION,
+    default="60s",
+)
+@option(
+    "--head-timeout",
+    "Time for a whole request head, and for the first byte of a new connection; 0 is off.",
+    type=DURATION,
+    default="10s",
+)
 @option(
     "--keepalive-timeout", "How long an idle client connection stays open; 0 is for ever.", type=DURATION, default="75s"
 )
@@ -215,16 +225,23 @@ def cli() -> None:
     default=512,
 )
 @option("--max-body", "Longest request body; longer is answered 413. 0 is off.", type=SIZE, default="64MB")
-@option("--failover-body", "How much of a request is kept to send it to another backend.", type=SIZE, default="1MB")
+@option(
+    "--failover-body",
+    "How much of a request is kept to send it again; longer ones are sent once, on a fresh connection.",
+    type=SIZE,
+    default="1MB",
+)
 @option(
     "--kept-memory",
-    "How much is kept of all requests together; beyond it a request is sent once only. 0 is no limit.",
+    "How much is kept of all requests together, those of up to 8 KB not counted; beyond it a request is sent once only. 0 is no "
+    "limit.",
     type=SIZE,
     default="256MB",
 )
 @option(
     "--retry-status",
-    "Answer of a backend after which the next one is asked; repeat it. In the environment, separated by spaces.",
+    "Answer of a backend after which the next one is asked, within the retry budget; repeat it. In the environment, separated by "
+    "spaces.",
     type=click.Choice(["429", "502", "503"]),
     multiple=True,
     show_default="none",
@@ -251,7 +268,8 @@ def serve(**given: Any) -> None:
     """Forward requests to inference servers, each token the moment it arrives.
 
     SIGTERM, SIGINT or SIGQUIT drains: /readyz fails, listening stops, streams finish; a second one ends at once. SIGHUP
-    resolves the backends' names anew. Exit code 0 after a clean drain, 1 if streams were cut, 2 if the options cannot work.
+    resolves the backends' names anew; SIGUSR1 and SIGUSR2 are ignored. Exit code 0 after a clean drain, 1 if streams were
+    cut, 2 if the options cannot work.
 
     Sockets that a service manager hands over (LISTEN_FDS) are used instead of --listen and, if one is named admin, --admin.
     """

@@ -109,7 +109,7 @@ class RecordLog:
         log.warning("accept paused", reason=reason, clients=clients, error=os.strerror(error) if error else None)
 
     def _backend_down(self, record: EventRecord) -> None:
-        # Every worker finds out by itself, and again each time that a try fails; one line says that it went.
+        # It is left out again each time that a try fails; one line says that it went.
         url = self._urls[record[2]]
         level = logging.DEBUG if url in self._out else logging.WARNING
         self._out.add(url)

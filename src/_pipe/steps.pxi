@@ -26,10 +26,10 @@
 #   of the request                                                     request is thrown away, linger
 #   stop                      503                                      truncated, outcome shutdown
 #   tunnel: client FIN        -                                        the same to the backend behind all bytes, linger there.
-#                                                                      Ok, or client_abort where it had not taken all
+#                                                                      Ok, or client_abort where the client had not taken all
 #   tunnel: client error      -                                        the same to the backend at once, outcome client_abort
 #   tunnel: upstream FIN      -                                        the same to the client behind all bytes, linger. Ok, or
-#                                                                      upstream_abort where it had not taken all
+#                                                                      upstream_abort where the backend had not taken all
 #   tunnel: upstream error    -                                        truncated, outcome upstream_abort
 #   tunnel: send time-out     -                                        (either side takes nothing) both closed, client reset
 #   tunnel: stop              -                                        both closed, outcome shutdown

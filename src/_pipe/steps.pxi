@@ -1110,7 +1110,9 @@ cdef int step_up(WorkerC *w, ExchangeC *x) noexcept nogil:
     return RC_OK
 
 cdef int request_lost(WorkerC *w, ExchangeC *x) noexcept nogil:
-    # No memory for a piece of the request: it can never be whole. RC_OK or RC_GONE.
+    # No memory for a piece of the request, or of the head of its answer: neither can ever be whole. RC_OK or RC_GONE.
+    if x.state == STATE_FINISH:
+        return upstream_failed(w, x, OUTCOME_OVERLOAD, REASON_NO_MEMORY, ENOMEM)    # there is no client to tell
     exchange_blame(w, x, REASON_NO_MEMORY, ENOMEM)
     if x.forwarded:
         return response_truncate(w, x, OUTCOME_OVERLOAD)

@@ -971,7 +971,7 @@ cdef int step_connected(WorkerC *w, ExchangeC *x) noexcept nogil:
     # The connect ended well. RC_OK or RC_GONE.
     # The address that answers is the first that the next exchange tries; one that does not never changes that: others may be
     # trying it at this moment.
-    if x.upstream.address != x.counted.address and not x.upstream.orphan:
+    if x.upstream.address != sys_load_acquire(&x.counted.address) and not x.upstream.orphan:
         sys_store_release(&x.counted.address, x.upstream.address)
     # A fresh connection to the only backend leaves nowhere else to send the request to: nothing needs to be kept.
     if not pool_has_another(w, x):

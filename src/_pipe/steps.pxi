@@ -931,8 +931,11 @@ cdef int dispatch(WorkerC *w, ExchangeC *x, int again) noexcept nogil:
         if x.address >= route.address_count:
             x.address = 0           # another worker has a longer table
         attempt_begin(w, x, slot)
-        if w.idle[slot] is not NULL and request_repeats(w, x):
-            upstream = pool_take_idle(w, slot)
+        if w.idle[slot] is not NULL:
+            if request_repeats(w, x):
+                upstream = pool_take_idle(w, slot)
+            else:
+                upstream_close(w, w.idle[slot])     # a fresh one takes its place: else they would pile up
     else:
         route = &w.table.routes[slot]
         if route.backend is NULL:

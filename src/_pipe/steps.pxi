@@ -121,8 +121,9 @@ cdef int64_t upstream_deadline(WorkerC *w, UpstreamC *upstream) noexcept nogil:
         return linger_deadline(w, upstream.since, upstream.heard)
     return upstream.since + w.settings.upstream_idle_timeout
 
-cdef void upstream_linger(WorkerC *w, UpstreamC *upstream) noexcept nogil:
-    # As client_linger, for what a tunnel has sent to its backend. The exchange has let go of it.
+cdef void upstream_linger(WorkerC *w, UpstreamC *upstream, ClientC *client) noexcept nogil:
+    # As client_linger, for what a tunnel of that client has sent to its backend. The exchange has let go of it. It counts as a
+    # client, or who opens and leaves tunnels could have any number of them.
     upstream.conn.exchange = NULL
     if upstream.conn.hung_up and not upstream.conn.readable:
         upstream_close(w, upstream)
@@ -132,6 +133,8 @@ cdef void upstream_linger(WorkerC *w, UpstreamC *upstream) noexcept nogil:
     upstream.since = w.now
     upstream.heard = w.now
     w.lingering += 1
+    upstream.quota = client.quota
+    client_recount(w, client.quota)
     if upstream.conn.readable:
         conn_queue(w, &upstream.conn)
     timer_arm(w, &upstream.conn, upstream_deadline(w, upstream))
@@ -1513,7 +1516,7 @@ cdef int tunnel_up(WorkerC *w, ExchangeC *x) noexcept nogil:
         # Its FIN (EPIPE is an RST behind one). The backend gets one too, behind all that came before it; what it has sent and
         # the client has not taken is lost (RFC 9110 section 9.3.6).
         lost = x.down.unsent or x.deaf
-        upstream_linger(w, x.upstream)
+        upstream_linger(w, x.upstream, client)
         x.upstream = NULL
         return client_left(w, x, 0) if lost else exchange_finish(w, x)
     conn_received(&client.conn, got)

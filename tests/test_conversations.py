@@ -329,6 +329,16 @@ def test_a_request_that_finds_no_memory_is_answered_once(any_world, call):
             assert run["injected"] == 1
 
 
+def test_no_memory_for_the_head_of_an_answer_whose_client_has_left(world):
+    told = 0
+    for nth in range(1, 9):
+        script = Script(world, table=("finish",)).connect().client_say(0, 0).client_fin(0)
+        script.upstream_send(0, b"HTTP/1.1 200 OK\r\nCont").upstream_send(0, b"ent-Length: 1\r\n\r\nz")
+        run = check(world, script, faults=[("buf_get", nth, world.ERRORS["buf_get"][0])])
+        told += run["injected"] and run["outcomes"] == {"client_abort": 1}
+    assert told
+
+
 def random_conversations(world: ModuleType, seed: int, faults: bool) -> Counter[str]:
     dice = random.Random(f"{seed} {faults}")
     outcomes: Counter[str] = Counter()

@@ -423,6 +423,28 @@ def test_c2_what_the_client_sent_before_it_left_reaches_a_backend_that_had_sent_
     wait_until(lambda: proxy.metric("llmpipe_upstreams") == 0, what="the lingering upstreams are closed")
 
 
+def test_a6_what_lingers_on_the_backends_side_counts_as_a_client(proxy_to):
+    # Else whoever opens tunnels and leaves them could use up all descriptors.
+    def stays(connection: Connection) -> None:
+        connection.read_head()
+        connection.send(SWITCH)
+        assert connection.read_eof() == b""
+
+    with Backend(stays) as backend:
+        proxy = proxy_to(backend, options=["--max-connections-per-ip", "3", "--trusted-proxies", "none"])
+        for _ in range(3):
+            with Client(proxy) as client:
+                client.send(ASK)
+                assert client.read_head().startswith(b"HTTP/1.1 101 ")
+        proxy.wait_metric("llmpipe_in_flight", 0, backend=backend.url)
+        assert proxy.metric("llmpipe_upstreams") == proxy.metric("llmpipe_clients") == 3
+        with Client(proxy) as client:
+            assert client.request(ASK).status == 429
+    proxy.settled()
+    with Client(proxy) as client:
+        assert client.request(ASK).status != 429
+
+
 def unacknowledged(stream: Client) -> int:
     """Bytes that its kernel has sent or will send, and that the proxy's has not."""
     return int(struct.unpack("i", fcntl.ioctl(stream.sock, termios.TIOCOUTQ, bytes(4)))[0])

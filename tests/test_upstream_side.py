@@ -558,6 +558,17 @@ def test_b3_a_body_longer_than_the_bound_goes_up_on_a_fresh_connection(proxy_to)
         assert proxy.metric("llmpipe_stale_replays_total") == 0
 
 
+def test_b3_fresh_connections_do_not_pile_up(proxy_to):
+    # Each of these goes on a connection of its own, and leaves it behind.
+    post = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n" + bytes(100_000)
+    with Backend(answer_all) as backend:
+        proxy = proxy_to(backend, options=["--failover-body", "0", "--upstream-idle-timeout", "60s"])
+        with Client(proxy) as client:
+            assert [client.request(post).status for _ in range(10)] == [200] * 10
+            proxy.wait_metric("llmpipe_upstream_idle", 1, backend=backend.url)
+            assert len(backend.connections) == 10
+
+
 def test_b3_long_posts_to_a_backend_that_closes_after_each_answer(proxy_to):
     """As uvicorn does behind its limit of requests: a moment after the answer, without a word before."""
 

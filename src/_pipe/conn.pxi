@@ -77,12 +77,13 @@ cdef struct UpstreamC:
     uint8_t keep_alive      # may be used again after this response
     uint8_t address         # index in its route's addresses
     uint8_t orphan          # that address is in the table no more: it goes when its exchange has ended
-    uint8_t lingers         # its tunnel has ended and our side is shut; what still comes is thrown away
+    uint8_t lingers         # its tunnel has ended and our side is shut; what still comes is thrown away, in a client's place
     uint8_t reset           # must end with an RST
     uint8_t full            # the backlog that it connects to was full: it tries again
     uint32_t taken          # turn in which the exchange it has took it out of the pool
     int64_t since           # start of the connect, of the idle time or of the linger
     int64_t heard           # while it lingers: when the last byte came
+    QuotaC *quota           # while it lingers: of the client whose place it has, or NULL
     UpstreamC *idle_next
     UpstreamC **idle_back   # what points to this one in its backend's idle list, NULL where not idle
 

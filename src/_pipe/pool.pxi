@@ -69,6 +69,13 @@ cdef void client_uncount(WorkerC *w, uint16_t refusal, QuotaC *quota) noexcept n
         sys_add_shared(&quota.refused if refusal else &quota.served, <uint32_t>-1)
     sys_add_counter(&w.stats.closed, 1)
 
+cdef void client_recount(WorkerC *w, QuotaC *quota) noexcept nogil:
+    # Something takes one more place among the clients, and client_uncount() gives it back. Only while the client itself is
+    # counted: an entry whose counts are 0 may be freed at any time.
+    if quota is not NULL:
+        sys_add_shared(&quota.served, 1)
+    sys_add_counter(&w.stats.closed, <uint64_t>-1)
+
 cdef void client_release(WorkerC *w, ClientC *client, bint reset) noexcept nogil:
     # Closes the connection; its place among the clients stays taken, and is the caller's to give back.
     inbox_drop(w, &client.inbox, DISCARD_REQUEST)
@@ -98,6 +105,7 @@ cdef void upstream_close(WorkerC *w, UpstreamC *upstream) noexcept nogil:
     inbox_drop(w, &upstream.inbox, DISCARD_BROKEN)
     if upstream.lingers:
         w.lingering -= 1
+        client_uncount(w, 0, upstream.quota)
     conn_close(w, &upstream.conn, upstream.reset)
     sys_add_counter(&w.stats.upstreams, <uint64_t>-1)
 

@@ -2,7 +2,7 @@
 #
 # The worker that accepts owns the table: it alone looks up, adds and frees. A worker that closes a connection only takes one
 # off the count that the connection points to. An entry whose counts are 0 is freed when the table is next looked through at
-# its place: counts rise in no other worker than the one that frees.
+# its place: in no other worker than the one that frees do counts rise from 0.
 
 cdef enum:
     QUOTA_BUCKETS = 4096        # a power of two

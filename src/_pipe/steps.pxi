@@ -121,8 +121,9 @@ cdef int64_t upstream_deadline(WorkerC *w, UpstreamC *upstream) noexcept nogil:
         return linger_deadline(w, upstream.since, upstream.heard)
     return upstream.since + w.settings.upstream_idle_timeout
 
-cdef void upstream_linger(WorkerC *w, UpstreamC *upstream) noexcept nogil:
-    # As client_linger, for what a tunnel has sent to its backend. The exchange has let go of it.
+cdef void upstream_linger(WorkerC *w, UpstreamC *upstream, ClientC *client) noexcept nogil:
+    # As client_linger, for what a tunnel of that client has sent to its backend. The exchange has let go of it. It counts as a
+    # client, or who opens and leaves tunnels could have any number of them.
     upstream.conn.exchange = NULL
     if upstream.conn.hung_up and not upstream.conn.readable:
         upstream_close(w, upstream)
@@ -132,6 +133,8 @@ cdef void upstream_linger(WorkerC *w, UpstreamC *upstream) noexcept nogil:
     upstream.since = w.now
     upstream.heard = w.now
     w.lingering += 1
+    upstream.quota = client.quota
+    client_recount(w, client.quota)
     if upstream.conn.readable:
         conn_queue(w, &upstream.conn)
     timer_arm(w, &upstream.conn, upstream_deadline(w, upstream))
@@ -931,8 +934,11 @@ cdef int dispatch(WorkerC *w, ExchangeC *x, int again) noexcept nogil:
         if x.address >= route.address_count:
             x.address = 0           # another worker has a longer table
         attempt_begin(w, x, slot)
-        if w.idle[slot] is not NULL and request_repeats(w, x):
-            upstream = pool_take_idle(w, slot)
+        if w.idle[slot] is not NULL:
+            if request_repeats(w, x):
+                upstream = pool_take_idle(w, slot)
+            else:
+                upstream_close(w, w.idle[slot])     # a fresh one takes its place: else they would pile up
     else:
         route = &w.table.routes[slot]
         if route.backend is NULL:
@@ -971,7 +977,7 @@ cdef int step_connected(WorkerC *w, ExchangeC *x) noexcept nogil:
     # The connect ended well. RC_OK or RC_GONE.
     # The address that answers is the first that the next exchange tries; one that does not never changes that: others may be
     # trying it at this moment.
-    if x.upstream.address != x.counted.address and not x.upstream.orphan:
+    if x.upstream.address != sys_load_acquire(&x.counted.address) and not x.upstream.orphan:
         sys_store_release(&x.counted.address, x.upstream.address)
     # A fresh connection to the only backend leaves nowhere else to send the request to: nothing needs to be kept.
     if not pool_has_another(w, x):
@@ -1110,7 +1116,9 @@ cdef int step_up(WorkerC *w, ExchangeC *x) noexcept nogil:
     return RC_OK
 
 cdef int request_lost(WorkerC *w, ExchangeC *x) noexcept nogil:
-    # No memory for a piece of the request: it can never be whole. RC_OK or RC_GONE.
+    # No memory for a piece of the request, or of the head of its answer: neither can ever be whole. RC_OK or RC_GONE.
+    if x.state == STATE_FINISH:
+        return upstream_failed(w, x, OUTCOME_OVERLOAD, REASON_NO_MEMORY, ENOMEM)    # there is no client to tell
     exchange_blame(w, x, REASON_NO_MEMORY, ENOMEM)
     if x.forwarded:
         return response_truncate(w, x, OUTCOME_OVERLOAD)
@@ -1508,7 +1516,7 @@ cdef int tunnel_up(WorkerC *w, ExchangeC *x) noexcept nogil:
         # Its FIN (EPIPE is an RST behind one). The backend gets one too, behind all that came before it; what it has sent and
         # the client has not taken is lost (RFC 9110 section 9.3.6).
         lost = x.down.unsent or x.deaf
-        upstream_linger(w, x.upstream)
+        upstream_linger(w, x.upstream, client)
         x.upstream = NULL
         return client_left(w, x, 0) if lost else exchange_finish(w, x)
     conn_received(&client.conn, got)

@@ -114,10 +114,10 @@ class RecordLog:
         level = logging.DEBUG if url in self._out else logging.WARNING
         self._out.add(url)
         fields = {"backend": url, "seconds": record[11], "reason": REASONS[record[17]], "errno": record[16] or None}
-        log.event(level, "backend left out", fields)
+        log.event(level, "backend left out", fields, at=time.time() - record[1])
 
     def _backend_up(self, record: EventRecord) -> None:
         url = self._urls[record[2]]
         level = logging.INFO if url in self._out else logging.DEBUG
         self._out.discard(url)
-        log.event(level, "backend back", {"backend": url})
+        log.event(level, "backend back", {"backend": url}, at=time.time() - record[1])

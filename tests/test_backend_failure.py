@@ -6,7 +6,6 @@ import socket
 import threading
 import time
 from contextlib import ExitStack
-from datetime import datetime
 from typing import Any
 
 import httpx
@@ -243,10 +242,6 @@ def test_e1_a_failed_backend_is_left_out_for_a_growing_time_and_gets_nothing_mea
     lines = times_out()[:4]
     assert [line["seconds"] for line in lines] == [0.1, 0.2, 0.4, 0.8]
     assert {line["reason"] for line in lines} == {"ECONNREFUSED"}
-    at = [datetime.fromisoformat(line["time"]).timestamp() for line in lines]
-    assert all(
-        later - earlier > line["seconds"] - 0.05 for earlier, later, line in zip(at, at[1:], lines, strict=False)
-    )
     # Each try ended a time in which it was not left out, or there would be more of them.
     tries = proxy.metric("llmpipe_backend_exchanges_total", backend=dead)
     wait_until(lambda: len(times_out()) >= tries)

@@ -432,12 +432,13 @@ def test_a6_what_lingers_on_the_backends_side_counts_as_a_client(proxy_to):
 
     with Backend(stays) as backend:
         proxy = proxy_to(backend, options=["--max-connections-per-ip", "3", "--trusted-proxies", "none"])
-        for _ in range(3):
+        for n in range(3):
             with Client(proxy) as client:
                 client.send(ASK)
                 assert client.read_head().startswith(b"HTTP/1.1 101 ")
-        proxy.wait_metric("llmpipe_in_flight", 0, backend=backend.url)
-        assert proxy.metric("llmpipe_upstreams") == proxy.metric("llmpipe_clients") == 3
+            proxy.wait_metric("llmpipe_in_flight", 0, backend=backend.url)
+            proxy.wait_metric("llmpipe_clients", n + 1)
+        assert proxy.metric("llmpipe_upstreams") == 3
         with Client(proxy) as client:
             assert client.request(ASK).status == 429
     proxy.settled()

@@ -1055,6 +1055,7 @@ cdef int step_up_broken(WorkerC *w, ExchangeC *x, int error) noexcept nogil:
     x.up_broken = True
     x.error = error
     x.upstream.conn.readable = True
+    exchange_rearm(w, x)        # only the answer is waited for now
     if x.forwarded:
         request_goes_on(w, x)
     return step_down(w, x)
@@ -1107,6 +1108,7 @@ cdef int step_up(WorkerC *w, ExchangeC *x) noexcept nogil:
             # A pipelined request stands behind the body; it stays for later, and the body is copied.
             if (chain_copy(&x.up, &w.bufs, w.hot.data + took, used - took) != RC_OK
                     or inbox_keep(w, &client.inbox, w.hot.data + used, got - used) != RC_OK):
+                discard(&w.stats, DISCARD_BEHIND_REQUEST, got - used)
                 return request_lost(w, x)
         elif <size_t>took < used and up_hold(w, x, w.hot.data + took, used - took) != RC_OK:
             return request_lost(w, x)
@@ -1120,6 +1122,7 @@ cdef int request_lost(WorkerC *w, ExchangeC *x) noexcept nogil:
     if x.state == STATE_FINISH:
         return upstream_failed(w, x, OUTCOME_OVERLOAD, REASON_NO_MEMORY, ENOMEM)    # there is no client to tell
     exchange_blame(w, x, REASON_NO_MEMORY, ENOMEM)
+    x.client_keeps = False      # what stood behind the request may be lost too
     if x.forwarded:
         return response_truncate(w, x, OUTCOME_OVERLOAD)
     return answer_error(w, x, 503, OUTCOME_OVERLOAD)
@@ -1567,12 +1570,11 @@ cdef int tunnel_down(WorkerC *w, ExchangeC *x) noexcept nogil:
         return RC_GONE
     return RC_AGAIN if upstream.conn.readable and not x.down.unsent else RC_OK
 
-cdef int step_tunnel(WorkerC *w, ExchangeC *x) noexcept nogil:
-    # Bytes both ways. RC_OK or RC_GONE.
-    cdef int up = RC_AGAIN
-    cdef int down = RC_AGAIN
+cdef int tunnel_failed(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # Passes an RST on that no recv will tell of soon, since bytes are held towards the other side. RC_OK or RC_GONE.
     cdef int error
-    cdef int i
+    if x.state != STATE_TUNNEL:
+        return RC_OK            # it has ended, and the client has not taken all
     if x.client.conn.failed:
         # Nothing may be read while bytes are held, so the error is asked for. EPIPE is an RST behind a FIN: all that it
         # sent is here.
@@ -1585,18 +1587,29 @@ cdef int step_tunnel(WorkerC *w, ExchangeC *x) noexcept nogil:
         error = -io_error(x.upstream.conn.fd)
         if error and error != EPIPE:
             return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, reason_of_errno(error), error)
+    return RC_OK
+
+cdef int step_tunnel(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # Bytes both ways. RC_OK or RC_GONE.
+    cdef int up = RC_AGAIN
+    cdef int down = RC_AGAIN
+    cdef int i
+    if tunnel_failed(w, x) == RC_GONE:
+        return RC_GONE
     for i in range(TURN_READS):
         if up == RC_AGAIN:
             up = tunnel_up(w, x)
             if up == RC_GONE:
                 return RC_GONE
+        if x.state != STATE_TUNNEL:
+            return RC_OK
         if down == RC_AGAIN:
             down = tunnel_down(w, x)
             if down == RC_GONE:
                 return RC_GONE
     if up == RC_AGAIN or down == RC_AGAIN:
         conn_queue(w, &x.client.conn)
-    return RC_OK
+    return tunnel_failed(w, x)      # the reads may have come upon a side that takes no more
 
 # ------------------------------------------------------------------------------------- what epoll and the wheel call
 

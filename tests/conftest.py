@@ -45,6 +45,12 @@ def world() -> ModuleType:
     return import_probe("llmpipe_world")
 
 
+@pytest.fixture(scope="session")
+def fleet_world() -> ModuleType:
+    """The same with rings of a few places."""
+    return import_probe("llmpipe_fleet")
+
+
 @pytest.fixture
 def proxy_to() -> Iterator[Callable[..., Proxy]]:
     """Makes proxies: proxy_to(script_or_backend, ..., options=()). A script gets a backend of its own."""

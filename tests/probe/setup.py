@@ -3,10 +3,12 @@
 python tests/probe/setup.py build_ext --build-lib build/probe
 
 llmpipe_probe opens the readers (llmpipe_probe.pyx); llmpipe_world is the whole engine on a simulated kernel (kernel.h,
-world.pxi), made from the product's own source, in which one include is replaced. The product knows nothing of either.
+world.pxi), made from the product's own source, in which one include is replaced. llmpipe_fleet is the same with rings of a
+few places, for several engines at once (fleet.pxi). The product knows nothing of any of them.
 """
 
 import platform
+import re
 import runpy
 import subprocess
 from pathlib import Path
@@ -31,15 +33,36 @@ def libfuzzer() -> list[str]:
     ]
 
 
-def write_world(folder: Path) -> str:
+FLEET = {"MAIL_IN": 4, "MAIL_OUT": 8}
+"""Constants of the world of several engines: rings that a burst fills."""
+
+
+def once(pattern: str, replacement: str, parts: dict[str, str]) -> str:
+    """Replaces what must stand once in all the parts; the name of the one where it stood."""
+    found = [name for name, text in parts.items() for _ in re.findall(pattern, text, re.MULTILINE)]
+    if len(found) != 1:
+        raise SystemExit(f"{pattern} stands {len(found)} times in src/_pipe; tests/probe/setup.py expects it once")
+    parts[found[0]] = re.sub(pattern, replacement, parts[found[0]], count=1, flags=re.MULTILINE)
+    return found[0]
+
+
+def write_world(folder: Path, name: str, constants: dict[str, int]) -> str:
     """The engine's source with the simulated kernel in the place of the real one, and the world behind it."""
     source = (ROOT / "src" / "_pipe.pyx").read_text()
     real = 'include "_pipe/sys.pxi"'
     if source.count(real) != 1:
         raise SystemExit(f"src/_pipe.pyx does not say {real} once")
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "llmpipe_world.pyx"
-    path.write_text(source.replace(real, 'include "fake_sys.pxi"') + '\n\ninclude "world.pxi"\ninclude "targets.pxi"\n')
+    source = source.replace(real, 'include "fake_sys.pxi"')
+    parts = {part: (ROOT / "src" / "_pipe" / part).read_text() for part in re.findall(r'include "_pipe/(\S+)"', source)}
+    for constant, value in constants.items():
+        once(rf"^    {constant} = \d+", f"    {constant} = {value}", parts)
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    for part, text in parts.items():
+        (folder / name / part).write_text(text)
+        source = source.replace(f'include "_pipe/{part}"', f'include "{name}/{part}"')
+    path = folder / f"{name}.pyx"
+    behind = ("world.pxi", "trace.pxi", "fleet.pxi", "targets.pxi")
+    path.write_text(source + "\n\n" + "".join(f'include "{part}"\n' for part in behind))
     return str(path)
 
 
@@ -49,11 +72,15 @@ options["include_path"] = [*options["include_path"], str(HERE)]
 options["force"] = True  # what is included is not looked at
 extensions = [
     build["extension"]("llmpipe_probe", str(HERE / "llmpipe_probe.pyx"), flavour),
-    build["extension"]("llmpipe_world", write_world(Path(build["build_base"](flavour)) / "world"), flavour),
+    *(
+        build["extension"](name, write_world(Path(build["build_base"](flavour)) / "world", name, constants), flavour)
+        for name, constants in {"llmpipe_world": {}, "llmpipe_fleet": FLEET}.items()
+    ),
 ]
 for extension in extensions:
     extension.include_dirs.append(str(HERE))
 if flavour == "fuzz":
     extensions = extensions[1:]
-    extensions[0].extra_link_args += libfuzzer()
+    for extension in extensions:
+        extension.extra_link_args += libfuzzer()
 setup(name="llmpipe-probe", ext_modules=cythonize(extensions, **options))

@@ -1049,6 +1049,7 @@ cdef int step_up_broken(WorkerC *w, ExchangeC *x, int error) noexcept nogil:
     x.up_broken = True
     x.error = error
     x.upstream.conn.readable = True
+    exchange_rearm(w, x)    # what is waited for has changed
     if x.forwarded:
         request_goes_on(w, x)
     return step_down(w, x)
@@ -1101,6 +1102,9 @@ cdef int step_up(WorkerC *w, ExchangeC *x) noexcept nogil:
             # A pipelined request stands behind the body; it stays for later, and the body is copied.
             if (chain_copy(&x.up, &w.bufs, w.hot.data + took, used - took) != RC_OK
                     or inbox_keep(w, &client.inbox, w.hot.data + used, got - used) != RC_OK):
+                # The next request has lost its start: what follows it may not be read as one.
+                discard(&w.stats, DISCARD_BEHIND_REQUEST, got - used)
+                x.client_keeps = False
                 return request_lost(w, x)
         elif <size_t>took < used and up_hold(w, x, w.hot.data + took, used - took) != RC_OK:
             return request_lost(w, x)
@@ -1572,11 +1576,6 @@ cdef int step_tunnel(WorkerC *w, ExchangeC *x) noexcept nogil:
         error = -io_error(x.client.conn.fd)
         if error and error != EPIPE:
             return client_left(w, x, error)
-    if x.upstream.conn.failed and x.down.unsent:
-        x.upstream.conn.failed = False
-        error = -io_error(x.upstream.conn.fd)
-        if error and error != EPIPE:
-            return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, reason_of_errno(error), error)
     for i in range(TURN_READS):
         if up == RC_AGAIN:
             up = tunnel_up(w, x)
@@ -1586,6 +1585,12 @@ cdef int step_tunnel(WorkerC *w, ExchangeC *x) noexcept nogil:
             down = tunnel_down(w, x)
             if down == RC_GONE:
                 return RC_GONE
+    if x.state == STATE_TUNNEL and x.upstream.conn.failed and x.down.unsent:
+        # The reads may have blocked it, and no other event will come: the error is asked for behind them.
+        x.upstream.conn.failed = False
+        error = -io_error(x.upstream.conn.fd)
+        if error and error != EPIPE:
+            return upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, reason_of_errno(error), error)
     if up == RC_AGAIN or down == RC_AGAIN:
         conn_queue(w, &x.client.conn)
     return RC_OK

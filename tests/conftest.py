@@ -51,6 +51,12 @@ def any_world(request: pytest.FixtureRequest) -> ModuleType:
     return import_probe(request.param)
 
 
+@pytest.fixture(scope="session")
+def fleet_world() -> ModuleType:
+    """The same with rings of a few places, for several engines at once."""
+    return import_probe("llmpipe_fleet")
+
+
 @pytest.fixture
 def proxy_to() -> Iterator[Callable[..., Proxy]]:
     """Makes proxies: proxy_to(script_or_backend, ..., options=()). A script gets a backend of its own."""

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import h11
+from liveness import check_liveness
 
 TOKEN = re.compile(rb"q-([0-9a-f]{4})-")
 UNFRAMED = re.compile(rb"(?i)HTTP/1\.1 200 [^\r]*\r\n(?:(?!content-length|transfer-encoding)[^\r]+\r\n)*\r\n")
@@ -27,7 +28,7 @@ SETTINGS = {
     "quota": 128,
 }
 FAULTS = {"fault", "fault_row", "listener_shut"}
-TABLE = {"two": 1, "finish": 2, "none": 4, "addresses": 8}
+TABLE = {"two": 1, "finish": 2, "none": 4, "addresses": 8, "four": 17, "ipv6": 32, "unix": 64, "moved": 128}
 
 
 Run = dict[str, Any]
@@ -38,7 +39,8 @@ Answer = tuple[int, bytes, bool]
 class Script:
     """Writes a script: Script(world, table=("two",)).connect().client_say(0, 1)...; `bytes(script)` is what runs.
 
-    A method for each name in OPERATIONS, with `who` and `n`, or with `who` and bytes.
+    A method for each name in OPERATIONS, with `who` and `n`, or with `who` and bytes. `together()`: what was written last and what
+    comes next happen before the engine looks.
     """
 
     def __init__(self, world: ModuleType, settings: tuple[str, ...] = (), table: tuple[str, ...] = ()) -> None:
@@ -64,6 +66,10 @@ class Script:
             return self
 
         return add
+
+    def together(self) -> Script:
+        self._ops[-1] = bytes([self._ops[-1][0] | 128]) + self._ops[-1][1:]
+        return self
 
     def __bytes__(self) -> bytes:
         return b"".join(self._ops)
@@ -248,6 +254,7 @@ def check_outcomes(run: Run) -> None:
 def judge(world: ModuleType, run: Run, script: bytes) -> None:
     """All that must be true of a run of any script."""
     if run["failed"] is None:
+        check_liveness(world, run)
         names = {name for name, _ in operations_of(world, script)}
         check_honest(run, leaves=ends_accepting(world, script))
         check_outcomes(run)
@@ -353,7 +360,7 @@ def check_ends(run: Run, names: set[str]) -> None:
 def random_script(world: ModuleType, dice: random.Random, faults: bool) -> bytes:
     """A conversation of up to three clients with backends that mostly answer, and whatever else comes to mind."""
     settings = dice.randrange(256) if dice.random() < 0.5 else 0
-    table = dice.randrange(16) if dice.random() < 0.6 else dice.choice([0, 1])
+    table = dice.randrange(256) if dice.random() < 0.6 else dice.choice([0, 1])
     script = Script(world)
     if dice.random() < 0.4:
         for _ in range(dice.randrange(1, 6)):
@@ -423,7 +430,7 @@ def operations_of(world: ModuleType, script: bytes) -> list[tuple[str, bytes]]:
     """A script's operations by name, each with its bytes."""
     at, found = 2, []
     while at + 3 <= len(script):
-        name = world.OPERATIONS[script[at] % len(world.OPERATIONS)]
+        name = world.OPERATIONS[(script[at] & 127) % len(world.OPERATIONS)]
         end = at + 3 + (script[at + 2] if name.endswith("_send") else 0)
         found.append((name, script[at:end]))
         at = end

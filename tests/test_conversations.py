@@ -10,7 +10,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from scripts import Run, Script, judge, random_script
+from fleets import backends_script, fleet_script
+from scripts import TABLE, Run, Script, judge, random_script
 from seeds import seeds
 
 CORPUS = Path(__file__).parent / "fuzz" / "corpus"
@@ -391,3 +392,253 @@ def test_the_corpus_of_a_reader(world, target):
                 at = dice.randrange(len(mutated) + 1)
                 mutated[at : at + dice.randrange(3)] = dice.randbytes(dice.randrange(3))
             world.check(target, bytes(mutated))
+
+
+# ------------------------------------------------------------------------------------------------ several backends
+
+FIN, RST, HALF = 16, 32, 48  # of "backend_answer": how the server dies of the request
+WELL = 1  # it answers with a length, by number of RESPONSES + 1
+SLOWLY = 65  # the same a byte at a time
+
+
+def everybody_says(script, clients, request):
+    for client in range(clients):
+        script.client_say(client, request).together()
+    return script.time(0, 1)
+
+
+def judged(world, script):
+    script.time(0, 1)  # or the clients leave with the last operation
+    run = world.run(bytes(script))
+    judge(world, run, bytes(script))
+    return run
+
+
+@pytest.mark.parametrize("death", [FIN, RST], ids=["fin", "rst"])
+def test_a_request_that_kills_its_server_meets_no_third(world, death):
+    script = Script(world, table=("four",))
+    for server in (0, 1, 4, 5):
+        script.backend_answer(server | death, WELL)
+    run = judged(world, script.connect().client_say(0, 1))
+    assert [peer.port for peer in run["upstreams"] if peer.got] == [8000, 8001]
+    assert run["outcomes"] == {"upstream_error": 1}
+
+
+def test_a_request_that_died_with_a_stale_connection_has_one_more_try(world):
+    # The third request kills its server on an idle upstream, and again on the fresh one.
+    script = Script(world, table=("two",)).backend_answer(0, WELL).backend_answer(1, WELL).connect()
+    script.client_say(0, 0).time(0, 1).client_say(0, 0).time(0, 1).backend_answer(0 | RST, WELL).client_say(0, 0)
+    run = judged(world, script)
+    assert [peer.port for peer in run["upstreams"] if b"q-0003-" in peer.got] == [8000, 8000]
+    assert run["outcomes"] == {"ok": 2, "upstream_error": 1}
+
+
+def test_an_answer_that_broke_off_is_not_asked_for_again(world):
+    script = Script(world, table=("two",)).backend_answer(0 | HALF, WELL).backend_answer(1, WELL)
+    run = judged(world, script.connect().client_say(0, 1))
+    assert [peer.port for peer in run["upstreams"] if peer.got] == [8000]
+    assert run["outcomes"] == {"upstream_error": 1}
+
+
+def test_an_answer_that_is_no_http_is_not_asked_for_again(world):
+    script = Script(world, table=("two",)).backend_answer(0, 14).backend_answer(1, WELL)
+    run = judged(world, script.connect().client_say(0, 1))
+    assert [peer.port for peer in run["upstreams"] if peer.got] == [8000]
+    assert run["outcomes"] == {"upstream_error": 1}
+
+
+def test_the_time_for_a_first_token_is_one_for_all_backends(world):
+    # Nobody answers: 5 s, and one backend that worked on it.
+    script = Script(world, table=("four",)).connect().client_say(0, 1).time(0, 110)
+    run = judged(world, script)
+    assert [peer.port for peer in run["upstreams"] if peer.got] == [8000]
+    assert run["outcomes"] == {"timeout_ttft": 1}
+
+
+@pytest.mark.parametrize("how", ["refused_soon", "hangs"])
+def test_an_address_that_fails_all_at_once_hides_no_other(world, how):
+    # Eight requests meet the first address together; each must go on to the second, which is well.
+    script = Script(world, table=("addresses",)).backend_connect(0, world.CONNECTS.index(how)).backend_answer(2, WELL)
+    for _ in range(8):
+        script.connect()
+    run = judged(world, everybody_says(script, 8, 0).time(0, 101))
+    assert run["outcomes"] == {"ok": 8}
+    assert run["stats"]["backends"][0]["failures"] == 0
+
+
+def test_the_address_that_worked_last_is_the_first_to_be_tried(world):
+    script = Script(world, table=("addresses",)).backend_connect(0, 3).backend_answer(2, WELL).connect().connect()
+    # Two at once, then three: one more than there are idle upstreams.
+    run = judged(world, everybody_says(everybody_says(script, 2, 0).connect(), 3, 0))
+    assert run["outcomes"] == {"ok": 5}
+    assert [who for _, what, who, *_ in run["trace"] if what == "connect"] == [0, 0, 2, 2, 2]
+
+
+@pytest.mark.parametrize("family", [(), ("ipv6",), ("unix",)], ids=["ipv4", "ipv6", "unix"])
+def test_no_later_request_goes_to_an_address_that_left_the_table(world, family):
+    # It leaves while an exchange is in flight there.
+    table = sum(map(TABLE.get, (*family, "moved")))
+    script = Script(world, table=family).backend_answer(0, SLOWLY).backend_answer(8, WELL).connect()
+    script.client_say(0, 0).configure(0, table).time(0, 1).client_say(0, 0).time(0, 1).client_say(0, 0)
+    run = judged(world, script)
+    assert [(peer.port, peer.got.count(b"GET ")) for peer in run["upstreams"] if peer.got] == [(8000, 1), (8008, 2)]
+    assert run["outcomes"] == {"ok": 3}
+
+
+def test_no_later_request_goes_to_a_backend_that_left_the_table(world):
+    script = Script(world, table=("two",)).backend_answer(0, WELL).backend_answer(1, SLOWLY).connect()
+    script.client_say(0, 0).time(0, 1).client_say(0, 0).configure(0, 0).time(0, 1).configure(0, TABLE["two"])
+    run = judged(world, script.client_say(0, 0).time(0, 1).client_say(0, 0))
+    assert run["outcomes"] == {"ok": 4}
+
+
+def test_a_full_backlog_of_a_unix_socket_is_waited_for(world):
+    script = Script(world, table=("unix",)).backend_answer(0, WELL).backend_connect(0, 2).connect().client_say(0, 1)
+    run = judged(world, script.time(0, 50).backend_connect(0, 0).time(0, 101))
+    assert run["outcomes"] == {"ok": 1}
+    assert run["stats"]["backends"][0]["failures"] == 0
+
+
+def test_a_full_backlog_of_a_unix_socket_has_the_time_of_a_connect(world):
+    script = Script(world, table=("unix",)).backend_connect(0, 2).connect().client_say(0, 1).time(0, 101)
+    assert judged(world, script)["outcomes"] == {"timeout_connect": 1}
+
+
+@pytest.mark.parametrize("family", [("ipv6",), ("unix",)], ids=["ipv6", "unix"])
+def test_the_second_address_is_of_another_family(world, family):
+    script = Script(world, table=("addresses", *family)).backend_answer(2, WELL).backend_connect(0, 4)
+    run = judged(world, script.connect(1).client_say(0, 1).time(0, 1).client_say(0, 1))
+    assert run["outcomes"] == {"ok": 2}
+
+
+@pytest.mark.parametrize("seed", seeds(20))
+def test_random_backends(world, seed):
+    dice = random.Random(f"backends {seed}")
+    outcomes: Counter[str] = Counter()
+    for _ in range(RUNS):
+        script = backends_script(world, dice)
+        try:
+            run = world.run(script)
+            judge(world, run, script)
+        except Exception as error:
+            raise AssertionError(f"script {script.hex()}") from error
+        outcomes.update(run["outcomes"])
+    print(dict(outcomes))
+    assert outcomes["ok"] > RUNS
+    assert outcomes["connect_error"] > 10
+    assert outcomes["upstream_error"] > 10
+
+
+# ----------------------------------------------------------------------------------------------------- several engines
+
+PAUSES = [0, 3, 10, 40]  # one step in so many gives way
+
+
+def fleet_runs(world, script, workers, orders=range(20)):
+    """The script with several engines, in many orders of their steps."""
+    for seed in orders:
+        for pause in PAUSES:
+            run = world.run_fleet(bytes(script), workers, seed, pause)
+            try:
+                judge(world, run, bytes(script))
+            except AssertionError as error:
+                raise AssertionError(f"seed {seed}, pause {pause}") from error
+            yield pause, run
+
+
+def burst_of(world, clients, **arguments):
+    script = Script(world, **arguments)
+    for _ in range(clients):
+        script.connect().together()
+    return script.time(0, 0)
+
+
+@pytest.mark.parametrize("backends", [1, 2, 4])
+def test_engines_share_what_is_in_flight(world, backends):
+    # Nobody answers. Whatever the order of their steps, no backend has more than one exchange more than another.
+    script = everybody_says(burst_of(world, 16, table={1: (), 2: ("two",), 4: ("four",)}[backends]), 16, 0)
+    for _, run in fleet_runs(world, script, 3):
+        sent = Counter(who for _, what, who, *_ in run["trace"] if what == "sent")
+        assert len(sent) == backends
+        assert max(sent.values()) - min(sent.values()) <= 1, sent
+
+
+def test_engines_take_turns_on_idle_backends(world):
+    # One request at a time, each of another engine's client: equals take turns.
+    script = burst_of(world, 4, table=("four",))
+    for server in (0, 1, 4, 5):
+        script.backend_answer(server, 12)
+    for client in range(4):
+        script.client_say(client, 0).time(0, 1)
+    for _, run in fleet_runs(world, script, 4, range(10)):
+        assert [who for _, what, who, *_ in run["trace"] if what == "sent"] == [0, 1, 4, 5]
+
+
+def test_each_client_goes_to_the_engine_with_the_fewest(world):
+    for _, run in fleet_runs(world, burst_of(world, 16).time(0, 1), 3):
+        accepted = [stats["accepted"] for stats in run["fleet"]]
+        assert sum(accepted) == 16
+        assert max(accepted) - min(accepted) <= 1
+
+
+def test_a_retry_budget_is_for_all_engines(world):
+    # Ten retries at first, and a fifth of one for each exchange: of 16 that meet a refusal at once, ten can go on.
+    script = burst_of(world, 16, table=("two",)).backend_connect(0, 3).backend_answer(1, WELL)
+    for _, run in fleet_runs(world, everybody_says(script, 16, 9), 3, range(20)):
+        assert run["stats"]["retries"] <= 10 + 16 // 5
+
+
+def test_the_control_plane_is_woken_for_each_client_that_left(world):
+    script = everybody_says(burst_of(world, 6), 6, 0)
+    for client in range(6):
+        script.client_fin(client).together()
+    for _, run in fleet_runs(world, script.time(0, 1), 2, range(120)):
+        assert run["outcomes"] == {"client_abort": 6}
+
+
+def test_a_drain_serves_who_is_in_the_backlog_and_in_the_mailboxes(world):
+    script = Script(world).backend_answer(0, WELL)
+    for client in range(6):
+        script.connect().together().client_say(client, 0).together()
+    for _, run in fleet_runs(world, script.drain().time(0, 1), 3, range(40)):
+        assert run["outcomes"] == {"ok": 6}
+
+
+def test_a_full_mailbox_is_left_out(fleet_world):
+    # Mailboxes of four: the first engine keeps what does not fit, or accepts it later.
+    script = everybody_says(burst_of(fleet_world, 16).backend_answer(0, WELL), 16, 0).time(0, 99)
+    full = 0
+    for pause, run in fleet_runs(fleet_world, script, 3, range(12)):
+        assert run["outcomes"] == {"ok": 16}
+        accepted = [stats["accepted"] for stats in run["fleet"]]
+        full += pause > 0 and max(accepted) - min(accepted) > 1
+    assert full, "no mailbox was ever full"
+
+
+def test_a_full_ring_of_records_is_counted(fleet_world):
+    # Rings of eight: what the control plane does not take in time is dropped, and counted.
+    script = everybody_says(burst_of(fleet_world, 16).backend_answer(0, WELL), 16, 10)
+    dropped = 0
+    for _, run in fleet_runs(fleet_world, script, 2, range(6)):
+        assert run["outcomes"] == {"ok": 32}
+        dropped += sum(stats["records_dropped"] for stats in run["fleet"])
+    assert dropped, "no ring was ever full"
+
+
+@pytest.mark.parametrize("seed", seeds(20))
+@pytest.mark.parametrize("script_of", [fleet_script, backends_script])
+def test_random_fleets(fleet_world, seed, script_of):
+    dice = random.Random(f"fleets {seed}")
+    outcomes: Counter[str] = Counter()
+    for _ in range(RUNS // 4):
+        script = script_of(fleet_world, dice)
+        order = dice.randrange(2, 5), dice.randrange(1 << 30), dice.choice(PAUSES)
+        try:
+            run = fleet_world.run_fleet(script, *order)
+            judge(fleet_world, run, script)
+        except Exception as error:
+            raise AssertionError(f"script {script.hex()} {order}") from error
+        outcomes.update(run["outcomes"])
+    print(dict(outcomes))
+    assert outcomes["ok"] > RUNS // 4
+    assert outcomes["client_abort"] > 10

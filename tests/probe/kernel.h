@@ -39,6 +39,7 @@ enum {
     SIM_ENDS = 512,             /* descriptors a run; one more is EMFILE */
     SIM_FIRST = 1000,           /* their first number: none that the process has */
     SIM_FAULTS = 16,
+    SIM_SERVERS = 16,           /* what connects go to, by the last four bits of a port */
     SIM_MOST_WORK = 2000000,    /* calls between two waits; more is a loop without an end */
     SIM_FOR_EVER = 1 << 30,     /* a fault from now on */
     SIM_PAGE = 4096,
@@ -79,9 +80,12 @@ struct sim_end {
     uint8_t lingers;            /* SO_LINGER 0: close sends an RST */
     uint8_t starved;            /* the last send found too little room; room is an edge */
     uint8_t watched;
+    int set;                    /* the epoll descriptor that watches it */
     uint8_t woken;              /* in the ready list */
     uint8_t ended;              /* what the peer saw last: 0, 'F' a FIN, 'R' an RST */
     uint16_t port;              /* an upstream's peer, or a client's */
+    uint8_t origin;             /* of a client, CLIENT_* */
+    sa_family_t family;         /* of an upstream's socket */
     int error;                  /* reported once */
     struct epoll_event event;
     struct sim_bytes rx;        /* from the peer; `taken` of it were received */
@@ -138,6 +142,8 @@ static struct sim_kernel {
     char failure[256];          /* the first */
     int (*idle)(int64_t until);  /* us, -1 for ever; 0: the time has come, 1: something may have happened */
     void (*runs_away)(void);    /* has the engine end */
+    void (*step)(void);         /* a call begins, or a word that threads share is touched: who goes on? */
+    void (*connects)(const struct sim_end *end);    /* a connect to an address begins; its end is seen in `end` later */
 } sim;
 
 SIM_API void sim_fail(const char *what, const char *name, int64_t number) {
@@ -153,6 +159,7 @@ SIM_API void sim_reset(void) {
     int i, aborts = sim.aborts;
     int (*idle)(int64_t) = sim.idle;
     void (*runs_away)(void) = sim.runs_away;
+    void (*connects)(const struct sim_end *) = sim.connects;
     for (i = 0; i < sim.count; i++) {
         free(sim.ends[i].rx.data);
         free(sim.ends[i].told.data);
@@ -165,12 +172,28 @@ SIM_API void sim_reset(void) {
     sim.aborts = aborts;
     sim.idle = idle;
     sim.runs_away = runs_away;
+    sim.connects = connects;
 }
+
+SIM_API void sim_step(void) {
+    if (sim.step)
+        sim.step();
+}
+
+/* The words that threads share are touched through these (sys.pxi). */
+#define __atomic_load_n(word, order) (sim_step(), __atomic_load_n(word, order))
+#define __atomic_store_n(word, value, order) (sim_step(), __atomic_store_n(word, value, order))
+#define __atomic_exchange_n(word, value, order) (sim_step(), __atomic_exchange_n(word, value, order))
+#define __atomic_compare_exchange_n(word, seen, value, weak, done, failed) \
+    (sim_step(), __atomic_compare_exchange_n(word, seen, value, weak, done, failed))
+#define __atomic_add_fetch(word, n, order) (sim_step(), __atomic_add_fetch(word, n, order))
 
 /* Counts a call. 0, or the errno that it must fail with; negative: it may take only so many bytes. */
 SIM_API int sim_enter(int call) {
     int i;
-    uint64_t nth = ++sim.calls[call];
+    uint64_t nth;
+    sim_step();
+    nth = ++sim.calls[call];
     sim.now++;
     if (++sim.work == SIM_MOST_WORK) {
         sim_fail("the engine turns without end", SIM_CALL_NAMES[call], call);
@@ -244,7 +267,7 @@ SIM_API size_t sim_readable(const struct sim_end *end) {
 SIM_API void sim_send_reset(struct sim_end *end) {
     /* The engine's RST reaches the peer's kernel. */
     end->ended = 'R';
-    if (end->lazy && end->seen < end->told.n) {
+    if (end->lazy && end->seen < end->told.n && end->family != AF_UNIX) {      /* that one keeps what it was given */
         end->lost += end->told.n - end->seen;
         end->told.n = end->seen;
     }
@@ -410,13 +433,53 @@ SIM_API void sim_settle(struct sim_end *end, int error) {
         return failed;                  \
     }
 
-/* How connects to a backend end, by its port: set by the script. */
+/* How connects to a server end: set by the script. A Unix socket's connect never waits: it is done, refused, or, where the
+ * backlog is full (CONNECT_HANGS), to be tried again. */
 enum { CONNECT_SOON, CONNECT_NOW, CONNECT_HANGS, CONNECT_REFUSED_SOON, CONNECT_REFUSED_NOW, CONNECT_MODES };
-static uint8_t sim_connects[4];
+static uint8_t sim_connects[SIM_SERVERS];
+
+/* Where a client comes from: one address of each family, and one of IPv4 as a socket for both families shows it. */
+enum { CLIENT_OF_IPV4, CLIENT_OF_IPV6, CLIENT_MAPPED, CLIENT_FAMILIES };
+
+SIM_API socklen_t sim_address(const struct sim_end *end, void *to) {
+    struct sockaddr_in v4;
+    struct sockaddr_in6 v6;
+    memset(&v4, 0, sizeof(v4));
+    memset(&v6, 0, sizeof(v6));
+    if (end->origin == CLIENT_OF_IPV4) {
+        v4.sin_family = AF_INET;
+        v4.sin_port = htons(end->port);
+        v4.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        memcpy(to, &v4, sizeof(v4));
+        return sizeof(v4);
+    }
+    v6.sin6_family = AF_INET6;
+    v6.sin6_port = htons(end->port);
+    inet_pton(AF_INET6, end->origin == CLIENT_MAPPED ? "::ffff:127.0.0.1" : "::1", &v6.sin6_addr);
+    memcpy(to, &v6, sizeof(v6));
+    return sizeof(v6);
+}
+
+SIM_API uint16_t sim_port_of(const struct sockaddr *address, socklen_t n) {
+    /* The port of an address, or the number at the end of a Unix socket's path; 0 where it is none. */
+    struct sockaddr_in v4;
+    struct sockaddr_in6 v6;
+    const struct sockaddr_un *local = (const struct sockaddr_un *)(const void *)address;
+    if (address->sa_family == AF_INET && n == sizeof(v4)) {
+        memcpy(&v4, address, sizeof(v4));
+        return ntohs(v4.sin_port);
+    }
+    if (address->sa_family == AF_INET6 && n == sizeof(v6)) {
+        memcpy(&v6, address, sizeof(v6));
+        return ntohs(v6.sin6_port);
+    }
+    if (address->sa_family == AF_UNIX && strrchr(local->sun_path, '-'))
+        return (uint16_t)atoi(strrchr(local->sun_path, '-') + 1);
+    return 0;
+}
 
 SIM_API int sim_accept4(int fd, struct sockaddr *address, socklen_t *n, int flags) {
     struct sim_end *end = sim_find(fd, SIM_ACCEPT4);
-    struct sockaddr_in *peer = (struct sockaddr_in *)(void *)address;
     int i;
     SIM_ENTER(SIM_ACCEPT4, -1)
     if (!end)
@@ -432,11 +495,7 @@ SIM_API int sim_accept4(int fd, struct sockaddr *address, socklen_t *n, int flag
             sim.ends[i].accepted = 1;
             sim.ends[i].inline_urgent = end->inline_urgent;     /* it inherits its listener's options */
             end->count--;
-            memset(peer, 0, sizeof(*peer));
-            peer->sin_family = AF_INET;
-            peer->sin_port = htons(sim.ends[i].port);
-            peer->sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-            *n = sizeof(*peer);
+            *n = sim_address(&sim.ends[i], address);
             return SIM_FIRST + i;
         }
     errno = EAGAIN;
@@ -485,7 +544,7 @@ SIM_API ssize_t sim_recv(int fd, void *data, size_t n, int flags) {
             sim_wake(end);      /* as if the rest came a moment later */
         }
     }
-    if (!(flags & MSG_TRUNC))       /* TCP throws away what it is told to */
+    if (!(flags & MSG_TRUNC) || end->family == AF_UNIX)     /* TCP throws away what it is told to */
         memcpy(data, end->rx.data + from, n);
     if (flags & MSG_PEEK) {
         if (end->shown < from + n)
@@ -541,25 +600,36 @@ SIM_API ssize_t sim_send(int fd, const void *data, size_t n, int flags) {
 }
 
 SIM_API int sim_socket(int family, int kind, int protocol) {
-    (void)family, (void)kind, (void)protocol;
+    int fd;
+    (void)kind, (void)protocol;
     SIM_ENTER(SIM_SOCKET, -1)
-    return sim_open(END_UPSTREAM);
+    fd = sim_open(END_UPSTREAM);
+    if (fd >= 0)
+        sim.ends[fd - SIM_FIRST].family = (sa_family_t)family;
+    return fd;
 }
 
 SIM_API int sim_connect(int fd, const struct sockaddr *address, socklen_t n) {
     struct sim_end *end = sim_find(fd, SIM_CONNECT);
     int mode;
-    (void)n;
     SIM_ENTER(SIM_CONNECT, -1)
     if (!end)
         return -1;
-    end->port = ntohs(((const struct sockaddr_in *)(const void *)address)->sin_port);
-    mode = sim_connects[end->port & 3];
-    if (mode == CONNECT_NOW) {
+    end->port = sim_port_of(address, n);
+    if (address->sa_family != end->family || !end->port)
+        sim_fail("an address that is none of its socket's", "connect", address->sa_family);
+    mode = sim_connects[end->port % SIM_SERVERS];
+    if (end->family == AF_UNIX && mode == CONNECT_HANGS) {
+        errno = EAGAIN;
+        return -1;
+    }
+    if (sim.connects)
+        sim.connects(end);
+    if (mode == CONNECT_NOW || (end->family == AF_UNIX && mode == CONNECT_SOON)) {
         end->connected = 1;
         return 0;
     }
-    if (mode == CONNECT_REFUSED_NOW) {
+    if (mode == CONNECT_REFUSED_NOW || end->family == AF_UNIX) {
         errno = ECONNREFUSED;
         return -1;
     }
@@ -581,7 +651,7 @@ SIM_API int sim_close(int fd) {
     end->closed = 1;
     end->closed_at = sim.now;
     if (end->connected && !end->dead) {
-        if (end->lingers || sim_unread(end))
+        if ((end->lingers && end->family != AF_UNIX) || sim_unread(end))
             sim_send_reset(end);
         else if (!end->shut)
             end->ended = 'F';
@@ -631,6 +701,10 @@ SIM_API int sim_setsockopt(int fd, int level, int name, const void *value, sockl
     SIM_ENTER(SIM_SETSOCKOPT, -1)
     if (!end)
         return -1;
+    if (level == IPPROTO_TCP && end->family == AF_UNIX) {
+        errno = EOPNOTSUPP;
+        return -1;
+    }
     if (level == SOL_SOCKET && name == SO_LINGER) {
         if (n != sizeof(linger)) {
             errno = EINVAL;
@@ -678,26 +752,40 @@ SIM_API int sim_epoll_ctl(int epfd, int operation, int fd, struct epoll_event *e
         return -1;
     }
     end->watched = 1;
+    end->set = epfd;
     end->event = *event;
     if (sim_state(end) & event->events)
         sim_wake(end);
     return 0;
 }
 
+SIM_API int sim_ready(int epfd) {
+    /* Whether a set has something in its ready list. */
+    int i;
+    for (i = 0; i < sim.ready_count; i++)
+        if (sim.ends[sim.ready[(sim.ready_first + i) % SIM_ENDS]].set == epfd)
+            return 1;
+    return 0;
+}
+
 SIM_API int sim_epoll_wait(int epfd, struct epoll_event *events, int n, int timeout_ms) {
     struct sim_end *end;
     uint32_t state;
-    int count = 0;
+    int count = 0, left;
     int64_t until = timeout_ms < 0 ? -1 : sim.now + (int64_t)timeout_ms * 1000;
     SIM_ENTER(SIM_EPOLL_WAIT, -1)
     if (!sim_find(epfd, SIM_EPOLL_WAIT))
         return -1;
     for (;;) {
-        while (sim.ready_count && count < n) {
+        for (left = sim.ready_count; left > 0 && count < n; left--) {
             end = &sim.ends[sim.ready[sim.ready_first]];
             sim.ready_first = (sim.ready_first + 1) % SIM_ENDS;
             sim.ready_count--;
             end->woken = 0;
+            if (end->set != epfd) {
+                sim_wake(end);      /* of another engine */
+                continue;
+            }
             state = sim_state(end) & (end->event.events | EPOLLERR | EPOLLHUP);
             if (end->closed || !end->watched || !state)
                 continue;

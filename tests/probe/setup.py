@@ -5,7 +5,8 @@ python tests/probe/setup.py build_ext --build-lib build/probe
 llmpipe_probe opens the readers (llmpipe_probe.pyx); llmpipe_world is the whole engine on a simulated kernel (kernel.h,
 world.pxi), made from the product's own source: one include is replaced, and a few functions get another name, so that
 the world stands in front of them (SEAMS). llmpipe_world_small is the same with small constants, so that a short script uses
-up a turn's share, fills buffers and goes beyond what a linger takes. The product knows nothing of any of them.
+up a turn's share, fills buffers and goes beyond what a linger takes; llmpipe_fleet has rings of a few places, for several
+engines at once (fleet.pxi). The product knows nothing of any of them.
 """
 
 import platform
@@ -54,6 +55,9 @@ SMALL = {
 }
 """Constants of the small world."""
 
+FLEET = {"MAIL_IN": 4, "MAIL_OUT": 8}
+"""Constants of the world of several engines: rings that a burst fills."""
+
 
 def once(pattern: str, replacement: str, parts: dict[str, str]) -> str:
     """Replaces what must stand once in all the parts; the name of the one where it stood."""
@@ -82,7 +86,8 @@ def write_world(folder: Path, name: str, constants: dict[str, int]) -> str:
         (folder / name / part).write_text(text)
         source = source.replace(f'include "_pipe/{part}"', f'include "{name}/{part}"')
     path = folder / f"{name}.pyx"
-    path.write_text(source + '\n\ninclude "world.pxi"\ninclude "targets.pxi"\n')
+    behind = ("world.pxi", "trace.pxi", "fleet.pxi", "targets.pxi")
+    path.write_text(source + "\n\n" + "".join(f'include "{part}"\n' for part in behind))
     return str(path)
 
 
@@ -94,7 +99,7 @@ extensions = [
     build["extension"]("llmpipe_probe", str(HERE / "llmpipe_probe.pyx"), flavour),
     *(
         build["extension"](name, write_world(Path(build["build_base"](flavour)) / "world", name, constants), flavour)
-        for name, constants in {"llmpipe_world": {}, "llmpipe_world_small": SMALL}.items()
+        for name, constants in {"llmpipe_world": {}, "llmpipe_world_small": SMALL, "llmpipe_fleet": FLEET}.items()
     ),
 ]
 for extension in extensions:

@@ -327,12 +327,16 @@ cdef void mutate_op(uint8_t *op) noexcept nogil:
         op[2] = <uint8_t>(mutate_roll(64) if mutate_roll(2) else 0)
     elif op[0] == OP_CLIENT_SAY or op[0] == OP_UPSTREAM_SAY:
         op[1] |= sizes[mutate_roll(5)]
+    elif op[0] == OP_BACKEND_CONNECT or op[0] == OP_BACKEND_ANSWER:
+        op[1] = <uint8_t>mutate_roll(64)
     elif op[0] == OP_FAULT or op[0] == OP_FAULT_ROW:
         op[1] = <uint8_t>mutate_roll(SIM_CALLS)
     elif op[0] == OP_CLIENT_SEND or op[0] == OP_UPSTREAM_SEND:
         op[2] = 0
     elif op[0] == OP_CONNECT and mutate_roll(2):
         op[2] = 0
+    if mutate_roll(8) == 0:
+        op[0] |= OP_TOGETHER
 
 cdef size_t mutate_script(uint8_t *data, size_t n, size_t most, unsigned int seed) noexcept nogil:
     # A script with an operation taken out, doubled, moved, put in, cut in two or changed; sometimes only its bytes are.
@@ -356,7 +360,7 @@ cdef size_t mutate_script(uint8_t *data, size_t n, size_t most, unsigned int see
         starts[count] = at
         count += 1
         at += 3
-        if data[starts[count - 1]] % OP_COUNT in (OP_CLIENT_SEND, OP_UPSTREAM_SEND):
+        if (data[starts[count - 1]] & OP_MASK) % OP_COUNT in (OP_CLIENT_SEND, OP_UPSTREAM_SEND):
             at += data[starts[count - 1] + 2]
     if at > n:
         at = n
@@ -387,7 +391,7 @@ cdef size_t mutate_script(uint8_t *data, size_t n, size_t most, unsigned int see
         data[starts[one] + 1] = <uint8_t>mutate_roll(4) | (data[starts[one] + 1] & 0xF0)
         return n
     if how == 7:            # how much; of bytes: cut in two
-        if data[starts[one]] % OP_COUNT not in (OP_CLIENT_SEND, OP_UPSTREAM_SEND):
+        if (data[starts[one]] & OP_MASK) % OP_COUNT not in (OP_CLIENT_SEND, OP_UPSTREAM_SEND):
             data[starts[one] + 2] = <uint8_t>mutate_roll(256)
         elif size > 4 and n + 3 <= most:
             other = 1 + mutate_roll(<uint32_t>size - 4)
@@ -400,10 +404,10 @@ cdef size_t mutate_script(uint8_t *data, size_t n, size_t most, unsigned int see
             return n + 3
         return n
     if how == 8:            # settings and table
-        data[mutate_roll(2)] ^= <uint8_t>(1 << mutate_roll(7))
+        data[mutate_roll(2)] ^= <uint8_t>(1 << mutate_roll(8))
         return n
     # Other bytes.
-    if data[starts[one]] % OP_COUNT not in (OP_CLIENT_SEND, OP_UPSTREAM_SEND) or n + 64 > most:
+    if (data[starts[one]] & OP_MASK) % OP_COUNT not in (OP_CLIENT_SEND, OP_UPSTREAM_SEND) or n + 64 > most:
         return LLVMFuzzerMutate(data, n, most)
     memcpy(out, data + starts[one] + 3, size - 3)
     other = LLVMFuzzerMutate(out, size - 3, size + 61 if size + 61 < 255 else 255)

@@ -19,8 +19,11 @@ cdef extern from "kernel.h" nogil:
         END_LISTENER
         END_CLIENT
         END_UPSTREAM
+        CONNECT_SOON
+        CONNECT_NOW
         CONNECT_MODES
         SIM_FOR_EVER
+        CLIENT_FAMILIES
     const char **SIM_CALL_NAMES
     cdef struct sim_bytes:
         uint8_t *data
@@ -37,6 +40,7 @@ cdef extern from "kernel.h" nogil:
         uint8_t ended
         uint8_t woken
         uint16_t port
+        uint8_t origin
         sim_bytes rx
         size_t taken
         sim_bytes told
@@ -53,6 +57,7 @@ cdef extern from "kernel.h" nogil:
         int64_t told_at
         int64_t shut_at
         int64_t closed_at
+        uint64_t count
     cdef struct sim_fault:
         int call
         uint64_t nth
@@ -63,6 +68,7 @@ cdef extern from "kernel.h" nogil:
         int count
         int64_t now
         uint64_t *calls
+        uint64_t work
         uint64_t injected
         uint64_t short_calls
         sim_fault *faults
@@ -76,11 +82,14 @@ cdef extern from "kernel.h" nogil:
         char *failure
         int (*idle)(int64_t until) noexcept nogil
         void (*runs_away)() noexcept nogil
+        void (*step)() noexcept nogil
+        void (*connects)(const sim_end *end) noexcept nogil
     sim_kernel sim
     uint8_t *sim_connects
     void sim_reset()
     void sim_fail(const char *what, const char *name, int64_t number)
     int sim_open(int kind)
+    bint sim_ready(int epfd)
     void sim_append(sim_bytes *to, const void *data, size_t n)
     size_t sim_unread(const sim_end *end)
     sim_end *sim_arrive(size_t room)
@@ -94,9 +103,9 @@ cdef extern from "kernel.h" nogil:
     void sim_feed_urgent(sim_end *end, const void *data, size_t n)
     void sim_listener_shut()
 
-# The operations; OPERATIONS has their names. Those marked * have n bytes behind them.
+# The operations, in the lower bits of their byte; OPERATIONS has their names. Those marked * have n bytes behind them.
 cdef enum:
-    OP_CONNECT = 0              # a client; it takes n * 64 bytes until told otherwise, 0 is any number
+    OP_CONNECT = 0              # a client from address `who`, CLIENT_*; it takes n * 64 bytes until told otherwise, 0 is any number
     OP_CLIENT_SEND = 1          # * client `who` sends them
     OP_CLIENT_SAY = 2           # client `who & 15` sends request n of REQUESTS, in pieces of `who >> 4` bytes, 0 at once
     OP_CLIENT_FILL = 3          # n * 256 bytes
@@ -111,8 +120,9 @@ cdef enum:
     OP_UPSTREAM_RESET = 12
     OP_UPSTREAM_ROOM = 13
     OP_UPSTREAM_SETTLE = 14     # the `who`th connect that hangs ends: 0 well, else with an error
-    OP_BACKEND_CONNECT = 15     # how connects to address `who` end from now on, CONNECT_*
-    OP_BACKEND_ANSWER = 16      # it answers each whole request by response (n & 63) - 1 from now on, in pieces by n >> 6
+    OP_BACKEND_CONNECT = 15     # how connects to server `who & 15` end from now on, CONNECT_*
+    OP_BACKEND_ANSWER = 16      # it answers each whole request by response (n & 63) - 1 from now on, in pieces by n >> 6, or dies of
+    # it by `who >> 4`: 1 a FIN, 2 an RST, both without a byte, 3 half an answer and an RST
     OP_TIME = 17                # n ms pass; from 100 on 2.5 s each
     OP_CONFIGURE = 18           # see world_table()
     OP_DRAIN = 19
@@ -132,6 +142,8 @@ cdef enum:
     OP_CLIENT_CORK = 33         # what client `who` says from now on (n & 1) is kept and comes at once when that ends
     OP_UPSTREAM_CORK = 34
     OP_COUNT = 35
+    OP_MASK = 127
+    OP_TOGETHER = 128           # the next operation is carried out too, before the engine looks
 
 OPERATIONS = (
     "connect", "client_send", "client_say", "client_fill", "client_fin", "client_reset", "client_room", "upstream_send",
@@ -237,6 +249,10 @@ RESPONSES = (
 
 cdef enum:
     MOST_CLIENTS = 16           # a script
+    MOST_WORLD_WORKERS = 4
+    WORLD_BACKENDS = 4          # of a table
+    KEPT_SLACK = BUF_SIZE * 4   # each worker may be at one request when the budget is used up
+    SERVERS = 16                # SIM_SERVERS, which is no constant to Cython
     MOST_MESSAGES = 32
     MOST_ERRORS = 20
 
@@ -244,6 +260,7 @@ cdef struct MessageC:
     const uint8_t *data
     size_t n
     bint closes                 # an automatic answer ends by a FIN
+    bint good                   # it is a whole answer, that says no more than that the request was carried out
 
 # Bytes of a peer that go out in pieces, one each time the engine has done what it could.
 cdef struct PendingC:
@@ -266,7 +283,9 @@ cdef struct LedgerC:
     uint64_t discarded          # what the engine had counted as thrown away when the exchange began
 
 cdef struct WorldC:
-    WorkerC *worker
+    WorkerC *worker             # the first, which accepts
+    WorkerC *workers[MOST_WORLD_WORKERS]
+    int worker_count
     const uint8_t *script
     size_t n
     size_t at
@@ -275,7 +294,8 @@ cdef struct WorldC:
     uint32_t serial             # of the last request said
     int clients[MOST_CLIENTS]   # places in sim.ends
     int client_count
-    uint8_t answers[4]          # by address
+    uint8_t answers[SERVERS]    # by server
+    uint8_t dies[SERVERS]
     size_t answered[512]        # bytes of an upstream's `told` that were answered; SIM_ENDS of them
     PendingC pending[512]
     bint stayed[512]
@@ -291,9 +311,12 @@ cdef int error_counts[32]
 cdef size_t lengths[32]
 cdef int LENGTH_COUNT = len(LENGTHS)
 cdef WorldC world
+cdef const char **world_names = [b"d", b"c", b"b", b"a"]    # of backends by slot
 cdef HeadC answer_head          # what automatic answers read requests into
 
 FOR_EVER = SIM_FOR_EVER
+GOOD_RESPONSES = (0, 1, 5, 7, 9, 11, 14, 15)
+
 CALLS = tuple(SIM_CALL_NAMES[i].decode() for i in range(SIM_CALLS))
 
 
@@ -305,6 +328,7 @@ cdef void _load_tables():
     for i, message in enumerate(RESPONSES):
         responses[i].data = message
         responses[i].n = len(message)
+        responses[i].good = i in GOOD_RESPONSES
         responses[i].closes = message.startswith(b"HTTP/1.1 200 OK\r\n\r\n") or b"Connection: close" in message
     for i, name in enumerate(CALLS):
         error_counts[i] = len(ERRORS[name])
@@ -377,6 +401,7 @@ cdef void world_say_message(sim_end *end, MessageC *message, const uint8_t *toke
         else:
             world.serial += 1
             text_digits(found, world.serial, 4)
+            trace_said(world.serial)
     world_say(end, copy.data, copy.n, piece, fin)
     world_free(&copy)
 
@@ -428,14 +453,28 @@ cdef void world_answer() noexcept nogil:
     cdef int n
     for i in range(sim.count):
         end = &sim.ends[i]
-        n = world.answers[end.port & 3]
+        n = world.answers[end.port % SERVERS]
         if end.kind != END_UPSTREAM or end.closed or not end.connected or n & 63 == 0:
             continue
         while world_request_whole(end.told.data + world.answered[i], end.seen - world.answered[i], &used):
             world.answered[i] += used
             message = &responses[((n & 63) - 1) % RESPONSE_COUNT]
+            if head_is(answer_head.method, answer_head.method_length, b"HEAD"):
+                trace_spoil(end)            # it has a body all the same
+            if world.dies[end.port % SERVERS]:
+                world_die(end, message, world.dies[end.port % SERVERS])
+                break
             world_say_message(end, message, world_token(end), 0 if n >> 6 == 0 else 1 if n >> 6 == 1 else
                               7 if n >> 6 == 2 else 1500, message.closes)
+
+cdef void world_die(sim_end *end, MessageC *message, int how) noexcept nogil:
+    # A server dies of a request.
+    if how == 1:
+        world_say(end, NULL, 0, 0, True)
+        return
+    if how == 3:
+        world_say(end, message.data, message.n // 2, 0, False)
+    sim_feed_reset(end)
 
 cdef bint world_feed() noexcept nogil:
     # One piece of all that goes out in pieces. Whether there is more.
@@ -480,44 +519,85 @@ cdef void world_fill(sim_end *end, uint8_t first, size_t n, bint chunk) noexcept
     if chunk:
         world_say(end, b"\r\n", 2, 0, False)
 
-cdef void world_table(int n) noexcept nogil:
-    # A new routing table: bit 0 a second backend, bit 1 finish on abort, bit 2 none at all, bit 3 two addresses for each.
-    # Address a of backend b has a port whose last two bits are b + 2 * a.
-    cdef WorkerC *w = world.worker
-    cdef TableC *table = <TableC *>calloc(1, sizeof(TableC))
-    cdef sockaddr_in *address
+cdef int world_server(int slot, int i, bint moved) noexcept nogil:
+    # Which server stands behind address `i` of a backend. A table in which everything moved leaves the second address.
+    return (slot & 1) + 2 * i + 4 * (slot >> 1) + (8 if moved and i == 0 else 0)
+
+cdef void world_address(AddressC *to, int server, int family) noexcept nogil:
+    # The address of a server.
+    cdef sockaddr_in *v4 = <sockaddr_in *>&to.address
+    cdef sockaddr_in6 *v6 = <sockaddr_in6 *>&to.address
+    cdef sockaddr_un *local = <sockaddr_un *>&to.address
+    if family == AF_UNIX:
+        local.sun_family = AF_UNIX
+        snprintf(local.sun_path, sizeof(local.sun_path), "/run/backend-%d", 8000 + server)
+        to.length = sizeof(sockaddr_un)
+    elif family == AF_INET6:
+        v6.sin6_family = AF_INET6
+        v6.sin6_port = htons(<uint16_t>(8000 + server))
+        to.length = sizeof(sockaddr_in6)
+    else:
+        v4.sin_family = AF_INET
+        v4.sin_port = htons(<uint16_t>(8000 + server))
+        to.length = sizeof(sockaddr_in)
+
+cdef void world_table(int n, int how) noexcept nogil:
+    # A new routing table: bit 0 a second backend, bit 1 finish on abort, bit 2 none at all, bit 3 two addresses for each,
+    # bit 4 two backends more, bit 5 the first address is of IPv6, bit 6 it is a Unix socket, bit 7 it is another.
+    # `how`: bit 0 the addresses stand in the other order, bit 1 the first backend is gone.
+    cdef TableC *tables[MOST_WORLD_WORKERS]
     cdef RouteC *route
+    cdef int server
     cdef int slot
     cdef int i
-    if table is NULL:
-        return
-    for slot in range(0 if n & 4 else 1 + (n & 1)):
-        route = &table.routes[slot]
-        route.backend = backend_find(w.shared, b"a" if slot else b"b", 1)
-        if route.backend is NULL:
-            break
-        route.finish_on_abort = (n & 2) != 0
-        route.address_count = 2 if n & 8 else 1
-        memcpy(route.authority, b"backend", 7)
-        for i in range(route.address_count):
-            address = <sockaddr_in *>&route.addresses[i].address
-            address.sin_family = AF_INET
-            address.sin_port = htons(<uint16_t>(8000 + slot + 2 * i))
-            route.addresses[i].length = sizeof(sockaddr_in)
-        table.count = slot + 1
-    table_free(<TableC *>sys_exchange_pointer(&w.new_table, table))
-    io_ring(w.mail.in_fd, &w.mail.in_rung)
+    cdef int k
+    cdef int masks[WORLD_BACKENDS]
+    cdef int mask = 0
+    cdef int count = 0 if n & 4 else 1 + (n & 1) + (n & 16) // 8
+    memset(masks, 0, sizeof(masks))
+    for slot in range(how >> 1 & 1, count):
+        for i in range(2 if n & 8 else 1):
+            masks[slot] |= 1 << world_server(slot, i, (n & 128) != 0)
+        mask |= masks[slot]
+    for k in range(world.worker_count):
+        tables[k] = <TableC *>calloc(1, sizeof(TableC))
+        if tables[k] is NULL:
+            for i in range(k):
+                table_free(tables[i])
+            return
+    trace.table = trace_count()
+    trace_add(NOTE_TABLE, count, mask, -1)
+    for slot in range(count):
+        trace_add(NOTE_ROUTE, slot, masks[slot] | (how & 1) << SERVERS, -1)
+    for k in range(world.worker_count):
+        for slot in range(how >> 1 & 1, count):
+            route = &tables[k].routes[slot]
+            route.backend = backend_find(world.worker.shared, world_names[slot], 1)
+            if route.backend is NULL:
+                break           # no memory: the table ends here
+            route.finish_on_abort = (n & 2) != 0
+            route.address_count = 2 if n & 8 else 1
+            memcpy(route.authority, b"backend", 7)
+            for i in range(route.address_count):
+                server = world_server(slot, i, (n & 128) != 0)
+                world_address(&route.addresses[route.address_count - 1 - i if how & 1 else i], server,
+                              AF_INET if i else AF_UNIX if n & 64 else AF_INET6 if n & 32 else AF_INET)
+            tables[k].count = slot + 1
+        table_free(<TableC *>sys_exchange_pointer(&world.workers[k].new_table, tables[k]))
+        io_ring(world.workers[k].mail.in_fd, &world.workers[k].mail.in_rung)
 
 cdef void world_do(int what, int who, int n, const uint8_t *data) noexcept nogil:
     # One operation.
     cdef WorkerC *w = world.worker
     cdef sim_end *end
+    cdef int i
     if what >= OP_SETTING:
         world_do_edge(what, who, n)
     elif what == OP_CONNECT:
         if world.client_count < MOST_CLIENTS:
             end = sim_arrive(<size_t>n * 64 if n else SIM_UNLIMITED)
             if end is not NULL:
+                end.origin = <uint8_t>(who % CLIENT_FAMILIES)
                 world.clients[world.client_count] = <int>(end - sim.ends)
                 world.client_count += 1
     elif what <= OP_CLIENT_ROOM:
@@ -540,10 +620,12 @@ cdef void world_do(int what, int who, int n, const uint8_t *data) noexcept nogil
         end = world_upstream(who, True)
         if end is not NULL:
             sim_settle(end, errors[SIM_CONNECT][(n - 1) % 5] if n else 0)
+            trace_spoil(end)
     elif what <= OP_UPSTREAM_ROOM:
         end = world_upstream(who & 15, False)
         if end is NULL:
             return
+        trace_spoil(end)
         if what == OP_UPSTREAM_SEND:
             world_say(end, data, n, 0, False)
         elif what == OP_UPSTREAM_SAY:
@@ -559,13 +641,19 @@ cdef void world_do(int what, int who, int n, const uint8_t *data) noexcept nogil
         else:
             sim_feed_room(end, SIM_UNLIMITED if n == 255 else <size_t>n * 64)
     elif what == OP_BACKEND_CONNECT:
-        sim_connects[who & 3] = <uint8_t>(n % CONNECT_MODES)
+        sim_connects[who % SERVERS] = <uint8_t>(n % CONNECT_MODES)
+        trace_add(NOTE_CONNECTS, who % SERVERS, n % CONNECT_MODES, -1)
     elif what == OP_BACKEND_ANSWER:
-        world.answers[who & 3] = <uint8_t>n
+        world.answers[who % SERVERS] = <uint8_t>n
+        world.dies[who % SERVERS] = <uint8_t>(who >> 4 & 3)
+        trace_add(NOTE_ANSWERS, who % SERVERS, n & 63 and not who >> 4 & 3 and responses[
+            ((n & 63) - 1) % RESPONSE_COUNT].good, -1)
     elif what == OP_TIME:
         world.until = sim.now + (n * 1000 if n < 100 else (n - 99) * 2500000)
     elif what == OP_CONFIGURE:
-        world_table(n)
+        fleet.gives_way = True
+        world_table(n, who)
+        fleet.gives_way = False
     elif what == OP_SHORT:
         if who & 1:
             sim.most_recv = n
@@ -576,13 +664,17 @@ cdef void world_do(int what, int who, int n, const uint8_t *data) noexcept nogil
         if error_counts[who]:
             world_fault(who, sim.calls[who] + 1 + (n & 15), 1, errors[who][(n >> 4) % error_counts[who]])
     else:
-        if what == OP_DRAIN:
-            sys_store_release(&w.mail.draining, 1)
-        elif what == OP_STOP:
-            sys_store_release(&w.mail.stopping, 1)
+        fleet.gives_way = True
+        if what == OP_STOP:
+            for i in range(world.worker_count):
+                fleet_tell(&world.workers[i].mail.stopping, i)
+        elif what == OP_END_LISTENING:
+            fleet_tell(&w.mail.closing, 0)
+        elif world.worker_count > 1:
+            fleet_drain()
         else:
-            sys_store_release(&w.mail.closing, 1)
-        io_ring(w.mail.in_fd, &w.mail.in_rung)
+            fleet_tell(&w.mail.draining, 0)
+        fleet.gives_way = False
 
 cdef void world_do_edge(int what, int who, int n) noexcept nogil:
     # An operation at an edge: of lengths, of a peer that does not read, of the kernel.
@@ -593,6 +685,8 @@ cdef void world_do_edge(int what, int who, int n) noexcept nogil:
         end = world_client(who & 15)
     elif what == OP_UPSTREAM_LAZY or what == OP_UPSTREAM_URGENT or what == OP_UPSTREAM_EDGE or what == OP_UPSTREAM_CORK:
         end = world_upstream(who & 15, False)
+        if end is not NULL:
+            trace_spoil(end)
     if what == OP_LISTENER_SHUT:
         sim_listener_shut()
     elif what == OP_FAULT_ROW:
@@ -650,8 +744,10 @@ cdef void world_say_edge(sim_end *end, size_t length, bint second, bint answer) 
 
 cdef void world_runs_away() noexcept nogil:
     # The engine turns without end: that was noted, and the run ends here.
-    sys_store_release(&world.worker.mail.stopping, 1)
-    world.worker.stopping = True
+    cdef int i
+    for i in range(world.worker_count):
+        sys_store_release(&world.workers[i].mail.stopping, 1)
+        world.workers[i].stopping = True
 
 cdef void world_fault(int call, uint64_t nth, uint64_t row, int error) noexcept nogil:
     if sim.fault_count < SIM_FAULTS:
@@ -662,20 +758,24 @@ cdef void world_fault(int call, uint64_t nth, uint64_t row, int error) noexcept 
         sim.fault_count += 1
 
 cdef bint world_next() noexcept nogil:
-    # Carries out the next operation. False after the last.
-    cdef const uint8_t *op = world.script + world.at
+    # Carries out the next operation, and what is to happen together with it. False after the last.
+    cdef const uint8_t *op
     cdef int what
     cdef int n
     if world.at + 3 > world.n:
         return False
-    what = op[0] % OP_COUNT
-    n = op[2]
-    world.at += 3
-    if what == OP_CLIENT_SEND or what == OP_UPSTREAM_SEND:
-        if world.at + n > world.n:
-            n = <int>(world.n - world.at)
-        world.at += n
-    world_do(what, op[1], n, op + 3)
+    while world.at + 3 <= world.n:
+        op = world.script + world.at
+        what = (op[0] & OP_MASK) % OP_COUNT
+        n = op[2]
+        world.at += 3
+        if what == OP_CLIENT_SEND or what == OP_UPSTREAM_SEND:
+            if world.at + n > world.n:
+                n = <int>(world.n - world.at)
+            world.at += n
+        world_do(what, op[1], n, op + 3)
+        if not op[0] & OP_TOGETHER:
+            break
     return True
 
 cdef bint world_uncork() noexcept nogil:
@@ -692,16 +792,18 @@ cdef int world_idle(int64_t until) noexcept nogil:
     # The engine would sleep until then (-1: until something happens). 0: that time has come; 1: something may have happened.
     cdef sim_end *end
     cdef int i
+    trace_requests()
     if world.checks:
         world_check_idle()
     if world.stage > 2:
         sim_fail("the engine sleeps though it was told to stop", "", sim.now)
         world.worker.stopping = True
+        world.stage += 1
         return 0
     world_answer()
     if world_feed() and world.until <= sim.now:
         # Other operations go on while bytes come in pieces; only "time" waits for the last one.
-        if world.at + 3 > world.n or world.script[world.at] % OP_COUNT == OP_TIME:
+        if world.at + 3 > world.n or (world.script[world.at] & OP_MASK) % OP_COUNT == OP_TIME:
             return 1
     elif sim.now < world.until:
         if 0 <= until < world.until:
@@ -766,14 +868,14 @@ cdef void world_check_conn(WorkerC *w, ConnC *conn) noexcept nogil:
         # FIN came before it: then all was sent.
         if end.dead and not end.fin and x.state == STATE_TUNNEL:
             sim_fail("it left, and nobody noticed", name, conn.fd)
-        if x.up.unsent and end.room and not x.up_broken and x.state != STATE_FINISH:
+        if x.up.unsent and end.room and end.connected and not x.up_broken and x.state != STATE_FINISH:
             sim_fail("not sent, though there is room", name, conn.fd)
 
-cdef int64_t world_in_flight(WorkerC *w, int slot) noexcept nogil:
+cdef int64_t world_in_flight(int slot) noexcept nogil:
     # As all workers count it for a backend; 0 where it was never configured.
-    cdef BackendC *backend = w.shared.backends
+    cdef BackendC *backend = world.worker.shared.backends
     while backend is not NULL:
-        if backend.name[0] == (c"a" if slot else c"b"):
+        if backend.name[0] == world_names[slot][0]:
             return backend.in_flight
         backend = backend.next
     return 0
@@ -1002,17 +1104,69 @@ cdef uint64_t world_account_up(WorkerC *w, ExchangeC *x, LedgerC *ledger, uint8_
     return n - sent if n > sent else 0
 
 cdef void world_check_idle() noexcept nogil:
-    # An engine that sleeps has done all that it can, and its counters say what is.
-    cdef WorkerC *w = world.worker
+    # Engines that sleep have done all that they can, and their counters say what is.
+    cdef int64_t in_flight[WORLD_BACKENDS]
+    cdef int i
+    cdef int k
+    memset(in_flight, 0, sizeof(in_flight))
+    for k in range(world.worker_count):
+        world_check_worker(world.workers[k], in_flight)
+        trace_check_idle(world.workers[k])
+    for i in range(WORLD_BACKENDS):
+        world_same("exchanges in flight", in_flight[i], world_in_flight(i))
+    world_check_bounds()
+
+cdef void world_check_bounds() noexcept nogil:
+    # What all exchanges of the process hold, those included whose client has left.
+    cdef ListenerC *listener = world.worker.listener
+    cdef int64_t clients = 0        # that are served
+    cdef int64_t finishing = 0
+    cdef int64_t upstreams = 0
+    cdef int64_t idle = 0
+    cdef int64_t open_clients = 0
+    cdef int64_t open_upstreams = 0
+    cdef uint64_t kept = 0
+    cdef WorkerC *w
+    cdef ConnC *conn
+    cdef ExchangeC *x
+    cdef int i
+    for i in range(world.worker_count):
+        w = world.workers[i]
+        conn = w.all
+        while conn is not NULL:
+            x = conn.exchange
+            if conn.side == SIDE_CLIENT:
+                open_clients += 1
+                clients += not (<ClientC *>conn).refusal
+            elif conn.side == SIDE_UPSTREAM:
+                upstreams += 1
+                idle += x is NULL
+                finishing += x is not NULL and x.client is NULL
+            if x is not NULL and (conn.side == SIDE_CLIENT or x.client is NULL):
+                kept += x.kept
+            conn = conn.all_next
+    if upstreams > open_clients + finishing + idle:
+        sim_fail("more than there are exchanges", "upstreams", upstreams)
+    if listener is not NULL and listener.max_connections and clients + finishing > listener.max_connections:
+        sim_fail("more than the limit, with those whose client has left", "exchanges", clients + finishing)
+    world_same("bytes of requests that are kept", <int64_t>kept, <int64_t>world.worker.shared.kept)
+    if world.worker.shared.kept_most and kept > world.worker.shared.kept_most + KEPT_SLACK:
+        sim_fail("more than the budget", "bytes of requests that are kept", <int64_t>kept)
+    for i in range(sim.count):
+        if not sim.ends[i].closed:
+            open_upstreams += sim.ends[i].kind == END_UPSTREAM
+            open_clients -= sim.ends[i].accepted
+    world_same("descriptors of upstreams", open_upstreams, upstreams)
+    world_same("descriptors of clients", 0, open_clients)
+
+cdef void world_check_worker(WorkerC *w, int64_t *in_flight) noexcept nogil:
+    # One of them; adds its exchanges in flight.
     cdef ConnC *conn = w.all
     cdef ExchangeC *x
     cdef int64_t clients = 0
     cdef int64_t exchanges = 0
     cdef uint64_t streams = 0
     cdef uint64_t upstreams = 0
-    cdef int in_flight[2]
-    cdef int i
-    in_flight[0] = in_flight[1] = 0
     while conn is not NULL:
         world_check_conn(w, conn)
         x = conn.exchange
@@ -1024,14 +1178,12 @@ cdef void world_check_idle() noexcept nogil:
             exchanges += 1
             streams += state_streams(x.state)
             if x.counted is not NULL:
-                in_flight[x.backend & 1] += 1
+                in_flight[x.backend % WORLD_BACKENDS] += 1
         conn = conn.all_next
     world_same("clients", clients, w.client_count)
     world_same("exchanges", exchanges, w.exchange_count)
     world_same("streams", streams, w.stats.streaming_active)
     world_same("upstreams", upstreams, w.stats.upstreams)
-    for i in range(2):
-        world_same("exchanges in flight", in_flight[i], world_in_flight(w, i))
 
 cdef void world_same(const char *what, int64_t is_, int64_t counted) noexcept nogil:
     if is_ != counted:
@@ -1055,13 +1207,24 @@ cdef int64_t world_slab_missing(WorkerC *w, SlabC *slab, uint8_t side) noexcept 
     return count
 
 cdef void world_check_end() noexcept nogil:
-    # An engine whose loop has ended holds nothing, and has counted everything once.
+    # As world_check_engine_end, and its records are all in the ring.
     cdef WorkerC *w = world.worker
     cdef uint64_t outcomes = 0
     cdef uint64_t records = 0
+    cdef uint32_t at
+    cdef int i
+    world_check_engine_end()
+    for i in range(OUTCOME_COUNT):
+        outcomes += w.stats.outcomes[i]
+    for at in range(w.mail.out_tail):
+        records += w.mail.records[at & (MAIL_OUT - 1)].kind == KIND_EXCHANGE
+    world_same("records of exchanges", outcomes, records + w.stats.records_dropped)
+
+cdef void world_check_engine_end() noexcept nogil:
+    # An engine whose loop has ended holds nothing, and has counted everything once.
+    cdef WorkerC *w = world.worker
     cdef ConnC *conn
     cdef int i
-    cdef uint32_t at
     cdef int slot
     world_same("clients", 0, w.client_count)
     world_same("exchanges", 0, w.exchange_count)
@@ -1070,7 +1233,7 @@ cdef void world_check_end() noexcept nogil:
     world_same("upstreams", 0, w.stats.upstreams)
     world_same("accepted and closed", w.stats.accepted, w.stats.closed)
     for i in range(MAX_BACKENDS):
-        world_same("exchanges in flight", 0, world_in_flight(w, i) if i < 2 else 0)
+        world_same("exchanges in flight", 0, world_in_flight(i) if i < WORLD_BACKENDS else 0)
         world_same("idle upstreams", 0, w.stats.backends[i].idle)
     loop_reap(w)        # the last turn has none
     world_same("client structs", 0, world_slab_missing(w, &w.clients, SIDE_CLIENT))
@@ -1078,11 +1241,6 @@ cdef void world_check_end() noexcept nogil:
     world_same("exchange structs", 0, world_slab_missing(w, &w.exchanges, 0))
     world_same("linger structs", 0, world_slab_missing(w, &w.lingers, 0))
     world_same("areas for long heads", 0, w.wides_held)
-    for i in range(OUTCOME_COUNT):
-        outcomes += w.stats.outcomes[i]
-    for at in range(w.mail.out_tail):
-        records += w.mail.records[at & (MAIL_OUT - 1)].kind == KIND_EXCHANGE
-    world_same("records of exchanges", outcomes, records + w.stats.records_dropped)
     for slot in range(WHEEL_SLOTS):
         conn = w.wheel[slot]
         while conn is not NULL:
@@ -1160,7 +1318,7 @@ def settings_of(bytes script not None):
     at = 2
     changed = {}
     while at + 3 <= len(script):
-        what = script[at] % OP_COUNT
+        what = (script[at] & OP_MASK) % OP_COUNT
         if what == OP_SETTING:
             name = SETTINGS[script[at + 1] % len(SETTINGS)]
             changed[name] = EDGES[name][script[at + 2] % len(EDGES[name])]
@@ -1196,16 +1354,24 @@ cdef list _traces(int kind):
     return traces
 
 
+cdef list _ends_of(list records):
+    # When the exchanges of records that were just handed over ended, in us of the simulated clock.
+    return [sim.now - <int64_t>(record[1] * 1e6) for record in records]
+
+
 cdef void _world_clear(bytes script):
     cdef int i
     for i in range(SIM_ENDS):
         if world.pending[i].bytes.data is not NULL:
             world_free(&world.pending[i].bytes)
     memset(&world, 0, sizeof(world))
-    memset(sim_connects, 0, 4)
+    memset(sim_connects, 0, SERVERS)
     sim_reset()
+    trace_clear()
     sim.idle = world_idle
     sim.runs_away = world_runs_away
+    sim.step = NULL
+    memset(&fleet, 0, sizeof(fleet))
     world.script = script
     world.n = len(script)
     world.checks = True
@@ -1229,25 +1395,30 @@ def run(bytes script not None, faults=(), size_t most_recv=0, size_t most_send=0
     sim.interrupts = interrupts
     for call, nth, error, *row in faults:
         world_fault(CALLS.index(call), nth, row[0] if row else 1, error)
-    result = {"failed": None, "outcomes": {}, "stats": {}, "records": records}
+    result = {"failed": None, "outcomes": {}, "stats": {}, "records": records, "ended": []}
     listener = sim_open(END_LISTENER)
     try:
-        engine.__init__(settings_of(script))
-        world.worker = engine.w
+        result["settings"] = settings_of(script)
+        engine.__init__(result["settings"])
+        world.worker = world.workers[0] = engine.w
+        world.worker_count = 1
         engine.listen([listener], [engine], 1000, 900, *((3, 2) if world.n and world.script[0] & 128 else (0, 0)))
-        world_table(world.script[1] if world.n > 1 else 0)
+        world_table(world.script[1] if world.n > 1 else 0, 0)
         world.at = 2
         engine.run()
     except (MemoryError, OSError) as error:
         result["failed"] = error
     if engine.w is not NULL:
         if engine.started:
+            trace_requests()
             world_check_end()
         result["stats"] = engine.stats()
         result["outcomes"] = {OUTCOMES[i]: n for i, n in enumerate(result["stats"]["outcomes"]) if n}
         records += engine.drain_events()
+        result["ended"] = _ends_of(records)
         engine.close()
     world_check_closed()
+    result["trace"] = trace_list()
     result["clients"] = _ends(END_CLIENT)
     result["upstreams"] = _ends(END_UPSTREAM)
     result["client_traces"] = _traces(END_CLIENT)

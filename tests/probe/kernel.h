@@ -327,9 +327,10 @@ SIM_API struct sim_end *sim_arrive(size_t room) {
     /* A client connects. NULL where too many did. */
     struct sim_end *listener = sim_listener();
     int fd = sim_open(END_CLIENT);
-    struct sim_end *end = &sim.ends[fd - SIM_FIRST];
+    struct sim_end *end;
     if (fd < 0)
         return NULL;
+    end = &sim.ends[fd - SIM_FIRST];
     end->connected = 1;
     end->room = room;
     end->port = sim.next_port++;

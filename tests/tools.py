@@ -1,6 +1,6 @@
 """Programs that a test runs and that not every machine has.
 
-Without one its tests are skipped, with the package that has it. Where LLMPIPE_TEST_ALL_TOOLS is set, as in CI, they fail instead:
+Without one its tests are skipped, with the package that has it. Where TEST_ALL_TOOLS is set, as in CI, they fail instead:
 there nothing may be left out unseen.
 """
 
@@ -11,7 +11,7 @@ import shutil
 
 import pytest
 
-ALL = bool(os.environ.get("LLMPIPE_TEST_ALL_TOOLS"))
+ALL = bool(os.environ.get("TEST_ALL_TOOLS"))
 
 
 def find(name: str) -> str | None:

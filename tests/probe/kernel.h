@@ -881,6 +881,9 @@ SIM_API void sim_free(void *at) {
  * worker's hot buffer is that last one. */
 SIM_API size_t sim_pages(size_t n) { return (n + SIM_PAGE - 1) / SIM_PAGE * SIM_PAGE; }
 
+/* How far into its pages a block begins, so that it ends where the pages do; what it holds first is aligned all the same. */
+SIM_API size_t sim_slack(size_t n) { return (sim_pages(n) - n) & ~(size_t)15; }
+
 SIM_API void *sim_mmap(void *at, size_t n, int protection, int flags, int fd, long offset) {
     uint8_t *pages;
     SIM_ENTER(SIM_MMAP, MAP_FAILED)
@@ -888,7 +891,7 @@ SIM_API void *sim_mmap(void *at, size_t n, int protection, int flags, int fd, lo
     if (pages == MAP_FAILED || mprotect(pages + sim_pages(n), SIM_PAGE, PROT_NONE))
         abort();
     sim.allocations++;
-    pages += sim_pages(n) - n;
+    pages += sim_slack(n);
     if ((sim.block_count & 63) == 0)
         sim.blocks = realloc(sim.blocks, sizeof(sim.blocks[0]) * (sim.block_count + 64));
     if (!sim.blocks)
@@ -912,7 +915,7 @@ SIM_API void *sim_memchr(const void *at, int byte, size_t n) {
 
 SIM_API int sim_munmap(void *at, size_t n) {
     sim.allocations--;
-    return munmap((uint8_t *)at - (sim_pages(n) - n), sim_pages(n) + SIM_PAGE);
+    return munmap((uint8_t *)at - sim_slack(n), sim_pages(n) + SIM_PAGE);
 }
 
 SIM_API int sim_madvise(void *at, size_t n, int advice) {

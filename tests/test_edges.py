@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import gzip
+import os
 import socket
 import sys
 import tempfile

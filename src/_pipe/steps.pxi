@@ -1597,16 +1597,17 @@ cdef int step_tunnel(WorkerC *w, ExchangeC *x) noexcept nogil:
     if tunnel_failed(w, x) == RC_GONE:
         return RC_GONE
     for i in range(TURN_READS):
-        if up == RC_AGAIN:
+        # Where the backend has failed and the client has not taken all, the exchange goes on, and the tunnel does not.
+        if up == RC_AGAIN and x.state == STATE_TUNNEL:
             up = tunnel_up(w, x)
             if up == RC_GONE:
                 return RC_GONE
-        if x.state != STATE_TUNNEL:
-            return RC_OK
-        if down == RC_AGAIN:
+        if down == RC_AGAIN and x.state == STATE_TUNNEL:
             down = tunnel_down(w, x)
             if down == RC_GONE:
                 return RC_GONE
+    if x.state != STATE_TUNNEL:
+        return RC_OK
     if up == RC_AGAIN or down == RC_AGAIN:
         conn_queue(w, &x.client.conn)
     return tunnel_failed(w, x)      # the reads may have come upon a side that takes no more

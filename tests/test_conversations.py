@@ -185,7 +185,9 @@ def test_a_backend_resets_a_tunnel_while_the_client_does_not_read(any_world):
 
 
 def test_a_backend_resets_a_tunnel_in_which_bytes_are_held_both_ways(any_world):
-    script = tunnel(any_world, 1).upstream_fill(0, 40).upstream_room(0, 0).client_fill(0, 40).time(0, 1).upstream_reset(0)
+    script = (
+        tunnel(any_world, 1).upstream_fill(0, 40).upstream_room(0, 0).client_fill(0, 40).time(0, 1).upstream_reset(0)
+    )
     run = check(any_world, script.time(0, 50).client_room(0, 255).time(0, 1))
     assert run["outcomes"] == {"upstream_abort": 1}
     assert run["clients"][0].ended == "reset"

@@ -123,7 +123,7 @@ static struct sim_kernel {
     int ready_first;
     int ready_count;
     int64_t now;                /* us */
-    uint64_t work;              /* calls since the engine last waited */
+    uint64_t work;              /* calls since the engine last waited, or moved a byte */
     uint64_t calls[SIM_CALLS];
     uint64_t injected;          /* faults that were met */
     uint64_t short_calls;
@@ -553,6 +553,7 @@ SIM_API ssize_t sim_recv(int fd, void *data, size_t n, int flags) {
     } else {
         end->taken += n;
         end->took_at = sim.now;
+        sim.work = 0;           /* bytes come to an end: who moves them does not turn for ever */
         if (end->urgent && end->taken > end->mark)
             end->urgent = 0;
     }
@@ -597,6 +598,7 @@ SIM_API ssize_t sim_send(int fd, const void *data, size_t n, int flags) {
     if (!end->lazy)
         end->seen = end->told.n;
     end->told_at = sim.now;
+    sim.work = 0;
     return (ssize_t)n;
 }
 

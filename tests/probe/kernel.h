@@ -406,6 +406,8 @@ SIM_API void sim_feed_room(struct sim_end *end, size_t room) {
     if (end->dead)
         return;
     end->room = room;
+    if (!room)
+        end->starved = 1;       /* poll finds no room, and asks to be told of it (tcp_poll) */
     if (room && end->starved) {
         end->starved = 0;
         sim_wake(end);

@@ -113,11 +113,11 @@ tsan: $(TSAN)/tested ## Run the tests of what threads share under ThreadSanitize
 
 # libFuzzer comes with clang; T is seconds in all. Ends with 1 and the input where a rule was broken.
 .PHONY: fuzz
-fuzz: $(VENV)/tested ## Fuzz the readers and whole conversations, T=600 seconds in all
+fuzz: $(VENV)/tested ## Fuzz the readers and whole conversations, T=600 seconds in all, from SEED=0 (another each time)
 	@test -e "$$(clang --print-resource-dir 2>/dev/null)/lib/linux/libclang_rt.fuzzer_no_main-$$(uname -m).a" \
 		|| { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq clang libclang-rt-dev; } \
 		|| { echo "make: there is no clang with libFuzzer, and it could not be installed (Debian: clang, libclang-rt-dev)" >&2; exit 1; }
-	$(VENV)/bin/python tests/fuzz $(or $(T),600)
+	$(VENV)/bin/python tests/fuzz $(or $(T),600) --seed $(or $(SEED),0)
 
 # Line numbers of the parts, not of the generated C; only what the running proxies did is counted, so no probe.
 .PHONY: coverage

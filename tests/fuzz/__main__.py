@@ -110,6 +110,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("seconds", type=int, help="in all")
     parser.add_argument("targets", nargs="*", default=TARGETS, metavar="target")
+    parser.add_argument("--seed", type=int, default=0, help="of the mutations; 0 is another one each time")
     parser.add_argument("--keep", action="store_true", help="minimise into tests/fuzz/corpus")
     arguments = parser.parse_args()
     build()
@@ -121,6 +122,7 @@ def main() -> int:
             folder.mkdir(parents=True, exist_ok=True)
         seconds = max(1, arguments.seconds * SHARES.get(target, 1) // parts)
         options = [f"-max_total_time={seconds}", "-print_final_stats=1", "-timeout=10", "-rss_limit_mb=4096"]
+        options.append(f"-seed={arguments.seed}")
         options += [
             "-max_len=2048" if target.startswith("conversation") else "-max_len=600",
             f"-artifact_prefix={crashes}/{target}-",

@@ -81,10 +81,11 @@ curl:
 	@command -v curl >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq curl; } \
 		|| echo "make: there is no curl and it could not be installed; the tests that need it are skipped" >&2
 
-# What takes longer, and most of what makes its own inputs, is marked slow. A -m of yours comes later, and counts.
+# What takes longer, and most of what makes its own inputs, is marked slow. A -m of yours comes later, and counts. The tests that are
+# not slow mostly wait, so four run at once.
 .PHONY: test
 test: curl $(VENV)/tested ## Run the tests, within 5 minutes
-	$(VENV)/bin/python -m pytest -n 2 -m "not slow" $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -n 4 -m "not slow" $(PYTEST_ARGS)
 
 .PHONY: test-all
 test-all: curl $(VENV)/tested ## Run the tests, the slow ones too
@@ -104,7 +105,7 @@ asan: curl $(ASAN)/tested ## Run the tests under AddressSanitizer and UndefinedB
 
 # Only the engine is instrumented: what happens inside CPython is not looked at, its locks are. ThreadSanitizer of gcc 12 needs
 # an address space that is not shuffled as far as newer kernels do, and a shell does not start under it: no test that lowers limits.
-TSAN_TESTS := tests/test_threads.py tests/test_limits.py tests/test_balancing.py tests/test_drain.py
+TSAN_TESTS := tests/test_threads.py tests/test_adopt.py tests/test_limits.py tests/test_balancing.py tests/test_drain.py
 .PHONY: tsan
 tsan: $(TSAN)/tested ## Run the tests of what threads share under ThreadSanitizer
 	LD_PRELOAD="$$(gcc -print-file-name=libtsan.so)" \

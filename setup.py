@@ -17,7 +17,10 @@ FLAVOURS = {
     "release": (["-O3", "-g1", "-fvisibility=hidden", "-fno-semantic-interposition"], []),
     "debug": (["-O0", "-g3"], []),
     "asan": (
-        ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+        [
+            *("-O1", "-g", "-fno-omit-frame-pointer", "-DLLMPIPE_CHECKS"),
+            *("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
+        ],
         ["-fsanitize=address,undefined"],
     ),
     "tsan": (["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=thread"], ["-fsanitize=thread"]),
@@ -49,6 +52,7 @@ def cython_options(flavour: str) -> dict[str, object]:
     return {
         "include_path": ["src"],
         "emit_linenums": flavour in ("debug", "gcov"),
+        "nthreads": os.cpu_count() or 1,
         "force": flavour != "release",
         "build_dir": f"{build_base(flavour)}/cython",
     }
@@ -73,5 +77,5 @@ if __name__ == "__main__":
             ],
             **cython_options(chosen),
         ),
-        options={"build": {"build_base": build_base(chosen)}},
+        options={"build": {"build_base": build_base(chosen)}, "build_ext": {"parallel": True}},
     )

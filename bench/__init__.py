@@ -1,1 +1,1 @@
-"""The benchmark: works, goals, peers, and the command that runs them. See docs/performance.md."""
+"""The benchmark: workloads, goals, peers, and the command that runs them. See docs/performance.md."""

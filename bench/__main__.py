@@ -1,8 +1,8 @@
-"""Runs the benchmark: every work against every target, in alternating rounds, and holds the figures against the goals.
+"""Runs the benchmark: every workload against every target, in alternating rounds, and holds the figures against the goals.
 
 python -m bench                     us, the floor, straight at the source, nginx and HAProxy: about five minutes
 python -m bench --all               every peer
-python -m bench --work hold-5000    some works only
+python -m bench --work hold-5000    some workloads only
 """
 
 from __future__ import annotations
@@ -22,17 +22,19 @@ import click
 
 from bench import peers
 from bench.attacks import AttackError, Beside
-from bench.works import TASKS, Task
+from bench.workloads import TASKS, Task
 from llmpipe.bench import command, display, generator, measure, report
 from llmpipe.bench.measure import Outcome, Round, Schedule, Target, Watcher
-from llmpipe.bench.work import Work
+from llmpipe.bench.workload import Workload
 from llmpipe.errors import UsageError
-from llmpipe.server import raise_descriptor_limit
+from llmpipe.sockets import raise_descriptor_limit
 
 USUAL = ("llmpipe", "floor", "haproxy", "nginx")
 SOURCE_PORT = 7800
 FIRST_PORT = 7801
 FOLDER = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "llmpipe-bench"
+FILES = ("bench.json", "samples.json", "bench.md", "bench.html")
+"""Medians and spreads; all that was measured; the tables; the page."""
 MOST_STREAMS = {"litellm": 100, "aiohttp": 1000}
 """Peers that need so long for a request or an event that more streams would only queue before them."""
 
@@ -47,9 +49,9 @@ class Alone:
         self._shown = shown
         self._targets: Sequence[Target] = ()
 
-    def work(self, work: Work, targets: Sequence[Target], rounds: int) -> None:
+    def workload(self, workload: Workload, targets: Sequence[Target], rounds: int) -> None:
         self._targets = targets
-        self._shown.work(work, targets, rounds)
+        self._shown.workload(workload, targets, rounds)
 
     def phase(self, target: Target, number: int, phase: str) -> None:
         if phase == "starting":
@@ -76,7 +78,7 @@ class Group:
         for number, peer in enumerate(chosen):
             if task.only and peer.name not in task.only:
                 continue
-            if task.work.streams > MOST_STREAMS.get(peer.name, task.work.streams):
+            if task.workload.streams > MOST_STREAMS.get(peer.name, task.workload.streams):
                 continue
             port = FIRST_PORT + number
             try:
@@ -110,7 +112,7 @@ def usable(names: Sequence[str]) -> list[peers.Peer]:
 
 
 def judge(tasks: Sequence[Task], outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """Every goal of the works that ran, where what it compares did run."""
+    """Every goal of the workloads that ran, where what it compares did run."""
     found = []
     for task, outcome in zip(tasks, outcomes, strict=True):
 
@@ -127,8 +129,8 @@ def judge(tasks: Sequence[Task], outcomes: Sequence[Outcome]) -> list[dict[str, 
             if measured is not None:
                 found.append(
                     {
-                        "work": task.work.name,
-                        "title": task.work.title,
+                        "workload": task.workload.name,
+                        "title": task.workload.title,
                         "text": goal.text,
                         "measured": measured.text,
                         "met": measured.met,
@@ -175,7 +177,7 @@ def run(tasks: Sequence[Task], names: Sequence[str], rounds: int) -> tuple[repor
                         watcher = Beside(task.attack, watcher)
                         stack.callback(watcher.end)
                     for number, outcome in enumerate(
-                        measure.run_work(load, task.work, group.targets, schedule, watcher)
+                        measure.run_workload(load, task.workload, group.targets, schedule, watcher)
                     ):
                         if number == 0:
                             outcomes.append(outcome)
@@ -187,15 +189,29 @@ def run(tasks: Sequence[Task], names: Sequence[str], rounds: int) -> tuple[repor
     return made, complete and all(goal["met"] for goal in made["goals"])
 
 
+def write(made: report.Report, output: Path) -> None:
+    """Writes everything that a run makes. Samples are megabytes, anew with each run: they have a file of their own."""
+    texts = (
+        json.dumps(report.without_samples(made), separators=(",", ":")) + "\n",
+        json.dumps(made, separators=(",", ":")) + "\n",
+        "# Results\n\n" + report.markdown(made),
+        command.load_page().render(made),
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    for name, text in zip(FILES, texts, strict=True):
+        (output / name).write_text(text)
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--all", "every", is_flag=True, help="Every peer.")
 @click.option("--peer", "names", multiple=True, type=click.Choice(list(peers.ALL)), help="These targets; repeat it.")
 @click.option(
+    "--workload",
     "--work",
-    "works",
+    "workloads",
     multiple=True,
-    type=click.Choice([task.work.name for task in TASKS]),
-    help="These works; repeat it.",
+    type=click.Choice([task.workload.name for task in TASKS]),
+    help="These workloads; repeat it.",
 )
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Rounds of each target.")
 @click.option("--install", is_flag=True, help=f"First install the peers that are on PyPI, into {FOLDER}.")
@@ -204,14 +220,16 @@ def run(tasks: Sequence[Task], names: Sequence[str], rounds: int) -> tuple[repor
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("build/bench"),
     show_default=True,
-    help="Folder for bench.json, bench.md and bench.html.",
+    help=f"Folder for {', '.join(FILES)}.",
 )
-def main(every: bool, names: tuple[str, ...], works: tuple[str, ...], rounds: int, install: bool, output: Path) -> None:
+def main(
+    every: bool, names: tuple[str, ...], workloads: tuple[str, ...], rounds: int, install: bool, output: Path
+) -> None:
     """Measure llmpipe beside the floor and its peers. Exit code 0, 1 where a goal was missed, 130 after Ctrl-C."""
     # Peers are process groups of their own; they must not outlive us when somebody ends us.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     names = names or (tuple(peers.ALL) if every else USUAL)
-    tasks = [task for task in TASKS if not works or task.work.name in works]
+    tasks = [task for task in TASKS if not workloads or task.workload.name in workloads]
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name in names:
         if name == "floor" or install:
@@ -224,18 +242,15 @@ def main(every: bool, names: tuple[str, ...], works: tuple[str, ...], rounds: in
     except (UsageError, AttackError) as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(2)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "bench.json").write_text(json.dumps(made, separators=(",", ":")) + "\n")
-    (output / "bench.md").write_text("# Results\n\n" + report.markdown(made))
-    (output / "bench.html").write_text(command.load_page().render(made))
+    write(made, output)
     click.echo(report.text(made))
     click.echo()
     cells = [
         [goal["title"], goal["text"], goal["measured"], "met" if goal["met"] else "MISSED"] for goal in made["goals"]
     ]
     if cells:
-        click.echo(report.text_table(["work", "goal", "measured", ""], cells))
-    click.echo(f"\nwritten: {output / 'bench.json'}, {output / 'bench.md'}, {output / 'bench.html'}")
+        click.echo(report.text_table(["workload", "goal", "measured", ""], cells))
+    click.echo(f"\nwritten: {', '.join(str(output / name) for name in FILES)}")
     sys.exit(0 if met else 1 if made["complete"] else command.INTERRUPTED)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 from llmpipe.bench.measure import Round, Target, Watcher
-from llmpipe.bench.work import Work
+from llmpipe.bench.workload import Workload
 
 ATTACKER = Path(__file__).resolve().parent / "attacker.py"
 START_TIME = 30.0
@@ -136,8 +136,8 @@ class Beside:
         self._before: dict[str, float] = {}
         self._achieved: dict[str, float] = {}
 
-    def work(self, work: Work, targets: Sequence[Target], rounds: int) -> None:
-        self._shown.work(work, targets, rounds)
+    def workload(self, workload: Workload, targets: Sequence[Target], rounds: int) -> None:
+        self._shown.workload(workload, targets, rounds)
 
     def phase(self, target: Target, number: int, phase: str) -> None:
         self._shown.phase(target, number, phase)

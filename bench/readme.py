@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from llmpipe.bench.report import quantity
+from llmpipe.bench.figures import quantity
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -36,7 +36,7 @@ ROWS = (
     ("the same: event latency p99", "paced-1000x25", "latency_p99"),
     ("short keep-alive requests, 1 client: TTFT p50", "requests-1", "ttft_p50"),
     ("short keep-alive requests, 32 clients: CPU per request", "requests-32", "cpu_per_request"),
-    ("a new connection for each request: requests/s", "churn-16", "requests_per_second"),
+    ("a new connection for each request: request rate", "churn-16", "requests_per_second"),
     ("10 unpaced streams: throughput", "flood-10", "bytes_per_second"),
     ("memory per stream, 5,000 flowing", "flowing-5000x5", "memory_per_stream"),
     ("9,000 live streams: event latency p99", "live-9000x5", "latency_p99"),
@@ -45,9 +45,9 @@ ROWS = (
 )
 
 
-def cell(work: dict[str, Any], name: str, figure: str) -> str:
+def cell(workload: dict[str, Any], name: str, figure: str) -> str:
     """A target's median; "-" where it was left out or did nothing, "never" where its backend was not told in a round's time."""
-    target = next((target for target in work["targets"] if target["name"] == name), None)
+    target = next((target for target in workload["targets"] if target["name"] == name), None)
     if target is None:
         return "-"
     found = target["figures"].get(figure)
@@ -58,19 +58,19 @@ def cell(work: dict[str, Any], name: str, figure: str) -> str:
 
 def table(results: dict[str, Any]) -> str:
     """The table as Markdown, and a line that says where it comes from."""
-    works = {work["name"]: work for work in results["works"]}
+    workloads = {workload["name"]: workload for workload in results["workloads"]}
     lines = [
         f"| | {' | '.join(TARGETS.values())} |",
         f"|---{'|---' * len(TARGETS)}|",
         *(
-            f"| {title} | {' | '.join(cell(works[work], name, figure) for name in TARGETS)} |"
-            for title, work, figure in ROWS
+            f"| {title} | {' | '.join(cell(workloads[workload], name, figure) for name in TARGETS)} |"
+            for title, workload, figure in ROWS
         ),
     ]
     met = sum(goal["met"] for goal in results["goals"])
     machine = results["machine"]
     source = (
-        f"Medians of {works['paced-1000x25']['rounds']} rounds, in turns, each proxy on one core ({machine['cpu']}, "
+        f"Medians of {workloads['paced-1000x25']['rounds']} rounds, in turns, each proxy on one core ({machine['cpu']}, "
         f"{machine['kernel'].split('-')[0]}), on {results['made'][:10]}, commit {results['versions']['commit']}; "
         f"{met} of {len(results['goals'])} goals met: [bench/results/bench.md](bench/results/bench.md)."
     )

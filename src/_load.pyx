@@ -15,10 +15,12 @@ while it measures, but for bytes that a socket did not take.
 
 include "_pipe/sys.pxi"
 include "_pipe/rc.pxi"
+include "_pipe/outcome.pxi"
 include "_pipe/buf.pxi"
 include "_pipe/text.pxi"
 include "_pipe/head.pxi"
 include "_pipe/chunk.pxi"
+include "_pipe/body.pxi"
 include "_pipe/io.pxi"
 include "_load/histogram.pxi"
 include "_load/plan.pxi"
@@ -122,7 +124,7 @@ cdef class Load:
             load.room = <uint8_t *>_made(RECV_ROOM)
             load.scratch = <uint8_t *>_made(RECV_ROOM)
             load.waiting = <int64_t *>_made(sizeof(int64_t) * WAITING_MOST)
-            load.heap = <EndC **>_made(sizeof(EndC *) * 1024)
+            load.heap = <ConnC **>_made(sizeof(ConnC *) * 1024)
             load.heap_room = 1024
             load.sources.size = sizeof(SourceC)
             load.busy_end = &load.busy
@@ -134,10 +136,10 @@ cdef class Load:
             load.mail.fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
             if load.mail.fd < 0:
                 raise OSError(errno, strerror(errno).decode())
-            load.mail.kind = END_MAIL
-            load.arrival.kind = END_ARRIVAL
+            load.mail.kind = CONN_MAILBOX
+            load.arrival.kind = CONN_ARRIVAL
             load.arrival.fd = -1
-            load.listener.kind = END_LISTENER
+            load.listener.kind = CONN_LISTENER
             io_watch(load.epfd, load.mail.fd, &load.mail)
             if listener >= 0:
                 io_watch(load.epfd, listener, &load.listener)
@@ -172,14 +174,14 @@ cdef class Load:
         host, port = plan.target
         _ranged("port", port, 1, 65535)
         _ranged("clients", plan.clients, 0, 1000000)
-        _ranged("leavers", plan.leavers, 0, 100000)
+        _ranged("disconnecting", plan.disconnecting, 0, 100000)
         _ranged("event_size", plan.event_size, EVENT_SIZE_LEAST, EVENT_SIZE_MOST)
         _ranged("events", plan.events, 0, 1000000)
         _ranged("mode", plan.mode, MODE_EVENTS, MODE_WAIT)
         _ranged("again", plan.again, AGAIN_NEVER, AGAIN_ARRIVAL)
         if len(plan.prefix) + len(plan.suffix) + 32 > RECV_ROOM:
             raise ValueError(f"the request is longer than {RECV_ROOM} bytes")
-        if plan.leavers and len(plan.body) < 32:
+        if plan.disconnecting and len(plan.body) < 32:
             raise ValueError("a request's body of 32 bytes or more is needed for clients that leave within it")
         if plan.events and not plan.interval and plan.events * (plan.event_size + CHUNK_SIZE_MOST) > ANSWER_SIZE_MOST:
             raise ValueError(f"an answer in one piece is at most {ANSWER_SIZE_MOST} bytes long")
@@ -194,13 +196,13 @@ cdef class Load:
             made.suffix = _copy(plan.suffix)
             made.suffix_length = len(plan.suffix)
             _make_event(made, plan.event_size)
-            made.client_count = plan.clients + plan.leavers
+            made.client_count = plan.clients + plan.disconnecting
             made.clients = <ClientC *>_made(sizeof(ClientC) * (made.client_count + 1))
             for i in range(made.client_count):
-                made.clients[i].end.fd = -1
-                made.clients[i].end.kind = END_CLIENT
+                made.clients[i].conn.fd = -1
+                made.clients[i].conn.kind = CONN_CLIENT
                 made.clients[i].mode = plan.mode
-                made.clients[i].leaver = i >= plan.clients
+                made.clients[i].disconnects = i >= plan.clients
             made.again = plan.again
             made.mode = plan.mode
             made.events = plan.events
@@ -226,7 +228,7 @@ cdef class Load:
         pause.tv_nsec = 100000
         sys_store_release(&load.done, COMMAND_NONE)
         sys_store_release(&load.command, command)
-        io_ring(load.mail.fd, &load.rung)
+        io_wake_post(load.mail.fd, &load.wake_pending)
         while self.running and sys_load_acquire(&load.done) != command:
             with nogil:
                 nanosleep(&pause, NULL)
@@ -296,8 +298,8 @@ cdef class Load:
             raise RuntimeError("the generator runs")
         self.load = NULL
         for i in range(load.client_count):
-            if load.clients[i].end.fd >= 0:
-                io_close(load.clients[i].end.fd)
+            if load.clients[i].conn.fd >= 0:
+                io_close(load.clients[i].conn.fd)
             carry_free(&load.clients[i].carry)
         while load.all is not NULL:
             source_close(load, load.all)

@@ -7,55 +7,101 @@ and none calls upwards in that list. One `Engine` is one worker; it shares no co
 decided is the process's (shared).
 
 The life of a connection
-    step_listener accepts it, in one engine for all; client_adopt takes it there, or out of another engine's mailbox.
-    CLIENT_NEW      waits for the first byte of a request                 step_head
-    STATE_HEAD      waits for the whole head                              step_head, step_request
-    STATE_CONNECT   a backend was chosen, the upstream connects           dispatch, step_connected, connect_failed
-    STATE_WAIT      the request goes up, the response head is awaited     step_up, step_response, upstream_failed
-    STATE_STREAM    the response body comes down, each recv one send      step_down, body_follow, client_send
-    STATE_FLUSH     all has come, the client has not taken all            flush_down, step_skip
+    step_listener accepts it, in one engine for all, or listener_adopt takes it, where it was accepted elsewhere; client_adopt
+    takes it there, or out of another engine's mailbox.
+    CLIENT_NEW      waits for the first byte of a request                 request_await
+    STATE_HEAD      waits for the whole head                              step_head, request_read
+    STATE_MODEL     where the body has to tell which pool it is for       step_model, json_scan
+    STATE_ROUTE     a backend is to be chosen                             step_route
+    STATE_CONNECT   it was, and the upstream connects                     step_connect, upstream_connected, connect_failed
+    STATE_WAIT      the request goes up, the response head is awaited     step_wait, request_up, response_read, upstream_failed
+    STATE_STREAM    the response body comes down, each recv one send      step_stream, response_down, client_send
+    STATE_FLUSH     all has come, the client has not taken all            step_flush, client_flush, request_waste
     STATE_TUNNEL    after a 101, bytes both ways                          step_tunnel
-    STATE_FINISH    the client left, the backend may finish               step_down
-    exchange_end    counts the outcome, writes the record                 exchange_finish
-    CLIENT_IDLE, which is CLIENT_NEW after the first, or CLIENT_LINGER (step_linger), or closed. The upstream goes back to the
-    pool, or is closed, or lingers behind a tunnel (step_upstream_linger). Freed by loop_reap at the end of the turn.
+    STATE_DETACHED  the client left, the backend may finish               step_detached
+    exchange_end    counts the outcome, writes the record                 client_next
+    CLIENT_IDLE, which is CLIENT_NEW after the first, or CLIENT_LINGER (client_waste), or closed. The upstream goes back to the
+    pool, or is closed, or lingers behind a tunnel (upstream_waste). Freed by loop_reap at the end of the turn.
+    exchange_run drives an exchange from state to state; no step calls another one.
 
 Rules for every part
     - `noexcept nogil` on every function: without it Cython takes the GIL to look for an exception.
-    - Descriptors are touched in `io` only, states set in exchange_set_state only, memory freed in loop_reap only.
+    - Descriptors are touched in `io` only, connections read and written in `conn` only, states set in exchange_set_state and
+      client_set_state only, memory freed in loop_reap only.
     - Edge-triggered epoll: a connection is registered once and its interest never changed. What epoll said is kept in
-      ConnC.readable until a recv comes back short or empty (only empty behind a FIN, an RST or an urgent byte); backpressure is
-      simply not reading.
+      ConnC.readable until a recv comes back short or empty (only empty behind a FIN, an RST or an urgent byte), and in
+      ConnC.writable until a send comes back short; backpressure is simply not reading.
+    - After a call that may have ended the exchange, `x.state == STATE_ENDED` says whether it has.
     - What workers share is an atomic word of its own in shared, touched per request and never per event.
     - A buffer is held only while bytes are in it.
 """
 
 include "_pipe/sys.pxi"
 include "_pipe/rc.pxi"
-include "_pipe/buf.pxi"
+include "_pipe/outcome.pxi"
 include "_pipe/text.pxi"
 include "_pipe/head.pxi"
+include "_pipe/forward.pxi"
 include "_pipe/chunk.pxi"
+include "_pipe/json.pxi"
 include "_pipe/sse.pxi"
+include "_pipe/body.pxi"
+include "_pipe/buf.pxi"
 include "_pipe/io.pxi"
 include "_pipe/trust.pxi"
 include "_pipe/quota.pxi"
 include "_pipe/shared.pxi"
+include "_pipe/timer.pxi"
 include "_pipe/conn.pxi"
 include "_pipe/stats.pxi"
 include "_pipe/mail.pxi"
 include "_pipe/worker.pxi"
-include "_pipe/timer.pxi"
-include "_pipe/inbox.pxi"
+include "_pipe/table.pxi"
+include "_pipe/place.pxi"
+include "_pipe/pending.pxi"
+include "_pipe/deadline.pxi"
 include "_pipe/pool.pxi"
+include "_pipe/upstream.pxi"
 include "_pipe/exchange.pxi"
+include "_pipe/client.pxi"
+include "_pipe/answer.pxi"
+include "_pipe/admit.pxi"
+include "_pipe/listener.pxi"
+include "_pipe/host.pxi"
+include "_pipe/alias.pxi"
+include "_pipe/model.pxi"
+include "_pipe/route.pxi"
+include "_pipe/upload.pxi"
+include "_pipe/request.pxi"
+include "_pipe/tunnel.pxi"
+include "_pipe/response.pxi"
+include "_pipe/stream.pxi"
 include "_pipe/steps.pxi"
-include "_pipe/accept.pxi"
 include "_pipe/loop.pxi"
+
+cdef enum:
+    # The most that a setting may be, for the sake of what holds it: lengths in a head have 32 bits, and so has what is kept of a
+    # request; a time counts in microseconds.
+    MAX_HEAD = 1 << 20
+    MAX_FAILOVER_BODY = 1 << 30
+    MAX_SECONDS = 1000000000
+
+from threading import Lock as _Lock
+
+# The tuples that records become; they are no names of this module.
+cdef object ExchangeEnded, BackendDown, BackendUp, AcceptPaused, AcceptResumed, AcceptEnded
+from llmpipe.record_kinds import AcceptEnded, AcceptPaused, AcceptResumed, BackendDown, BackendUp, ExchangeEnded
 
 globals()["MAX_BACKENDS"] = MAX_BACKENDS
 globals()["MAX_ADDRESSES"] = MAX_ADDRESSES
 globals()["MAX_LISTENERS"] = MAX_LISTENERS
+globals()["MAX_NETWORKS"] = MAX_NETWORKS
+globals()["MAX_WORKERS"] = MAX_WORKERS
+globals()["MAX_WEIGHT"] = MAX_WEIGHT
+globals()["MAX_HEAD"] = MAX_HEAD
+globals()["MAX_FIELDS"] = HEAD_MAX_FIELDS
+globals()["MAX_FAILOVER_BODY"] = MAX_FAILOVER_BODY
+globals()["MAX_SECONDS"] = MAX_SECONDS
 
 text_init()
 
@@ -68,7 +114,7 @@ cdef int _check_rc(int rc) except -1:
 
 
 cdef int64_t _microseconds(seconds) except -1:
-    if not 0 <= seconds <= 1e9:
+    if not 0 <= seconds <= MAX_SECONDS:
         raise ValueError(f"a time-out of {seconds} s is out of range")
     return <int64_t>(seconds * 1e6)
 
@@ -77,6 +123,12 @@ cdef int _ranged(str name, value, int64_t low, int64_t high) except -1:
     if not low <= value <= high:
         raise ValueError(f"{name} is {value}; it must be from {low} to {high}")
     return 0
+
+
+cdef int64_t _at_most(str name, value, int64_t most) except -1:
+    # A size or a number that there is room for. Which ones are of use is said where settings are described (llmpipe.config).
+    _ranged(name, value, 0, most)
+    return value
 
 
 cdef int _read_trust(TrustC *to, networks, bint local) except -1:
@@ -96,39 +148,35 @@ cdef int _read_trust(TrustC *to, networks, bint local) except -1:
 
 
 cdef int _read_settings(SettingsC *to, settings) except -1:
-    # Takes the settings in the engine's units.
-    _ranged("max_request_line", settings.max_request_line, 64, 1 << 20)
-    _ranged("max_head", settings.max_head, 256, 1 << 20)
-    _ranged("max_fields", settings.max_fields, 1, HEAD_MAX_FIELDS)
-    _ranged("max_response_head", settings.max_response_head, 256, 1 << 20)
-    _ranged("max_response_fields", settings.max_response_fields, 1, HEAD_MAX_FIELDS)
-    _ranged("max_body", settings.max_body, 0, 1 << 50)
-    _ranged("failover_body", settings.failover_body, 0, 1 << 30)
-    _ranged("kept_memory", settings.kept_memory, 0, 1 << 50)
-    to.max_request_line = settings.max_request_line
-    to.max_head = settings.max_head
-    to.max_fields = settings.max_fields
-    to.max_response_head = settings.max_response_head
-    to.max_response_fields = settings.max_response_fields
-    to.max_body = settings.max_body or INT64_MAX    # 0 is off
-    to.failover_body = settings.failover_body
+    # Takes the settings of the process in the engine's units.
+    to.max_request_line = _at_most("max_request_line", settings.max_request_line, MAX_HEAD)
+    to.max_head = _at_most("max_head", settings.max_head, MAX_HEAD)
+    to.max_fields = <int>_at_most("max_fields", settings.max_fields, HEAD_MAX_FIELDS)
     to.head_timeout = _microseconds(settings.head_timeout)
     to.keepalive_timeout = _microseconds(settings.keepalive_timeout)
+    to.send_timeout = _microseconds(settings.send_timeout)
+    to.dead_peer_timeout = _microseconds(settings.dead_peer_timeout)
+    to.access_records = settings.access_records
+    _read_trust(&to.trust, settings.trusted_proxies.networks, settings.trusted_proxies.unix)
+    return 0
+
+
+cdef int _read_limits(LimitsC *to, settings) except -1:
+    # The same of a pool.
+    to.max_response_head = _at_most("max_response_head", settings.max_response_head, MAX_HEAD)
+    to.max_response_fields = <int>_at_most("max_response_fields", settings.max_response_fields, HEAD_MAX_FIELDS)
+    to.max_body = _at_most("max_body", settings.max_body, INT64_MAX) or INT64_MAX   # 0 is off
+    to.failover_body = _at_most("failover_body", settings.failover_body, MAX_FAILOVER_BODY)
     to.connect_timeout = _microseconds(settings.connect_timeout)
     to.ttft_timeout = _microseconds(settings.ttft_timeout)
     to.idle_timeout = _microseconds(settings.idle_timeout)
     to.total_timeout = _microseconds(settings.total_timeout)
-    to.send_timeout = _microseconds(settings.send_timeout)
     to.upstream_idle_timeout = _microseconds(settings.upstream_idle_timeout)
-    _ranged("dead_peer_timeout", settings.dead_peer_timeout, 0, 86400)
-    to.dead_peer_timeout = _microseconds(settings.dead_peer_timeout)
     to.retry_429 = 429 in settings.retry_statuses
     to.retry_502 = 502 in settings.retry_statuses
     to.retry_503 = 503 in settings.retry_statuses
-    to.midstream_error_event = settings.midstream_error_event
+    to.midstream_error_event = settings.on_midstream_error == "event"
     to.comments_count_as_content = settings.comments_count_as_content
-    to.access_records = settings.access_records
-    _read_trust(&to.trust, settings.trusted_proxies, settings.trust_unix)
     return 0
 
 
@@ -158,28 +206,131 @@ cdef int _read_authority(char *to, bytes text) except -1:
     return 0
 
 
-cdef int _read_route(SharedC *shared, TableC *table, int slot, bytes name, bytes authority, bytes host, addresses,
+cdef int _read_route(TableC *table, BackendC *backend, bytes authority, bytes host, addresses,
                      bint finish_on_abort) except -1:
-    cdef RouteC *route
-    _ranged("slot", slot, 0, MAX_BACKENDS - 1)
-    route = &table.routes[slot]
+    cdef RouteC *route = &table.routes[backend.slot]
     if route.backend is not NULL:
-        raise ValueError(f"slot {slot} is named twice")
+        raise ValueError(f"the backend {backend.name.decode('utf-8', 'replace')} is named twice")
     if not 0 < len(addresses) <= MAX_ADDRESSES:
         raise ValueError(f"a backend has 1 to {MAX_ADDRESSES} addresses, not {len(addresses)}")
-    if not 0 < len(name) < NAME_ROOM:
-        raise ValueError(f"a backend's name has 1 to {NAME_ROOM - 1} bytes, not {len(name)}")
     _read_authority(route.authority, authority)
     _read_authority(route.host, host)
     for text, port in addresses:
         _read_address(&route.addresses[route.address_count], text, port)
         route.address_count += 1
     route.finish_on_abort = finish_on_abort
-    route.backend = backend_find(shared, name, len(name))
-    if route.backend is NULL:
+    route.upstream_idle_timeout = -1
+    route.backend = backend
+    sys_add_shared(&backend.users, 1)
+    if backend.slot >= table.count:
+        table.count = backend.slot + 1
+    return 0
+
+
+cdef int _read_pool(TableC *table, WorkerC *w, BackendC **found, int count, bytes name, members, settings) except -1:
+    cdef PoolStateC *state
+    cdef PoolC *pool
+    cdef LimitsC limits = w.limits
+    cdef uint64_t seen[MAX_BACKEND_WORDS]
+    cdef int i
+    _ranged("the length of a pool's name", len(name), 0, NAME_ROOM - 1)
+    if settings is not None:
+        _read_limits(&limits, settings)
+        _ranged("max_response_head", limits.max_response_head, 0, long_head_size(w))
+    state = pool_state_find(w.shared, name, len(name))
+    if state is NULL:
         raise MemoryError
-    if slot >= table.count:
-        table.count = slot + 1
+    for i in range(table.pool_count):
+        if table.pools[i].state is state:
+            sys_add_shared(&state.users, <uint32_t>-1)
+            raise ValueError(f"the pool {name.decode('utf-8', 'replace')} is named twice")
+    pool = pool_add(table, state, &limits)
+    sys_add_shared(&state.users, <uint32_t>-1)      # the table's is left
+    memset(seen, 0, sizeof(seen))
+    for backend, weight, tier in members:
+        _ranged("the index of a backend", backend, 0, count - 1)
+        _ranged("weight", weight, 1, MAX_WEIGHT)
+        _ranged("tier", tier, 0, MAX_WEIGHT)
+        i = backend
+        if (seen[i >> 6] >> (i & 63)) & 1:
+            raise ValueError(f"a backend is twice in the pool {name.decode('utf-8', 'replace')}")
+        seen[i >> 6] |= <uint64_t>1 << (i & 63)
+        pool_put(table, pool, found[i].slot, weight, tier)
+    return 0
+
+
+cdef const uint8_t *_read_text(TableC *table, size_t *used, bytes text) noexcept:
+    # Copies it behind the other names, for which there is room.
+    cdef uint8_t *to = table.text + used[0]
+    memcpy(to, <const char *>text, len(text))
+    used[0] += len(text)
+    return to
+
+
+def _longest_first(named):
+    return -len(named.name)
+
+
+cdef int _read_routing(TableC *table, routing) except -1:
+    # The names and rules that lead to the pools, which are there.
+    cdef list models = [named for named in routing.models if not named.name.endswith(b"*")]
+    cdef list wildcards = sorted([named for named in routing.models if named.name.endswith(b"*")],
+                                 key=_longest_first)
+    cdef ModelC *model
+    cdef ModelC **bucket
+    cdef RuleC *rule
+    cdef size_t used = 0
+    cdef int i
+    for name, _, target in routing.models:
+        _ranged("the length of a model's name", len(name), 1, MODEL_ROOM)
+        _ranged("the length of a model's name", len(target), 0, MODEL_ROOM)
+        used += len(name) + len(target)
+    used += len(routing.listing)
+    for _, path, field, value in routing.rules:
+        used += len(path) + len(field) + len(value)
+    table.text = <uint8_t *>malloc(used + 1)
+    table.models = <ModelC *>calloc(len(routing.models) + 1, sizeof(ModelC))
+    table.rules = <RuleC *>calloc(len(routing.rules) + 1, sizeof(RuleC))
+    if table.text is NULL or table.models is NULL or table.rules is NULL:
+        raise MemoryError
+    used = 0
+    for i, (name, pool, target) in enumerate(models + wildcards):
+        _ranged("the index of a pool", pool, 0, table.pool_count - 1)
+        model = &table.models[i]
+        model.length = len(name) if i < len(models) else len(name) - 1
+        model.name = _read_text(table, &used, name)
+        model.pool = pool
+        if target:
+            if b'"' in target or b"\\" in target or min(target) < 0x20:
+                raise ValueError(f"{target!r} cannot be put into JSON as it is")
+            model.target = _read_text(table, &used, target)
+            model.target_length = len(target)
+        if i < len(models):
+            if model_exact(table, model.name, model.length) is not NULL:
+                raise ValueError(f"two pools have the model {name.decode('utf-8', 'replace')}")
+            bucket = &table.buckets[model_hash(model.name, model.length)]
+            model.next = bucket[0]
+            bucket[0] = model
+    table.wildcards = table.models + len(models)
+    table.wildcard_count = len(wildcards)
+    table.reads_model = len(routing.models) > 0
+    for pool, path, field, value in routing.rules:
+        _ranged("the index of a pool", pool, 0, table.pool_count - 1)
+        rule = &table.rules[table.rule_count]
+        rule.path_length = len(path)
+        rule.path = _read_text(table, &used, path)
+        rule.field_length = len(field)
+        rule.field = _read_text(table, &used, field.lower())
+        rule.value_length = len(value)
+        rule.value = _read_text(table, &used, value)
+        rule.pool = pool
+        table.rule_count += 1
+    table.listing = _read_text(table, &used, routing.listing)
+    table.listing_length = len(routing.listing)
+    _ranged("the index of the default pool", routing.default_pool, -1, table.pool_count - 1)
+    table.default_pool = routing.default_pool
+    if table.pool_count > 1 or routing.models or routing.rules:
+        table_choose(table)
     return 0
 
 
@@ -190,42 +341,65 @@ cdef object _histogram(HistogramC *histogram):
 
 
 cdef object _backend_stats(BackendStatsC *stats, BackendC *backend, int64_t now):
+    # The worker may not have its table yet: then the counters are another's, or nobody's.
+    cdef bint own = sys_read_counter(&stats.whose) == <uint64_t>backend.id + 1
     return {
-        "in_flight": 0 if backend is NULL else sys_load_acquire(&backend.in_flight),
-        "idle": sys_read_counter(&stats.idle),
-        "exchanges": sys_read_counter(&stats.exchanges),
-        "connects": sys_read_counter(&stats.connects),
-        "reuses": sys_read_counter(&stats.reuses),
-        "failures": sys_read_counter(&stats.failures),
-        "left_out": backend is not NULL and backend_left_out(backend, now),
+        "in_flight": sys_load_acquire(&backend.in_flight),
+        "idle": sys_read_counter(&stats.idle) if own else 0,
+        "exchanges": sys_read_counter(&stats.exchanges) if own else 0,
+        "connects": sys_read_counter(&stats.connects) if own else 0,
+        "reuses": sys_read_counter(&stats.reuses) if own else 0,
+        "failures": sys_read_counter(&stats.failures) if own else 0,
+        "out": backend_out(backend, now),
+        "content_age": (now - <int64_t>sys_read_counter(&stats.content_at)) / 1e6
+                       if own and sys_read_counter(&stats.content_at) else None,
     }
 
 
-cdef double _seconds(int64_t us):
-    return us / 1e6 if us >= 0 else -1.0
+cdef object _seconds(int64_t us):
+    return us / 1e6 if us >= 0 else None
 
 
-cdef object _event(RecordC *record, int64_t now):
-    return (
-        record.kind, (now - record.at) / 1e6, record.backend, <bytes>record.address,
-        (<char *>record.method)[:record.method_length], (<char *>record.path)[:record.path_length],
-        (<char *>record.request_id)[:record.request_id_length], record.status, record.outcome, record.phase,
-        _seconds(record.ttft), _seconds(record.duration), record.bytes_up, record.bytes_down, record.attempts,
-        _seconds(record.close_time), record.error, record.reason,
-    )
+cdef object _record(RecordC *record, int64_t now):
+    age = (now - record.at) / 1e6
+    if record.kind == RECORD_EXCHANGE:
+        return ExchangeEnded(
+            age, record.backend if record.backend >= 0 else None, <bytes>record.address,
+            (<char *>record.method)[:record.method_length], (<char *>record.path)[:record.path_length],
+            (<char *>record.request_id)[:record.request_id_length], record.status, record.outcome, record.phase,
+            _seconds(record.ttft), record.duration / 1e6, record.bytes_up, record.bytes_down, record.attempts,
+            _seconds(record.close_time), record.error, record.reason,
+        )
+    if record.kind == RECORD_BACKEND_DOWN:
+        return BackendDown(age, record.backend, record.duration / 1e6, record.reason, record.error)
+    if record.kind == RECORD_BACKEND_UP:
+        return BackendUp(age, record.backend)
+    if record.kind == RECORD_ACCEPT_PAUSED:
+        return AcceptPaused(age, record.clients, record.error)
+    if record.kind == RECORD_ACCEPT_RESUMED:
+        return AcceptResumed(age, record.clients)
+    return AcceptEnded(age, record.error)
 
 
 cdef class Engine:
     """One worker of the data plane; see _pipe.pyi for its contract."""
 
     cdef WorkerC *w
-    cdef BackendC *backends[MAX_BACKENDS]       # of the table configured last; the worker's may be swapped meanwhile
+    # Of the table configured last: the worker's own may be swapped at any time. One thread may read the counters while another
+    # configures, which frees backends that are in no table any more: both hold the lock. No worker takes it.
+    cdef BackendC *backends[MAX_BACKENDS]
+    cdef object lock
     cdef bint started
     cdef bint running
     cdef bint listening
+    # The engine that listens for this one, and those that this one listens for. The loop of the one reaches into the mailboxes of
+    # the others, which count their clients in its quotas.
+    cdef Engine acceptor
+    cdef list fed
 
     def __cinit__(self):
         self.w = NULL
+        self.lock = _Lock()
 
     def __init__(self, settings, Engine sharing=None):
         cdef WorkerC *w
@@ -236,7 +410,8 @@ cdef class Engine:
             raise MemoryError
         w.epfd = w.mail.in_fd = w.mail.out_fd = -1
         try:
-            _read_settings(&w.settings, settings)
+            _read_settings(&w.settings, settings.process)
+            _read_limits(&w.limits, settings.pool)
             if sharing is not None:
                 w.shared = sharing._open().shared
             else:
@@ -244,14 +419,14 @@ cdef class Engine:
                 if w.shared is NULL:
                     raise MemoryError
                 w.shared.retry_budget = RETRY_FIRST
-                w.shared.kept_most = settings.kept_memory
+                w.shared.kept_most = _at_most("kept_memory", settings.process.kept_memory, INT64_MAX)
             w.shared.engines += 1
-            w.table = <TableC *>calloc(1, sizeof(TableC))
+            w.table = table_make(&w.limits, 0, 0, 0)
             w.head = <HeadC *>calloc(1, sizeof(HeadC))
             w.mail.adopts = <AdoptC *>calloc(MAIL_IN, sizeof(AdoptC))
             w.mail.records = <RecordC *>calloc(MAIL_OUT, sizeof(RecordC))
             # A head grows by what we add to it, and what came with it goes in the same send.
-            w.out.size = wide_size(w) + 2048 + BUF_SIZE
+            w.out.size = long_head_size(w) + 2048 + BUF_SIZE
             w.out.data = <uint8_t *>malloc(w.out.size)
             w.hot = buf_get(&w.bufs)
             w.bulk = <uint8_t *>malloc(BULK_SIZE)
@@ -262,6 +437,7 @@ cdef class Engine:
             w.upstreams.size = sizeof(UpstreamC)
             w.exchanges.size = sizeof(ExchangeC)
             w.lingers.size = sizeof(LingerC)
+            w.scans.size = sizeof(JsonC)
             w.busy_end = &w.busy
             w.quiet_end = &w.quiet
             getrandom(w.random, sizeof(w.random), 0)
@@ -273,7 +449,7 @@ cdef class Engine:
             w.mail.out_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
             _check_rc(w.mail.out_fd if w.mail.out_fd >= 0 else -errno)
             w.mail_conn.fd = w.mail.in_fd
-            w.mail_conn.side = SIDE_MAIL
+            w.mail_conn.kind = CONN_MAILBOX
             _check_rc(io_watch(w.epfd, w.mail_conn.fd, &w.mail_conn))
         except BaseException:
             self.close()
@@ -287,11 +463,19 @@ cdef class Engine:
             raise ValueError("the engine is closed")
         return self.w
 
+    cdef list _neighbours(self):
+        # The engines that this one reaches into, or that reach into it.
+        return (self.fed or []) + ([self.acceptor] if self.acceptor is not None else [])
+
     def run(self):
         cdef WorkerC *w = self._open()
+        cdef Engine engine
         cdef int rc
         if self.started:
             raise RuntimeError("an engine runs once")
+        for engine in self._neighbours():
+            if engine.w is NULL:
+                raise ValueError("an engine that it listens for, or that listens for it, is closed")
         self.started = self.running = True
         try:
             with nogil:
@@ -300,8 +484,8 @@ cdef class Engine:
         finally:
             self.running = False
 
-    def listen(self, list listeners not None, list engines not None, int64_t most, int64_t resume_at,
-               int64_t max_connections, int64_t max_per_address):
+    def listen(self, list listeners not None, list engines not None, *, int64_t most, int64_t resume_at,
+               int64_t max_connections=0, int64_t max_per_address=0):
         cdef WorkerC *w = self._open()
         cdef ListenerC *made = NULL
         cdef ListenerC *following
@@ -311,6 +495,14 @@ cdef class Engine:
         _ranged("engines", len(engines), 1, MAX_WORKERS)
         if self.listening:
             raise RuntimeError("an engine listens once")
+        if self not in engines:
+            raise ValueError("it is not among the engines that it listens for")
+        for engine in engines:
+            if engine is None:
+                raise TypeError("None is no engine")
+            engine._open()
+            if engine.acceptor is not None:
+                raise RuntimeError("another engine listens for one of them")    # a mailbox has one writer
         for listener in reversed(listeners):
             following = made
             made = <ListenerC *>calloc(1, sizeof(ListenerC))
@@ -318,8 +510,8 @@ cdef class Engine:
                 listener_free(following)
                 raise MemoryError
             made.conn.fd = listener
-            made.conn.side = SIDE_LISTENER
-            made.conn.readable = True
+            made.conn.kind = CONN_LISTENER
+            conn_reread(&made.conn)
             made.next = following
         made.most = most
         made.resume_at = resume_at
@@ -332,52 +524,115 @@ cdef class Engine:
                 raise MemoryError
             made.quotas.entries.size = sizeof(QuotaC)
             getrandom(&made.quotas.seed, sizeof(made.quotas.seed), 0)
+        self.fed = list(engines)
         for engine in engines:
-            if engine.w is NULL:
-                listener_free(made)
-                raise ValueError("an engine is closed")
+            engine.acceptor = self
             made.workers[made.count] = engine.w
             made.count += 1
         for listener in listeners:
-            io_nodelay(listener)
-            io_urgent_inline(listener)
-            io_keepalive(listener, w.settings.dead_peer_timeout)
-            io_unanswered(listener, w.settings.dead_peer_timeout)
+            self._prepare(listener)
         self.listening = True
         sys_exchange_pointer(&w.new_listener, made)
-        io_ring(w.mail.in_fd, &w.mail.in_rung)
+        io_wake_post(w.mail.in_fd, &w.mail.in_wake_pending)
+
+    def adopt(self, int fd, str address not None):
+        cdef WorkerC *w = self._open()
+        cdef bytes text = address.encode()
+        cdef AddressC peer
+        cdef AdoptC adopt
+        if not self.listens:
+            raise RuntimeError("the engine does not listen")
+        memset(&peer, 0, sizeof(peer))
+        memset(&adopt, 0, sizeof(adopt))
+        if text and io_address(&peer, text, 0) != RC_OK:
+            raise ValueError(f"{address} is not a numeric address")
+        _check_rc(io_stream(fd))
+        if mail_full(&w.mail):
+            raise BlockingIOError(EAGAIN, "the engine has not taken those that it got before")
+        self._prepare(fd)
+        io_address_text(&peer.address, adopt.address, ADDRESS_ROOM)
+        adopt.fd = fd
+        mail_put(&w.mail, &adopt)
+
+    cdef void _prepare(self, int fd) noexcept:
+        # What a client's socket has, and inherits from one that listens.
+        cdef int64_t dead_after = self.w.settings.dead_peer_timeout
+        io_nodelay(fd)
+        io_urgent_inline(fd)
+        io_keepalive(fd, dead_after)
+        io_unanswered(fd, dead_after)
 
     def end_listening(self):
-        cdef WorkerC *w = self._open()
-        sys_store_release(&w.mail.closing, 1)
-        io_ring(w.mail.in_fd, &w.mail.in_rung)
+        mail_command(&self._open().mail, COMMAND_END_LISTENING)
 
     @property
     def listens(self):
         cdef WorkerC *w = self._open()
         return self.listening and not sys_load_acquire(&w.mail.closed)
 
-    def configure(self, backends):
+    def configure(self, backends, routing=None):
         cdef WorkerC *w = self._open()
-        cdef TableC *table = <TableC *>calloc(1, sizeof(TableC))
-        if table is NULL:
-            raise MemoryError
-        try:
-            for slot, name, authority, host, addresses, finish_on_abort in backends:
-                _read_route(w.shared, table, slot, name, authority, host, addresses, finish_on_abort)
-        except BaseException:
-            table_free(table)
-            raise
-        self._know(table)
+        cdef list routes = list(backends)
+        # One pool of all, where nothing else is said.
+        cdef list pools = ([(b"", [(number, 1, 0) for number in range(len(routes))], None)] if routing is None
+                           else list(routing.pools))
+        cdef BackendC *found[MAX_BACKENDS]
+        cdef TableC *table = NULL
+        cdef bytes name
+        cdef int count = 0
+        cdef int room = 0
+        cdef int members = 0
+        cdef int i
+        _ranged("backends", len(routes), 0, MAX_BACKENDS)
+        with self.lock:
+            try:
+                for name, _, _, _, _ in routes:
+                    _ranged("the length of a backend's name", len(name), 1, NAME_ROOM - 1)
+                    found[count] = backend_find(w.shared, name, len(name))
+                    if found[count] is NULL:
+                        raise MemoryError("no memory for a backend, or no slot: those that are gone still have exchanges")
+                    count += 1
+                    room = max(room, found[count - 1].slot + 1)
+                for _, of_pool, _ in pools:
+                    members += len(of_pool)
+                table = table_make(&w.limits, room, len(pools), members)
+                if table is NULL:
+                    raise MemoryError
+                for i, (_, authority, host, addresses, finish_on_abort) in enumerate(routes):
+                    _read_route(table, found[i], authority, host, addresses, finish_on_abort)
+                for name, of_pool, settings in pools:
+                    _read_pool(table, w, found, count, name, of_pool, settings)
+                if routing is not None:
+                    _read_routing(table, routing)
+                ids = [found[i].id for i in range(count)]
+                self._know(table)
+            except BaseException:
+                table_free(table)
+                raise
+            finally:
+                for i in range(count):
+                    sys_add_shared(&found[i].users, <uint32_t>-1)
         table_free(<TableC *>sys_exchange_pointer(&w.new_table, table))
-        io_ring(w.mail.in_fd, &w.mail.in_rung)
+        io_wake_post(w.mail.in_fd, &w.mail.in_wake_pending)
+        return ids
+
+    def mark(self, int number, bint down):
+        cdef BackendC *backend
+        with self.lock:
+            backend = self._open().shared.backends
+            while backend is not NULL:
+                if backend.id == number:
+                    sys_store_release(&backend.down, down)
+                    return
+                backend = backend.next
+        raise KeyError(number)
 
     cdef void _know(self, TableC *table) noexcept:
         # The backends of a table, for stats(); of no table: of none.
         cdef BackendC *backend
         cdef int slot
         for slot in range(MAX_BACKENDS):
-            backend = NULL if table is NULL else table.routes[slot].backend
+            backend = NULL if table is NULL else table_route(table, slot).backend
             if backend is not NULL:
                 sys_add_shared(&backend.users, 1)
             if self.backends[slot] is not NULL:
@@ -385,32 +640,31 @@ cdef class Engine:
             self.backends[slot] = backend
 
     def drain(self):
-        cdef WorkerC *w = self._open()
-        sys_store_release(&w.mail.draining, 1)
-        io_ring(w.mail.in_fd, &w.mail.in_rung)
+        mail_command(&self._open().mail, COMMAND_DRAIN)
 
     def stop(self):
-        cdef WorkerC *w = self._open()
-        sys_store_release(&w.mail.stopping, 1)
-        io_ring(w.mail.in_fd, &w.mail.in_rung)
+        mail_command(&self._open().mail, COMMAND_STOP)
 
-    def drain_events(self):
+    def take_records(self):
         cdef WorkerC *w = self._open()
         cdef uint32_t head = w.mail.out_head
         cdef int64_t now = loop_clock()
-        cdef list events = []
-        io_hush(w.mail.out_fd, &w.mail.out_rung)
+        cdef list records = []
+        io_wake_clear(w.mail.out_fd, &w.mail.out_wake_pending)
         while head != sys_load_acquire(&w.mail.out_tail):
-            events.append(_event(&w.mail.records[head & (MAIL_OUT - 1)], now))
+            records.append(_record(&w.mail.records[head & (MAIL_OUT - 1)], now))
             head += 1
             sys_store_release(&w.mail.out_head, head)
-        return events
+        return records
 
     def stats(self):
         cdef WorkerC *w = self._open()
         cdef StatsC *stats = &w.stats
         cdef int64_t now = loop_clock()
         cdef int i
+        with self.lock:
+            backends = {self.backends[i].id: _backend_stats(&stats.backends[i], self.backends[i], now)
+                        for i in range(MAX_BACKENDS) if self.backends[i] is not NULL}
         return {
             "clients": self.clients,
             "accepted": sys_read_counter(&stats.accepted),
@@ -418,7 +672,7 @@ cdef class Engine:
             "finishing": sys_read_counter(&stats.finishing),
             "streaming_bytes": sys_read_counter(&stats.streaming_bytes),
             "bytes_up": sys_read_counter(&stats.bytes_up),
-            "events": sys_read_counter(&stats.events),
+            "reads_forwarded": sys_read_counter(&stats.reads_forwarded),
             "outcomes": [sys_read_counter(&stats.outcomes[i]) for i in range(OUTCOME_COUNT)],
             "reasons": [sys_read_counter(&stats.reasons[i]) for i in range(REASON_COUNT)],
             "discarded": [sys_read_counter(&stats.discarded[i]) for i in range(DISCARD_COUNT)],
@@ -441,12 +695,20 @@ cdef class Engine:
             "itl": _histogram(&stats.itl),
             "duration": _histogram(&stats.duration),
             "disconnect": _histogram(&stats.disconnect),
-            "backends": [_backend_stats(&stats.backends[i], self.backends[i], now) for i in range(MAX_BACKENDS)],
+            "backends": backends,
         }
 
     @property
-    def events_fd(self):
+    def records_fd(self):
         return self._open().mail.out_fd
+
+    @property
+    def wake_on_abort(self):
+        return sys_load_acquire(&self._open().mail.wake_on_abort) != 0
+
+    @wake_on_abort.setter
+    def wake_on_abort(self, bint on):
+        sys_store_release(&self._open().mail.wake_on_abort, on)
 
     @property
     def clients(self):
@@ -454,11 +716,17 @@ cdef class Engine:
 
     def close(self):
         cdef WorkerC *w = self.w
+        cdef Engine engine
         if w is NULL:
             return
         if self.running:
             raise RuntimeError("the engine runs")
+        for engine in self._neighbours():
+            if engine.running:
+                raise RuntimeError("an engine that it listens for, or that listens for it, runs")
         self.w = NULL
+        self.acceptor = None
+        self.fed = None
         while w.mail.in_head != w.mail.in_tail:
             io_close(w.mail.adopts[w.mail.in_head & (MAIL_IN - 1)].fd)
             w.mail.in_head += 1
@@ -473,7 +741,8 @@ cdef class Engine:
         slab_free_all(&w.upstreams)
         slab_free_all(&w.exchanges)
         slab_free_all(&w.lingers)
-        wide_free_all(w)
+        slab_free_all(&w.scans)
+        long_head_free_all(w)
         self._know(NULL)
         table_free(w.table)
         table_free(<TableC *>w.new_table)

@@ -13,7 +13,7 @@ import time
 
 from harness import Backend, Client, Connection, Proxy, chunk, sse_head
 
-from llmpipe.server import raise_descriptor_limit
+from llmpipe.sockets import raise_descriptor_limit
 
 ROUNDS = 25
 PAUSE = 0.02  # seconds in which what was sent arrives

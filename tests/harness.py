@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import http.client
+import itertools
 import json
 import os
 import re
@@ -58,25 +59,41 @@ def wait_until(predicate: Callable[[], object], timeout: float = TIMEOUT, what: 
 
 
 @contextlib.contextmanager
-def unanswering_address() -> Iterator[str]:
+def unanswering_address(address: tuple[str, int] = ("127.0.0.1", 0)) -> Iterator[str]:
     """The URL of a listener whose backlog is full: it neither accepts nor refuses."""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.socket())
-        listener.bind(("127.0.0.1", 0))
+        listener.bind(address)
         listener.listen(0)
         for _ in range(4):
             filler = stack.enter_context(socket.socket())
             filler.setblocking(False)
             filler.connect_ex(listener.getsockname())
         time.sleep(0.05)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        host, port = listener.getsockname()
+        yield f"http://{host}:{port}"
+
+
+def ports() -> Iterator[int]:
+    """Ports that the kernel gives nobody: below those of outgoing connections and of `bind` to port 0. Each process of a
+    parallel run has its own, so that no other test takes one between its choice and its use.
+    """
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    size = (lowest - 10_000) // 16
+    first = 10_000 + size * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 16)
+    return itertools.cycle(range(first, first + size))
+
+
+PORTS = ports()
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nothing listens on."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A port of 127.0.0.1 that nothing listens on, and that nothing takes by chance. Each call gives another one."""
+    for port in PORTS:
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 def open_descriptors(pid: int) -> dict[int, str]:

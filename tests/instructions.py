@@ -99,7 +99,7 @@ class Cost:
 
     @property
     def total(self) -> float:
-        return self.engine + self.library
+        return round(self.engine + self.library, 3)  # whatever order the functions were added in
 
 
 def read_profile(path: Path) -> Counter[tuple[str, str]]:

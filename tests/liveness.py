@@ -11,6 +11,8 @@ import re
 from types import ModuleType
 from typing import Any
 
+from llmpipe.record_kinds import BackendDown, ExchangeEnded
+
 FIRST_RETRIES = 10  # of the retry budget, before any exchange has ended
 SHORTEST = 0.1  # s: of a time-out that a backend which answers at once always keeps
 CLOCK = 100  # us: a turn of the engine reads the clock once, and a record's age is told in seconds
@@ -113,28 +115,26 @@ def check_liveness(world: ModuleType, run: dict[str, Any]) -> None:
         return  # nobody is well in so short a time
     fleet = Fleet(world, run["trace"])
     records = list(zip(run["records"], run["ended"], strict=True))
-    for record, ended in records:
-        kind, _, _, _, _, path, _, status, outcome = record[:9]
-        number = NUMBER.search(path)
-        if kind == world.EVENT_EXCHANGE and world.OUTCOMES[outcome] in OURS and status in (502, 503, 504) and number:
+    exchanges = [(record, ended) for record, ended in records if isinstance(record, ExchangeEnded)]
+    for record, ended in exchanges:
+        number = NUMBER.search(record.target)
+        outcome = world.OUTCOMES[record.outcome]
+        if outcome in OURS and record.status in (502, 503, 504) and number:
             check_served(fleet, run, record, int(number[1], 16), ended)
-            if world.OUTCOMES[outcome] == "connect_error":
+            if outcome == "connect_error":
                 check_refused(fleet, run, record, ended)
-    asked = min(
-        (ended - round(record[11] * 1e6) for record, ended in records if record[0] == world.EVENT_EXCHANGE), default=0
-    )
+    asked = min((ended - round(record.duration * 1e6) for record, ended in exchanges), default=0)
     for record, ended in records:
-        kind, _, backend = record[:3]
-        if kind == world.EVENT_BACKEND_DOWN:
-            servers = fleet.routes(asked, ended).get(backend)
+        if isinstance(record, BackendDown):
+            servers = fleet.routes(asked, ended).get(record.backend)
             assert not servers or not fleet.is_well(servers, asked, ended), (
-                f"backend {backend} answers, and is left out"
+                f"backend {record.backend} answers, and is left out"
             )
 
 
-def check_served(fleet: Fleet, run: dict[str, Any], record: Any, number: int, ended: int) -> None:
+def check_served(fleet: Fleet, run: dict[str, Any], record: ExchangeEnded, number: int, ended: int) -> None:
     """Whether an exchange that ended with an error of ours had to."""
-    duration, bytes_up = round(record[11] * 1e6), record[12]
+    duration, bytes_up = round(record.duration * 1e6), record.bytes_up
     begun = ended - duration
     tries = fleet.tries(number)
     if sum(what == "sent" for _, what, *_ in tries) >= 2 or any(answered for *_, answered in tries):
@@ -147,13 +147,13 @@ def check_served(fleet: Fleet, run: dict[str, Any], record: Any, number: int, en
         return  # the budget may have been empty
     for servers in fleet.routes(begun, ended).values():
         assert not fleet.is_well(servers, begun, ended), (
-            f"request {number:04x} got {record[7]}, and the backend at {sorted(servers)} is well"
+            f"request {number:04x} got {record.status}, and the backend at {sorted(servers)} is well"
         )
 
 
-def check_refused(fleet: Fleet, run: dict[str, Any], record: Any, ended: int) -> None:
+def check_refused(fleet: Fleet, run: dict[str, Any], record: ExchangeEnded, ended: int) -> None:
     """Whether a client that was told that no backend could be connected was told so because one refused, or in due time."""
-    begun = ended - round(record[11] * 1e6)
+    begun = ended - round(record.duration * 1e6)
     if len(fleet.tables(begun, ended)) > 1:
         return  # what it waited for may be in the table no more
     servers = fleet.servers(begun, ended)

@@ -12,6 +12,8 @@ from typing import Any
 import h11
 from liveness import check_liveness
 
+from llmpipe.record_kinds import ExchangeEnded
+
 TOKEN = re.compile(rb"q-([0-9a-f]{4})-")
 UNFRAMED = re.compile(rb"(?i)HTTP/1\.1 200 [^\r]*\r\n(?:(?!content-length|transfer-encoding)[^\r]+\r\n)*\r\n")
 """A head whose body only the end of the connection ends."""
@@ -274,8 +276,12 @@ def check_counts(run: Run, names: set[str]) -> None:
     for peer, trace in zip(run["clients"], run["client_traces"], strict=True):
         sent = peer.sent[: trace.in_time]
         requests = read_requests(sent)
-        begun = bool(sent[requests[-1][4] if requests else 0 :].removeprefix(b"\r\n"))
+        behind = sent[requests[-1][4] if requests else 0 :]
         answers = read_answers(peer.got, peer.ended, [request[0] for request in requests] + [b"GET"] * 3, False)
+        # The line that may stand before a request begins one too: 408 where no more comes, or 504 by the total time-out.
+        begun = bool(behind.removeprefix(b"\r\n")) or (
+            behind != b"" and [answer[0] for answer in answers[-1:]] in ([408], [504])
+        )
         assert len(answers) <= len(requests) + begun, f"{len(answers)} answers to {len(requests)} requests"
         last = next((i for i, request in enumerate(requests) if request[3]), len(requests) - 1)
         announced = any(b"connection: close" in head.lower() for head in HEAD.findall(peer.got))
@@ -306,22 +312,30 @@ def check_tunnels(world: ModuleType, run: Run, names: set[str]) -> None:
             down = answers[-1][1]
             assert peer.sent[start:].startswith(up), f"tunnel, up: {len(up)} bytes that were not sent so"
             assert given[-1][1].startswith(down), f"tunnel, down: {len(down)} bytes that were not sent so"
-            outcomes = [world.OUTCOMES[record[8]] for record in run["records"] if record[5].startswith(target[:96])]
-            if run["injected"] or "stop" in names or outcomes[-1:] not in (["ok"], ["client_abort"]):
+            ends = [
+                record
+                for record in run["records"]
+                if isinstance(record, ExchangeEnded) and record.target.startswith(target[:96])
+            ]
+            if run["injected"] or "stop" in names or not ends or ends[-1].reason == world.REASONS.index("deadline"):
+                break
+            if world.OUTCOMES[ends[-1].outcome] not in ("ok", "client_abort"):
                 break
             if "reset" in (peer.left, other.left):
                 break
             hidden = len(other.sent) - other_trace.in_time
             came = given[-1][1][: len(given[-1][1]) - hidden] if hidden else given[-1][1]
-            if trace.left and (not other_trace.left or trace.left <= other_trace.left):
+            if trace.left and (not other_trace.left or trace.left < other_trace.left):
                 assert up == peer.sent[start : trace.in_time] or not other_trace.room, (
                     f"tunnel, up: {trace.in_time - start - len(up)} bytes are missing at the end"
                 )
                 assert other.ended != "reset" or lingered(other_trace, "drain" in names), "tunnel, up: an RST"
-            # What came in the same moment as the client's FIN may come after it.
+            # What came in the same moment as the client's FIN may come after it; and in small pieces it takes many turns.
             earlier = (peer.stayed and other_trace.fed < trace.left) or 0 < other_trace.left < trace.left
-            if earlier:
-                assert down == came or not trace.room, f"tunnel, down: {len(came) - len(down)} bytes are missing"
+            if earlier and "short" not in names:
+                # Who takes nothing while it sends its FIN has left; whether what it takes later still comes is a matter of turns.
+                held = not trace.room or trace.freed >= trace.left
+                assert down == came or held, f"tunnel, down: {len(came) - len(down)} bytes are missing"
             if other_trace.left and other_trace.left < (trace.left or 1 << 62):
                 assert peer.ended != "reset" or lingered(trace, "drain" in names), "tunnel, down: an RST"
             break
@@ -365,6 +379,8 @@ def random_script(world: ModuleType, dice: random.Random, faults: bool) -> bytes
     if dice.random() < 0.4:
         for _ in range(dice.randrange(1, 6)):
             script.setting(dice.randrange(len(world.SETTINGS)), dice.choice([0, dice.randrange(64)]))
+    if dice.random() < 0.3:
+        script.configure(4 | dice.randrange(4), table)  # by model
     if dice.random() < 0.7:
         for address in range(4):
             script.backend_answer(address, dice.randrange(len(world.RESPONSES) + 1) | dice.choice([0, 0, 64, 128, 192]))

@@ -274,9 +274,11 @@ SENT = "sent"
 HEAD = "head"
 """The head came, and not all of the rest."""
 CUT = "cut"
-"""A part that only a FIN ended, or a tunnel that did."""
+"""A part that only a FIN ended."""
 WHOLE = "whole"
 TUNNEL = "tunnel"
+TUNNEL_CUT = "tunnel cut"
+"""A tunnel that ended with a FIN before all had come: its backend was killed, maybe with bytes on their way to it."""
 
 BREAKS = frozenset({"upstream_abort", "timeout_idle", "client_abort"})
 OUTCOMES = {
@@ -286,6 +288,7 @@ OUTCOMES = {
     CUT: frozenset({"ok"}),
     WHOLE: frozenset({"ok"}),
     TUNNEL: frozenset({"ok", "client_abort"}),  # it leaves with a FIN or an RST
+    TUNNEL_CUT: frozenset({"ok", "client_abort", "upstream_abort"}),
     "502": frozenset({"upstream_error"}),
     "504": frozenset({"timeout_ttft"}),
 }
@@ -313,7 +316,7 @@ class Entry:
     sent: float
     """When, by time.monotonic()."""
     seen: str = SENT
-    """How it ended for its client: SENT, HEAD, WHOLE, TUNNEL, CUT, or the status of an error."""
+    """How it ended for its client: SENT, HEAD, WHOLE, TUNNEL, TUNNEL_CUT, CUT, or the status of an error."""
     over: bool = False
     """Whether its client has seen all that it will see."""
     received: bool = False
@@ -628,11 +631,11 @@ class SoakClient:
         got = 0
         while got < len(expected) and (ends != "middle" or got < down // 2):
             data = await self.reader.read(1 << 16)
-            if not data and ends == "half":
-                break
             if not data:
-                # A backend that is killed sends a FIN, which is all that ends a tunnel.
-                self.account.saw(name, CUT)
+                # A backend that is killed sends a FIN, which is all that ends a tunnel. To one that had the client's FIN it need
+                # not have said all.
+                self.account.ends["tunnel ended by half" if ends == "half" else "tunnel cut"] += 1
+                self.account.saw(name, TUNNEL_CUT)
                 raise Left
             if data != expected[got : got + len(data)]:
                 raise WrongError(f"a tunnel changed what came down, after {got} of {down} bytes ({name})")

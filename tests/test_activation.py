@@ -286,8 +286,8 @@ def test_nothing_of_it_is_left_for_children(listener: socket.socket) -> None:
 import os, subprocess, sys
 from llmpipe import activation
 from llmpipe.config import format_address
-given = activation.take(os.environ)
-assert [listener.fileno() for listener in given.http] == [3]
+inherited = activation.take(os.environ)
+assert [listener.fileno() for listener in inherited.http] == [3]
 environment, *descriptors = subprocess.run([sys.executable, "-c",
     "import os; print([n for n in os.environ if n.startswith('LISTEN')]); print(os.path.exists('/proc/self/fd/3') and "
     "os.readlink('/proc/self/fd/3').startswith('socket:'))"], stdout=subprocess.PIPE, text=True, check=True,
@@ -385,7 +385,7 @@ def test_nothing_is_taken_where_nothing_is_given(environment: dict[str, str]) ->
     environment = {"PATH": "/", **environment}
     if environment.get("LISTEN_PID") == str(os.getpid()):
         environment["LISTEN_PID"] = str(os.getpid())
-    assert activation.take(environment) == activation.Given()
+    assert activation.take(environment) == activation.InheritedSockets()
     assert environment == {"PATH": "/"}
 
 

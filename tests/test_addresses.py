@@ -8,63 +8,60 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from harness import Backend, Connection, Stream, answer_all, free_port, respond, unanswering_address, wait_until
+from engines import Engines
+from harness import (
+    Backend,
+    Connection,
+    Stream,
+    answer_all,
+    chunk,
+    free_port,
+    respond,
+    sse_head,
+    unanswering_address,
+    wait_until,
+)
 
-from llmpipe._pipe import OUTCOMES, Engine
-from llmpipe.config import Settings
+from llmpipe._pipe import OUTCOMES
+from llmpipe.config import PoolSettings, Settings
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 Address = tuple[str, int]
 
 
-class Engines:
-    """Engines that share, each in its thread, behind one listening socket."""
+class Named(Engines):
+    """Engines whose tables are said in short."""
 
-    def __init__(self, count: int, settings: Settings) -> None:
-        self.engines = [Engine(settings)]
-        self.engines += [Engine(settings, self.engines[0]) for _ in range(count - 1)]
-        self.threads = [threading.Thread(target=engine.run) for engine in self.engines]
-        self.listener = socket.create_server(("127.0.0.1", 0), backlog=512)
-        self.listener.setblocking(False)
-        for thread in self.threads:
-            thread.start()
-        self.engines[0].listen([self.listener.fileno()], self.engines, 1000, 900, 0, 0)
+    def name(self, **backends: Address) -> list[int]:
+        """A table of backends by name, and their numbers."""
+        return self.configure([(name.encode(), b"b", b"", [address], False) for name, address in backends.items()])
 
-    def configure(self, *backends: list[Address]) -> None:
+    def backend(self, number: int, name: str) -> int:
+        """A counter of a backend, of all engines."""
+        return sum(engine.stats()["backends"][number][name] for engine in self.engines)
+
+    def route(self, *backends: list[Address], finish_on_abort: bool = False) -> None:
         """A table of backends, each with its addresses."""
-        table = [(slot, b"%d" % slot, b"b", b"", addresses, False) for slot, addresses in enumerate(backends)]
-        for engine in self.engines:
-            engine.configure(table)
+        self.configure(
+            [(b"%d" % slot, b"b", b"", addresses, finish_on_abort) for slot, addresses in enumerate(backends)]
+        )
 
     def connect(self) -> Stream:
-        return Stream(socket.create_connection(self.listener.getsockname()))
-
-    def total(self, name: str) -> int:
-        return sum(engine.stats()[name] for engine in self.engines)
+        return Stream(socket.create_connection(self.address))
 
     def outcome(self, name: str) -> int:
         return sum(engine.stats()["outcomes"][OUTCOMES.index(name)] for engine in self.engines)
 
     def left_out(self, slot: int) -> bool:
-        return self.engines[0].stats()["backends"][slot]["left_out"]
-
-    def close(self) -> None:
-        for engine in self.engines:
-            engine.stop()
-        for thread in self.threads:
-            thread.join(30)
-            assert not thread.is_alive()
-        for engine in self.engines:
-            engine.close()
-        self.listener.close()
+        return self.engines[0].stats()["backends"][slot]["out"]
 
 
 @pytest.fixture
 def engines() -> Iterator[object]:
     with ExitStack() as stack:
 
-        def make(count: int = 1, **settings: object) -> Engines:
-            made = Engines(count, Settings(**settings))
+        def make(count: int = 1, **settings: object) -> Named:
+            made = Named(count, Settings(pool=PoolSettings(**settings)))
             stack.callback(made.close)
             return made
 
@@ -93,7 +90,7 @@ def test_each_exchange_tries_each_address_once(engines, first, workers):
         else:
             bad = ("127.0.0.1", int(stack.enter_context(unanswering_address()).rpartition(":")[2]))
         made = engines(workers, connect_timeout=0.5)
-        made.configure([bad, port_of(good)])
+        made.route([bad, port_of(good)])
         clients = [stack.enter_context(OneClient(made)) for _ in range(8)]
         for client in clients:
             client.send(GET)
@@ -112,7 +109,7 @@ def test_each_exchange_tries_each_address_once(engines, first, workers):
 class OneClient:
     """A client of the engines, closed at the end."""
 
-    def __init__(self, made: Engines) -> None:
+    def __init__(self, made: Named) -> None:
         self.made = made
 
     def __enter__(self) -> Stream:
@@ -125,7 +122,7 @@ class OneClient:
 
 def test_every_address_of_a_backend_before_it_is_left_out(engines):
     made = engines()
-    made.configure([("127.0.0.1", free_port()), ("127.0.0.1", free_port()), ("127.0.0.1", free_port())])
+    made.route([("127.0.0.1", free_port()), ("127.0.0.1", free_port()), ("127.0.0.1", free_port())])
     with OneClient(made) as client:
         client.send(GET)
         assert status_of(client) == 502
@@ -153,12 +150,12 @@ def test_after_a_new_table_no_request_goes_to_an_address_that_left_it(engines, w
         old = stack.enter_context(Backend(slow))
         new = stack.enter_context(Backend(other))
         made = engines(workers)
-        made.configure([port_of(old)])
+        made.route([port_of(old)])
         waiting = [stack.enter_context(OneClient(made)) for _ in range(2 * workers)]  # in every engine
         for client in waiting:
             client.send(GET)
         old.wait_connections(2 * workers)
-        made.configure([port_of(new)])
+        made.route([port_of(new)])
         go.set()
         for client in waiting:
             assert status_of(client) == 200
@@ -186,14 +183,87 @@ def body_of(client: Stream) -> bytes:
 def test_an_address_that_stays_keeps_its_idle_connection(engines):
     with Backend(answer_all) as kept, Backend(answer_all) as other:
         made = engines()
-        made.configure([port_of(kept), port_of(other)])
+        made.route([port_of(kept), port_of(other)])
         with OneClient(made) as client:
             client.send(GET)
             assert status_of(client) == 200
-            made.configure([port_of(other), port_of(kept)])
+            made.route([port_of(other), port_of(kept)])
             for _ in range(5):
                 client.send(GET)
                 assert status_of(client) == 200
         assert len(kept.connections) == 1
         assert not other.connections
         assert made.total("reuses") == 5
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_stream_keeps_the_table_that_it_began_with(engines, kept):
+    """Through any number of new ones, in which its backend is another or none; what it does not hold any more is freed."""
+    ended = threading.Event()
+    released = threading.Event()
+    whole = []
+
+    def stream(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(sse_head() + chunk(b"data: 1\n\n"))
+        assert released.wait(30)
+        try:
+            for _ in range(100):
+                connection.send(chunk(b"data: 2\n\n") * 1000)
+            connection.send(b"0\r\n\r\n")
+            whole.append(True)
+        except OSError:
+            whole.append(False)
+        ended.set()
+
+    with Backend(stream) as backend, Backend(answer_all) as other:
+        made = engines()
+        made.route([port_of(backend)], finish_on_abort=kept)
+        with OneClient(made) as client:
+            client.send(GET)
+            client.read_head()
+            client.read(1)
+            for _ in range(20):
+                made.route([port_of(other)], finish_on_abort=not kept)
+                made.route()
+            made.route([port_of(other)], finish_on_abort=not kept)
+            with OneClient(made) as later:
+                later.send(GET)
+                assert status_of(later) == 200
+        wait_until(lambda: made.total("finishing") == kept and made.outcome("client_abort") == (not kept))
+        released.set()
+        assert ended.wait(30)
+        assert whole == [kept]
+        wait_until(lambda: made.outcome("client_abort") == 1)
+        assert made.total("finishing") == 0
+
+
+def test_a_backend_is_the_same_one_in_every_table(engines):
+    """Its counters and its idle connections are its own, wherever it stands; another one that comes begins with none."""
+    made = engines(2)
+    with Backend(answer_all) as one, Backend(answer_all) as two:
+        (first,) = made.name(one=port_of(one))
+        with OneClient(made) as client:
+            for _ in range(3):
+                client.send(GET)
+                assert status_of(client) == 200
+            other, again = made.name(two=port_of(two), one=port_of(one))
+            assert again == first != other
+            assert (made.backend(first, "exchanges"), made.backend(other, "exchanges")) == (3, 0)
+            wait_until(lambda: made.backend(first, "idle") == 1)  # which comes behind the answer
+            assert made.backend(other, "idle") == 0
+            made.name(two=port_of(two))
+            wait_until(lambda: made.total("upstreams") == 0)
+            client.send(GET)
+            assert status_of(client) == 200
+            assert made.backend(other, "exchanges") == 1
+        numbers = {first, other}
+        for count in range(200):  # more than there are slots
+            numbers.update(made.name(**{f"n{count}": port_of(two)}))
+            wait_until(lambda: made.total("upstreams") <= 1)
+        assert len(numbers) == 202
+        (last,) = made.name(last=port_of(two))
+        with OneClient(made) as client:
+            client.send(GET)
+            assert status_of(client) == 200
+        assert made.backend(last, "exchanges") == 1

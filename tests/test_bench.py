@@ -25,24 +25,19 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from harness import LAST_CHUNK, Backend, Connection, chunk, sse_head, wait_until
+from harness import LAST_CHUNK, Backend, Connection, chunk, free_port, sse_head, wait_until
 
 from llmpipe.bench import histogram, process, report
 from llmpipe.bench.command import parse_url, split_name
 from llmpipe.bench.generator import begin, finish, running
 from llmpipe.bench.measure import MEANINGS
-from llmpipe.bench.work import SHAPES, Work, make_plan
+from llmpipe.bench.workload import SHAPES, Workload, make_plan
 from llmpipe.errors import UsageError
 
 pytestmark = pytest.mark.timeout(120)
 
 SHORT = ("--rounds", "1", "--duration", "400ms", "--settle", "100ms")
 ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith(("LLMPIPE_BENCH", "OPENAI"))}
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 def bench_command(*arguments: object) -> list[str]:
@@ -66,8 +61,8 @@ class Bench:
             shape, "--proxy", proxy, "--source", f"127.0.0.1:{port}", *SHORT, *arguments, "--json", file, code=code
         )
         self.report = json.loads(file.read_text())
-        self.work = self.report["works"][0]
-        self.targets = {target["name"]: target for target in self.work["targets"]}
+        self.workload = self.report["workloads"][0]
+        self.targets = {target["name"]: target for target in self.workload["targets"]}
 
     def fidelity(self, name: str) -> dict[str, int]:
         rounds = self.targets[name]["rounds"]
@@ -145,7 +140,7 @@ SHAPE_OPTIONS = {
     "flood": ("--streams", 3),
     "hold": ("--streams", 20),
     "churn": ("--streams", 4),
-    "disconnect": ("--streams", 5, "--rate", 20, "--leavers", 4),
+    "disconnect": ("--streams", 5, "--rate", 20, "--disconnecting", 4),
 }
 
 
@@ -177,10 +172,10 @@ def test_every_shape_runs(shape, proxy_to, tmp_path):
         fidelity = run.fidelity("llmpipe")
         assert fidelity["events"] > 0
         assert fidelity["altered"] == fidelity["out_of_order"] == 0
-    for heading in report.rows(run.work)[0]:
+    for heading in report.rows(run.workload)[0]:
         assert heading in run.done.stdout
     page = (tmp_path / "page.html").read_text()
-    assert report.Work(shape).shape in page
+    assert report.Workload(shape).shape in page
     assert "llmpipe" in page
     assert not re.search(r"<(?:script|link|img)[^>]+(?:src|href)=", page)
     # What it says it did, the proxy saw; and nothing is left open.
@@ -318,7 +313,19 @@ def test_a_backend_that_is_never_told_is_an_error(tmp_path):
     with relay(port, send_on, close_upstream=False) as address:
         run = Bench(
             tmp_path,
-            *("disconnect", port, f"deaf={address}", "--streams", 0, "--leavers", 2, "--duration", "6s", "--rounds", 1),
+            *(
+                "disconnect",
+                port,
+                f"deaf={address}",
+                "--streams",
+                0,
+                "--disconnecting",
+                2,
+                "--duration",
+                "6s",
+                "--rounds",
+                1,
+            ),
             code=1,
         )
     assert run.errors("deaf")["never_closed"] > 0
@@ -358,7 +365,7 @@ def test_statuses_are_counted(proxy_to, tmp_path):
     run_ = bench(
         "requests", "--url", f"http://{proxy.address}", *SHORT, "--streams", 2, "--json", tmp_path / "r", code=1
     )
-    target = json.loads((tmp_path / "r").read_text())["works"][0]["targets"][0]
+    target = json.loads((tmp_path / "r").read_text())["workloads"][0]["targets"][0]
     assert target["rounds"][0]["errors"]["status 503"] > 0
     assert target["figures"]["requests_per_second"]["median"] == 0
     assert "status 503" in run_.stdout
@@ -462,8 +469,8 @@ def test_what_only_looks_like_an_answer_is_an_error(tmp_path):
             env=ENVIRONMENT,
         )
     assert done.returncode == 1, done.stdout + done.stderr
-    work = json.loads((tmp_path / "report.json").read_text())["works"][0]
-    targets = {target["name"]: target for target in work["targets"]}
+    workload = json.loads((tmp_path / "report.json").read_text())["workloads"][0]
+    targets = {target["name"]: target for target in workload["targets"]}
     found = {name: list(report.errors(target)) for name, target in targets.items()}
     assert found == {name: [error] if error else [] for name, (_, error) in ANSWERS.items()}
     rates = []
@@ -500,7 +507,7 @@ def test_a_stream_that_goes_on_for_ever_is_an_error(tmp_path):
             *("--json", tmp_path / "report.json"),
             code=1,
         )
-    target = json.loads((tmp_path / "report.json").read_text())["works"][0]["targets"][0]
+    target = json.loads((tmp_path / "report.json").read_text())["workloads"][0]["targets"][0]
     assert list(report.errors(target)) == ["timeout"]
     assert target["figures"]["requests_per_second"]["median"] == 0
     assert "no answer was complete within the time that was measured" in target["rounds"][0]["warnings"]
@@ -537,7 +544,7 @@ def test_an_inference_server_is_measured(tmp_path):
     finally:
         mock.terminate()
         mock.wait(10)
-    target = json.loads((tmp_path / "report.json").read_text())["works"][0]["targets"][0]
+    target = json.loads((tmp_path / "report.json").read_text())["workloads"][0]["targets"][0]
     figures = {name: figure["median"] for name, figure in target["figures"].items()}
     assert figures["ttft_p50"] >= 0.05
     assert figures["itl_p50"] == pytest.approx(0.01, rel=0.5)
@@ -589,7 +596,7 @@ def test_an_interrupt_prints_what_there_is(proxy_to, tmp_path):
     assert "interrupted" in error
     made = json.loads((tmp_path / "report.json").read_text())
     assert not made["complete"]
-    assert len(made["works"][0]["targets"][0]["rounds"]) >= 1
+    assert len(made["workloads"][0]["targets"][0]["rounds"]) >= 1
 
 
 @pytest.mark.parametrize(
@@ -659,7 +666,7 @@ def test_the_source_floods_who_asks_for_it_beside_paced_streams():
     """For clients that are not the generator's own: those that read slowly need more than anybody holds for them."""
     port = free_port()
     with running(("127.0.0.1", port)) as load:
-        begin(load, make_plan(Work("paced", streams=1, rate=1), ("127.0.0.1", port), marked=True))
+        begin(load, make_plan(Workload("paced", streams=1, rate=1), ("127.0.0.1", port), marked=True))
         try:
             got = {}
             for path, most in (("/flood", 4_000_000), ("/v1/chat/completions", 4_000_000)):
@@ -681,7 +688,7 @@ def test_the_source_floods_who_asks_for_it_beside_paced_streams():
 def test_histograms_are_exact_to_a_percent():
     port = free_port()
     with running(("127.0.0.1", port)) as load:
-        begin(load, make_plan(Work("paced", streams=5, rate=100), ("127.0.0.1", port), True))
+        begin(load, make_plan(Workload("paced", streams=5, rate=100), ("127.0.0.1", port), True))
         wait_until(lambda: load.stats()["flowing"] == 5)
         load.measure()
         time.sleep(0.3)
@@ -729,16 +736,6 @@ def test_names_and_urls():
     assert parse_url("http://127.0.0.1:81/v1/completions")[1] == "/v1/completions"
     with pytest.raises(UsageError):
         parse_url("127.0.0.1:81")
-
-
-def test_quantities():
-    assert report.quantity(3.4e-05, "s") == "34 µs"
-    assert report.quantity(0.0123, "s") == "12.3 ms"
-    assert report.quantity(2.0, "s") == "2 s"
-    assert report.quantity(1010, "B") == "1.01 KB"
-    assert report.quantity(898, "B") == "898 B"
-    assert report.quantity(1.2e9, "B/s") == "1.2 GB/s"
-    assert report.quantity(25012.3, "1/s") == "25,012"
 
 
 def test_a_terminal_gets_a_live_view() -> None:

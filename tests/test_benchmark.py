@@ -15,8 +15,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from bench import peers, readme, works  # noqa: E402
+from bench import peers, readme, workloads  # noqa: E402
 from bench.attacks import Attack, AttackError, Mounted  # noqa: E402
+from llmpipe.bench import page, report  # noqa: E402
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -27,6 +28,18 @@ def test_the_readme_quotes_the_last_full_run():
     assert readme.split(readme.README.read_text())[1] == readme.table(results)
 
 
+def test_the_tables_are_those_of_the_last_full_run():
+    results = json.loads(readme.RESULTS.read_text())
+    assert readme.RESULTS.with_name("bench.md").read_text() == "# Results\n\n" + report.markdown(results)
+
+
+def test_the_tree_holds_no_samples():
+    results = json.loads(readme.RESULTS.read_text())
+    assert results == report.without_samples(results)
+    assert readme.RESULTS.stat().st_size < 1_000_000
+    assert "llmpipe" in page.render(results)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     len(os.sched_getaffinity(0)) < 2, reason="the benchmark needs two CPUs: one for the load, one for the proxy"
@@ -34,7 +47,7 @@ def test_the_readme_quotes_the_last_full_run():
 def test_it_runs_and_writes_what_it_found(tmp_path):
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "bench", "--rounds", "1", "--work", "requests-1", "--work", "disconnect-idle"),
+            *(sys.executable, "-m", "bench", "--rounds", "1", "--work", "requests-1", "--workload", "disconnect-idle"),
             *("--work", "beside-idle", "--work", "beside-aborts"),
             *("--peer", "llmpipe", "--peer", "floor", "--peer", "caddy", "--output", tmp_path / "out"),
         ],
@@ -45,16 +58,26 @@ def test_it_runs_and_writes_what_it_found(tmp_path):
         check=False,
     )
     assert done.returncode in (0, 1), done.stderr  # 1: a goal was missed, and this machine may be slow
-    made = json.loads((tmp_path / "out" / "bench.json").read_text())
+    made = json.loads((tmp_path / "out" / "samples.json").read_text())
     assert made["complete"]
-    assert [work["name"] for work in made["works"]] == ["requests-1", "disconnect-idle", "beside-idle", "beside-aborts"]
-    for work in made["works"][:2]:
-        assert [target["name"] for target in work["targets"]] == ["direct", "llmpipe", "floor"]
-        for target in work["targets"]:
+    assert made["workloads"][0]["targets"][0]["histograms"]["ttft"]["buckets"]
+    assert made["workloads"][0]["targets"][0]["rounds"][0]["figures"]
+    assert json.loads((tmp_path / "out" / "bench.json").read_text()) == report.without_samples(made) != made
+    assert [workload["name"] for workload in made["workloads"]] == [
+        "requests-1",
+        "disconnect-idle",
+        "beside-idle",
+        "beside-aborts",
+    ]
+    for workload in made["workloads"][:2]:
+        assert [target["name"] for target in workload["targets"]] == ["direct", "llmpipe", "floor"]
+        for target in workload["targets"]:
             assert not target["rounds"][0]["errors"]
             assert target["kind"] == "direct" or (target["version"] and target["about"])
-    for work, figure, least in zip(made["works"][2:], ("attackers_open", "attacks_per_second"), (2000, 1), strict=True):
-        (target,) = work["targets"]
+    for workload, figure, least in zip(
+        made["workloads"][2:], ("attackers_open", "attacks_per_second"), (2000, 1), strict=True
+    ):
+        (target,) = workload["targets"]
         assert target["name"] == "llmpipe"
         assert not target["rounds"][0]["errors"]
         assert target["figures"][figure]["median"] >= least  # the attackers were there
@@ -71,7 +94,7 @@ def test_it_runs_and_writes_what_it_found(tmp_path):
         assert f"| {goal['text']} | {goal['measured']} |" in table
         assert goal["measured"] in done.stdout
     assert "| attackers open |" in table
-    assert "| attacks/s |" in table
+    assert "| attack rate |" in table
     assert "llmpipe" in (tmp_path / "out" / "bench.html").read_text()
 
 
@@ -120,16 +143,16 @@ def rounds(target: str, figure: str) -> list[float]:
 @pytest.mark.parametrize(
     ("goal", "measured", "met"),
     [
-        (works.at_most("latency_p50", 1.15), "1.10 x floor", True),
-        (works.at_most("latency_p50", 1.05), "1.10 x floor", False),
-        (works.at_least("latency_p50", 1.1, "floor"), "1.10 x floor", True),
-        (works.at_least("latency_p50", 1.2, "floor"), "1.10 x floor", False),
-        (works.near("latency_p50", 1.0), "floor + 1 s", True),
-        (works.near("latency_p50", 0.5), "floor + 1 s", False),
-        (works.within("latency_p50", 11.0, ""), "11", True),
-        (works.within("latency_p50", 10.0, ""), "11", False),
-        (works.without_errors(), "1 errors", False),
-        (works.intact(), "2 broken events", False),
+        (workloads.at_most("latency_p50", 1.15), "1.10 x floor", True),
+        (workloads.at_most("latency_p50", 1.05), "1.10 x floor", False),
+        (workloads.at_least("latency_p50", 1.1, "floor"), "1.10 x floor", True),
+        (workloads.at_least("latency_p50", 1.2, "floor"), "1.10 x floor", False),
+        (workloads.near("latency_p50", 1.0), "floor + 1 s", True),
+        (workloads.near("latency_p50", 0.5), "floor + 1 s", False),
+        (workloads.within("latency_p50", 11.0), "11 s", True),
+        (workloads.within("latency_p50", 10.0), "11 s", False),
+        (workloads.without_errors(), "1 errors", False),
+        (workloads.intact(), "2 broken events", False),
     ],
 )
 def test_goals_are_judged_by_medians_of_rounds(goal, measured, met):
@@ -138,7 +161,7 @@ def test_goals_are_judged_by_medians_of_rounds(goal, measured, met):
 
 
 def test_a_goal_without_its_peer_is_no_goal():
-    assert works.at_most("latency_p50", 1.0, "nginx").judge(rounds) is None
+    assert workloads.at_most("latency_p50", 1.0, "nginx").judge(rounds) is None
 
 
 def test_an_attack_without_a_target_says_what_failed():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
 from llmpipe import config
@@ -113,6 +111,12 @@ def test_options_of_backends(base: str, query: str, finish: bool) -> None:
     assert backend.url == base
 
 
+def test_a_backends_place_in_its_pool() -> None:
+    backend = config.parse_backend("http://vllm:8000?weight=3&tier=1&name=gpu-1")
+    assert (backend.name, backend.url, backend.weight, backend.tier) == ("gpu-1", "http://vllm:8000", 3, 1)
+    assert backend == config.parse_backend("http://vllm:8000?name=gpu-1")  # the same server
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -139,7 +143,12 @@ def test_options_of_backends(base: str, query: str, finish: bool) -> None:
         ("unix:run/vllm.sock", "absolute path"),
         ("unix:/run/\0.sock", "control character"),
         ("http://vllm:8000?on-abort", "on-abort is close or finish"),
-        ("http://vllm:8000?weight=2", "'weight' is unknown"),
+        ("http://vllm:8000?wight=2", "'wight' is unknown"),
+        ("http://vllm:8000?weight=0", "weight is from 1 to 1000, not 0"),
+        ("http://vllm:8000?weight=two", "'two' is not a whole number"),
+        ("http://vllm:8000?tier=-1", "tier is from 0 to 1000, not -1"),
+        ("http://vllm:8000?name=a b", "white space"),
+        ("http://vllm:8000?name=", "name is a letter or digit"),
     ],
 )
 def test_what_is_no_backend(text: str, says: str) -> None:
@@ -157,5 +166,7 @@ def test_backends_are_named_once_and_not_without_limit() -> None:
 
 
 def test_settings_cannot_be_changed() -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        config.Settings().max_body = 1  # type: ignore[misc]
+    with pytest.raises(AttributeError):
+        config.PoolSettings().max_body = 1  # type: ignore[misc]
+    with pytest.raises(AttributeError):
+        config.Settings().pool = config.PoolSettings()  # type: ignore[misc]

@@ -28,6 +28,7 @@ from harness import (
     free_port,
     open_descriptors,
     sse_head,
+    unanswering_address,
     wait_until,
 )
 
@@ -50,18 +51,23 @@ def events(proxy: Proxy, event: str) -> int:
     return len([line for line in proxy.log.copy() if line["event"] == event])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
-def test_a_signal_is_taken_while_names_hang(server: names.NameServer, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "hosts"),
+    [
+        (signal.SIGTERM, ["one.test"]),
+        *((number, ["one.test", "two.test"]) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)),
+    ],
+)
+def test_a_signal_is_taken_while_names_hang(server: names.NameServer, number: signal.Signals, hosts: list[str]) -> None:
     """Neither the drain nor the end of the process waits for a look-up, of which none ever ends here."""
-    server.say("one.test", "127.0.0.1")
-    server.say("two.test", "127.0.0.1")
+    for host in hosts:
+        server.say(host, "127.0.0.1")
     with Backend(answer_all) as backend:
-        urls = [f"http://{name}.test:{backend.port}" for name in ("one", "two")]
-        with Proxy(*urls, env=server.env) as proxy:
-            server.hang("one.test", "two.test")
+        with Proxy(*[f"http://{host}:{backend.port}" for host in hosts], env=server.env) as proxy:
+            server.hang(*hosts)
             for _ in range(5):
                 proxy.signal(signal.SIGHUP)
-            wait_until(lambda: server.asked("one.test") == server.asked("two.test") == 2)
+            wait_until(lambda: all(server.asked(host) == 2 for host in hosts))
             with Client(proxy) as client:
                 assert client.request(GET).status == 200
             proxy.signal(number)
@@ -327,7 +333,7 @@ class Held:
 
 @pytest.mark.parametrize("closed", ["0", "1", "2", "0 1", "0 1 2"])
 def test_standard_descriptors_may_be_closed(closed: str) -> None:
-    """No socket gets one of their numbers, and the end is clean."""
+    """No socket gets one of their numbers, and the end is clean (rule G5)."""
     port, admin = free_port(), free_port()
     held = Held()
     with Backend(held) as backend:
@@ -336,7 +342,8 @@ def test_standard_descriptors_may_be_closed(closed: str) -> None:
         command += ["--listen", f"127.0.0.1:{port}", "--admin", f"127.0.0.1:{admin}", "--backend", backend.url]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             try:
-                wait_until(lambda: not refuses(port) and not refuses(admin), 30)
+                wait_until(lambda: process.poll() is not None or not (refuses(port) or refuses(admin)), 30)
+                assert process.poll() is None
                 with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT) as client:
                     client.sendall(GET)
                     assert client.recv(100).startswith(b"HTTP/1.1 200 ")
@@ -360,6 +367,7 @@ def test_standard_descriptors_may_be_closed(closed: str) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP])
 def test_signals_that_never_end_it(proxy_to: Callable[..., Proxy], number: signal.Signals) -> None:
+    """Rule G4."""
     held = Held()
     with Backend(held) as backend:
         proxy = proxy_to(backend)
@@ -413,6 +421,16 @@ def test_a_name_whose_first_address_is_dead(server: names.NameServer) -> None:
         for _ in range(3):
             assert at_once(proxy, 8) == [200] * 8
         assert proxy.metric("llmpipe_backend_up", backend=f"http://one.test:{backend.port}") == 1
+
+
+def test_a_name_whose_first_address_swallows_connections(server: names.NameServer) -> None:
+    """The second is tried when the time of a connect is over, by each of several requests at once."""
+    server.say("one.test", "127.0.0.2", "127.0.0.1")
+    with Backend(answer_all) as backend, unanswering_address(("127.0.0.2", backend.port)):
+        with Proxy(f"http://one.test:{backend.port}", env=server.env, options=["--connect-timeout", "300ms"]) as proxy:
+            for _ in range(2):
+                assert at_once(proxy, 8) == [200] * 8
+            assert proxy.metric("llmpipe_backend_up", backend=f"http://one.test:{backend.port}") == 1
 
 
 def test_a_name_that_moves_while_a_request_is_in_flight(server: names.NameServer) -> None:

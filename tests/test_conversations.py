@@ -97,6 +97,17 @@ def check(world: ModuleType, script: Script, **how: Any) -> Run:
     return run
 
 
+def test_a_full_epoll_set_behind_a_full_backlog_is_not_the_backends_fault(world):
+    # The connect is tried again later, and the socket is watched only when it has begun.
+    script = Script(world, table=("unix",)).backend_answer(0, 1).connect().client_say(0, 0).time(0, 100)
+    full = ("connect", 1, errno.EAGAIN)
+    watches = check(world, script, faults=[full])["calls"]["epoll_ctl"]
+    for error in world.ERRORS["epoll_ctl"]:
+        run = check(world, script, faults=[full, ("epoll_ctl", watches, error)])
+        assert (run["injected"], run["outcomes"]) == (2, {"overload": 1})
+        assert run["stats"]["backends"][0]["failures"] == 0
+
+
 def tunnel(world: ModuleType, room: int = 0) -> Script:
     return Script(world).connect(0, room).client_say(0, 5).upstream_say(0, 8)
 
@@ -158,6 +169,26 @@ def test_a_client_leaves_a_tunnel_while_the_backend_has_sent_something_unread(an
     upstream = run["upstreams"][0]
     assert upstream.got.endswith(run["clients"][0].sent[-51200:])
     assert upstream.ended == "fin"
+
+
+def test_a_client_ends_a_tunnel_whose_backend_took_no_more(any_world):
+    # Behind the backend's FIN and RST stands more than a turn's share, so the send is the first that is told. What the client sends
+    # after that is thrown away, and its FIN does not make it a good end.
+    script = tunnel(any_world).client_room(0, 0).upstream_fill(0, 255).upstream_fill(0, 255)
+    script.upstream_fin(0).upstream_reset(0).time(0, 1)
+    script.client_room(0, 255).together().client_fill(0, 1).together().client_fin(0).time(0, 1)
+    run = check(any_world, script)
+    assert run["outcomes"] == {"upstream_abort": 1}
+    assert run["stats"]["discarded"][any_world.DISCARDS.index("tunnel")] >= 256
+
+
+def test_the_time_of_a_tunnel_ends_while_bytes_are_held_for_the_backend(any_world):
+    # A FIN would tell it that all has come.
+    script = tunnel(any_world).upstream_room(0, 0).client_fill(0, 4)
+    script.set(send_timeout=30.0, idle_timeout=30.0, total_timeout=6.0).time(0, 110)
+    run = check(any_world, script)
+    assert run["outcomes"] == {"timeout_total": 1}
+    assert run["upstreams"][0].ended == "reset"
 
 
 def test_a_backend_goes_on_to_send_to_a_client_that_left_the_tunnel(any_world):
@@ -339,6 +370,15 @@ def test_a_request_that_finds_no_memory_is_answered_once(any_world, call):
             assert run["injected"] == 1
 
 
+def test_no_memory_for_a_long_head_of_an_answer_is_not_the_backends_fault(world):
+    script = Script(world).connect().client_say(0, 0).upstream_send(0, b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX: ")
+    script.upstream_send(0, b"v" * 9000).upstream_send(0, b"\r\n\r\n").time(0, 1)
+    maps = check(world, script)["calls"]["mmap"]
+    run = check(world, script, faults=[("mmap", maps, errno.ENOMEM)])
+    assert (run["injected"], run["outcomes"]) == (1, {"overload": 1})
+    assert run["stats"]["backends"][0]["failures"] == 0
+
+
 def test_no_memory_for_the_head_of_an_answer_whose_client_has_left(world):
     told = 0
     for nth in range(1, 9):
@@ -387,6 +427,53 @@ def test_the_corpus_of_conversations(any_world):
             judge(any_world, any_world.run(script), script)
         except AssertionError as error:
             raise AssertionError(f"{path.name}: {error}") from error
+
+
+def judge_exchange(world: ModuleType, data: bytes) -> Run:
+    """Runs an input of the fuzzers' target `exchange`, and judges it."""
+    try:
+        run, script = world.run_exchange(data)
+        judge(world, run, script)
+    except Exception as error:
+        raise AssertionError(f"input {data.hex()}: {error}") from error
+    return run
+
+
+def test_the_corpus_of_exchanges(any_world):
+    for path in corpus_of("exchange"):
+        judge_exchange(any_world, path.read_bytes())
+
+
+SETTINGS_AND_TABLES = [(0, 0), (255, 0), (0, 255), (255, 255)]  # of an input: as far as its place allows
+
+
+def test_every_place_is_reached(any_world):
+    # Wherever an exchange may stand, with whatever ends it there.
+    for number, place in enumerate(any_world.PLACES):
+        for settings, table in SETTINGS_AND_TABLES:
+            for end in range(any_world.ENDS):
+                run = judge_exchange(any_world, bytes([number, settings, table, end]))
+                assert run["placed"], f"{place.name}: {settings} {table}"
+
+
+def test_there_is_a_place_in_every_state(world):
+    waits = {world.STATE_NAMES[place.state] for place in world.PLACES} - {"none"}
+    assert waits == {"head", "connect", "wait", "stream", "flush", "tunnel", "detached"}  # a route is never waited for
+
+
+@pytest.mark.parametrize("seed", seeds(12))
+def test_random_exchanges(any_world, seed):
+    dice = random.Random(f"exchanges {seed}")
+    outcomes: Counter[str] = Counter()
+    for _ in range(RUNS):
+        how = [dice.choice([0, dice.randrange(256)]) for _ in range(2)]
+        data = bytes([dice.randrange(len(any_world.PLACES)), *how, dice.randrange(any_world.ENDS)])
+        for _ in range(dice.randrange(1, 12)):
+            together = 128 if dice.random() < 0.2 else 0
+            data += bytes([dice.randrange(any_world.EVENTS) | together, dice.randrange(256)])
+        outcomes.update(judge_exchange(any_world, data)["outcomes"])
+    print(dict(outcomes))
+    assert len(outcomes) > 8
 
 
 @pytest.mark.parametrize("target", ["request_head", "response_head", "chunked"])
@@ -617,7 +704,7 @@ def test_a_full_mailbox_is_left_out(fleet_world):
     # Mailboxes of four: the first engine keeps what does not fit, or accepts it later.
     script = everybody_says(burst_of(fleet_world, 16).backend_answer(0, WELL), 16, 0).time(0, 99)
     full = 0
-    for pause, run in fleet_runs(fleet_world, script, 3, range(12)):
+    for pause, run in fleet_runs(fleet_world, script, 3, range(40)):
         assert run["outcomes"] == {"ok": 16}
         accepted = [stats["accepted"] for stats in run["fleet"]]
         full += pause > 0 and max(accepted) - min(accepted) > 1

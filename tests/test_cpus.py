@@ -1,4 +1,4 @@
-"""How many engines there are by default: no more than there is CPU time for."""
+"""Rule G5: how many engines there are by default: no more than there is CPU time for."""
 
 from __future__ import annotations
 

@@ -5,13 +5,30 @@ benchmark's business.
 """
 
 import contextlib
+import select
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
 
 import pytest
-from harness import Backend, Client, Connection, Proxy, chunk, leave, respond, sse_head, unanswering_address, wait_until
+from harness import (
+    Backend,
+    Client,
+    Connection,
+    Proxy,
+    Stream,
+    chunk,
+    leave,
+    respond,
+    sse_head,
+    unanswering_address,
+    wait_until,
+)
+
+from llmpipe._pipe import OUTCOMES, Engine
+from llmpipe.config import ProcessSettings, Settings
 
 BOUND = 0.25
 """Seconds; idle machines take less than a millisecond."""
@@ -177,6 +194,35 @@ def test_client_signalled_to_python_at_once(proxy_to):
     assert line["phase"] == "silent"
     assert line["backend"] == proxy.wait_log("listening")["backends"]
     assert len(line["request_id"]) == 32
+
+
+@pytest.mark.parametrize("level", ["info", "error"])
+@pytest.mark.parametrize("wakes", [True, False])
+def test_nobody_is_woken_for_a_client_that_left_unless_it_is_asked_for(wakes, level):
+    """Without a listener its record waits with the others; without an access log there is none."""
+    engine = Engine(Settings(process=ProcessSettings(log_level=level)))
+    assert not engine.wake_on_abort
+    engine.wake_on_abort = wakes
+    thread = threading.Thread(target=engine.run)
+    scene = Scene(sse_head())
+    with contextlib.ExitStack() as stack:
+        stack.callback(engine.close)
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        listener.setblocking(False)
+        engine.listen([listener.fileno()], [engine], most=10, resume_at=9)
+        backend = stack.enter_context(Backend(scene))
+        engine.configure([(b"b", b"b", b"", [("127.0.0.1", backend.port)], False)])
+        thread.start()
+        stack.callback(thread.join)
+        stack.callback(engine.stop)
+        client = Stream(socket.create_connection(listener.getsockname()))
+        client.send(WHOLE)
+        client.read_head()
+        client.close()
+        wait_until(lambda: engine.clients == 0)
+        assert bool(select.select([engine.records_fd], [], [], 10 if wakes else 0.2)[0]) == wakes
+        records = engine.take_records()
+        assert [OUTCOMES[record.outcome] for record in records] == ["client_abort"] * (wakes or level == "info")
 
 
 def stopped(proxy: Proxy) -> bool:

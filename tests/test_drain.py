@@ -3,6 +3,7 @@
 import signal
 import threading
 import time
+from contextlib import ExitStack
 
 import pytest
 from harness import Backend, Client, Connection, Proxy, answer_all, chunk, respond, sse_head, wait_until
@@ -51,22 +52,29 @@ def test_streams_finish(number):
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_what_was_answered_is_closed_and_what_was_not_is_waited_for(workers):
     """A connection is opened to send a request, which may be on its way when the drain begins."""
-    with Backend(answer_all) as backend, Proxy(backend.url, options=["--workers", workers]) as proxy:
-        with Client(proxy) as first, Client(proxy) as second, Client(proxy) as answered, Client(proxy) as silent:
+    with (
+        Backend(answer_all) as backend,
+        Proxy(backend.url, options=["--workers", workers]) as proxy,
+        ExitStack() as stack,
+    ):
+        # In turns to each worker, so that each has one that was answered: its end says that the worker drains.
+        first, second, one, other, silent = (stack.enter_context(Client(proxy)) for _ in range(5))
+        for answered in (one, other):
             assert answered.request(GET).status == 200
             assert answered.request(GET).status == 200
-            proxy.wait_metric("llmpipe_clients", 4)
-            proxy.signal(signal.SIGTERM)
+        proxy.wait_metric("llmpipe_clients", 5)
+        proxy.signal(signal.SIGTERM)
+        for answered in (one, other):
             assert answered.read_eof() == b""
-            for client in (first, second):
-                client.send(GET)
-                response = client.read_response()
-                assert (response.status, response.values(b"connection")) == (200, [b"close"])
-                assert client.read_eof() == b""
-            assert silent.read_eof() == b""
-            assert proxy.wait_exit() == 0
+        for client in (first, second):
+            client.send(GET)
+            response = client.read_response()
+            assert (response.status, response.values(b"connection")) == (200, [b"close"])
+            assert client.read_eof() == b""
+        assert silent.read_eof() == b""
+        assert proxy.wait_exit() == 0
         assert proxy.wait_log("stopped")["clean"] is True
-        assert [line["outcome"] for line in proxy.access()] == ["ok"] * 4
+        assert [line["outcome"] for line in proxy.access()] == ["ok"] * 6
 
 
 def test_a_connection_that_sends_nothing_does_not_hold_the_drain():

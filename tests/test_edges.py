@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import json
 import os
 import socket
 import sys
@@ -17,10 +18,13 @@ from harness import Backend, Client, Connection, Proxy, answer_all, chunk, sse_h
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 HANDS_OVER = """
-import os, sys
-os.dup2(int(sys.argv[1]), 3)
+import fcntl, os, sys
+count = int(os.environ["LISTEN_FDS"])
+out_of_the_way = [fcntl.fcntl(int(fd), fcntl.F_DUPFD_CLOEXEC, 3 + count) for fd in sys.argv[1:1 + count]]
+for i, fd in enumerate(out_of_the_way):
+    os.dup2(fd, 3 + i)
 os.environ["LISTEN_PID"] = str(os.getpid())
-os.execvp(sys.argv[2], sys.argv[2:])
+os.execvp(sys.argv[1 + count], sys.argv[1 + count:])
 """
 
 
@@ -52,9 +56,11 @@ def test_c1_an_urgent_byte_of_a_backend_stays_in_its_place(serve, proxy, at):
             assert client.request(GET).body == bytes(range(65, 95))
 
 
-@pytest.mark.parametrize(("length", "status"), [(64, 200), (65, 414)])
-def test_a3_the_longest_request_line_in_two_pieces(serve, backend, proxy_to, length, status):
-    proxy = proxy_to(backend, options=["--max-request-line", "64"])
+@pytest.mark.parametrize(("limit", "more", "status"), [(64, 0, 200), (64, 1, 414), (8191, 0, 200), (8191, 1, 414)])
+def test_a3_the_longest_request_line_in_two_pieces(serve, backend, proxy_to, limit, more, status):
+    # 8191 and a line end: one byte more than a buffer has.
+    length = limit + more
+    proxy = proxy_to(backend, options=["--max-request-line", str(limit)])
     line = b"GET /" + b"x" * (length - 14) + b" HTTP/1.1"
     for cut in (length - 1, length, length + 1):
         with Client(proxy) as client:
@@ -85,23 +91,30 @@ def test_f_a_body_that_drips_does_not_hide_that_no_answer_comes_any_more(proxy_t
 
 
 def test_g2_a_listening_socket_that_was_shut_down_keeps_nobody_busy():
-    with socket.socket() as listener, Backend(answer_all) as backend:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        port = listener.getsockname()[1]
-        fd = listener.fileno()
-        with Proxy(
-            backend.url, prefix=[sys.executable, "-c", HANDS_OVER, str(fd)], pass_fds=[fd], env={"LISTEN_FDS": "1"}
-        ) as proxy:
-            proxy.port = port
-            with Client(proxy) as client:
-                assert client.request(GET).status == 200
-                listener.shutdown(socket.SHUT_RDWR)
-                assert proxy.wait_log("accept ended")["error"] == "Invalid argument"
-                before = proxy.cpu()
-                time.sleep(1)
-                assert proxy.cpu() - before < 0.5
-                assert client.request(GET).status == 200  # who is connected stays
+    with ExitStack() as stack:
+        ended, other = (stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2))
+        ports = [listener.getsockname()[1] for listener in (ended, other)]
+        fds = [listener.fileno() for listener in (ended, other)]
+        backend = stack.enter_context(Backend(answer_all))
+        hands_over = [sys.executable, "-c", HANDS_OVER, *map(str, fds)]
+        proxy = stack.enter_context(
+            Proxy(backend.url, prefix=hands_over, pass_fds=fds, env={"LISTEN_FDS": "2"}, options=["--workers", "2"])
+        )
+        clients = []
+        for proxy.port in ports:
+            clients.append(stack.enter_context(Client(proxy)))
+        assert [client.request(GET).status for client in clients] == [200, 200]
+        assert proxy.admin("/readyz")[0] == 200
+        ended.shutdown(socket.SHUT_RDWR)
+        assert proxy.wait_log("accept ended")["error"] == "Invalid argument"
+        before = proxy.cpu()
+        time.sleep(1)
+        assert proxy.cpu() - before < 0.5
+        assert [client.request(GET).status for client in clients] == [200, 200]  # who is connected stays
+        with Client(proxy) as late:
+            assert late.request(GET).status == 200  # the other socket still listens
+        status, body = proxy.admin("/readyz")
+        assert (status, json.loads(body)["reason"]) == (503, "a listening socket was shut down")
 
 
 def test_b3_a_full_backlog_of_a_unix_socket_is_waited_for(proxy_to):

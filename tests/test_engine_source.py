@@ -76,7 +76,7 @@ def generated(engine_source) -> str:
 
 
 def test_no_function_looks_for_an_exception_without_the_gil(generated):
-    assert "__pyx_f_7llmpipe_5_pipe_step_down" in generated  # it is the engine's C
+    assert "__pyx_f_7llmpipe_5_pipe_exchange_run" in generated  # it is the engine's C
     assert generated.count("ErrOccurredWithGIL") == 0
 
 
@@ -106,6 +106,17 @@ def test_only_io_touches_descriptors():
     assert parts == {"sys", "io"}
 
 
+@pytest.mark.parametrize("part", [*PARTS, MODULE], ids=lambda part: part.stem)
+def test_only_conn_reads_and_writes_a_connection(part):
+    """What a recv or a send says of a socket is noted where it is called: a flag that is cleared too early loses bytes."""
+    if part.stem in ("io", "conn"):
+        return
+    text = code(part)
+    assert not re.search(r"\bio_(?:recv_into|peek|discard|send|error|shut|accept)\(", text)
+
+    assert not re.search(r"\b(?:conn|client|upstream)\.(?:readable|writable|hung_up|failed|to_end) =", text)
+
+
 def test_the_includes_are_the_parts():
     included = re.findall(r'^include "_pipe/(\w+)\.pxi"$', MODULE.read_text(), re.MULTILINE)
     assert sorted(included) == [part.stem for part in PARTS]
@@ -122,6 +133,34 @@ def test_states_are_set_in_one_place():
     setters = [part.stem for part in PARTS if re.search(r"\bx\.state = ", code(part))]
     assert setters == ["exchange"]
     assert len(re.findall(r"\bx\.state = ", code(ROOT / "src" / "_pipe" / "exchange.pxi"))) == 1
+    setters = [part.stem for part in PARTS if re.search(r"\bclient\.state = ", code(part))]
+    assert setters == ["client"]
+    assert len(re.findall(r"\bclient\.state = ", code(ROOT / "src" / "_pipe" / "client.pxi"))) == 1
+
+
+def test_no_part_calls_upwards():
+    """A reader who goes through the parts in the order in which they are included knows every function that is called."""
+    included = re.findall(r'^include "_pipe/(\w+)\.pxi"$', MODULE.read_text(), re.MULTILINE)
+    texts = {name: code(ROOT / "src" / "_pipe" / f"{name}.pxi") for name in included}
+    home = {
+        function: place
+        for place, text in enumerate(texts.values())
+        for function in re.findall(r"^cdef (?!enum|struct|extern)[^(\n=]*?(\w+)\(", text, re.MULTILINE)
+    }
+    assert len(home) > 200
+    upward = [
+        f"{name}: {called}"
+        for place, (name, text) in enumerate(texts.items())
+        for called in set(re.findall(r"\b(\w+)\(", text))
+        if home.get(called, 0) > place
+    ]
+    assert upward == []
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.stem)
+def test_a_part_is_short(part):
+    """Of one idea each. Reading a head is one idea too."""
+    assert len(part.read_text().splitlines()) <= (700 if part.stem == "head" else 300)
 
 
 def test_the_stub_matches_the_extension():

@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 from harness import Backend, Client, Connection, Proxy, Request, respond
 
-from llmpipe.config import TRUSTED_BY_DEFAULT, Settings, parse_trusted
+from llmpipe.config import TRUSTED_BY_DEFAULT, ProcessSettings, parse_trusted
 from llmpipe.errors import UsageError
 
 FOR, PROTO, HOST = b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"
@@ -322,8 +322,7 @@ def test_what_the_option_says():
     assert not parse_trusted(["none"]).unix
     assert parse_trusted(["*"]) == parse_trusted(["0.0.0.0/0", "::/0", "unix"])
     assert parse_trusted(["10.0.0.0/8, ::1", "unix"]).networks == ((bytes([10, 0, 0, 0]), 8), (bytes(15) + b"\1", 128))
-    default = parse_trusted(TRUSTED_BY_DEFAULT)
-    assert (default.networks, default.unix) == (Settings().trusted_proxies, Settings().trust_unix)
+    assert parse_trusted(TRUSTED_BY_DEFAULT) == ProcessSettings().trusted_proxies
 
 
 @pytest.mark.parametrize(

@@ -35,8 +35,8 @@ def churn():
     with Backend(answer_all) as backend:
         for _ in range(20):
             for engine in engines:
-                engine.configure([(0, b"b", b"b", b"", [("127.0.0.1", int(backend.url.rpartition(":")[2]))], False)])
-        engines[0].listen([listener.fileno()], engines, 1000, 900, 0, 50)
+                engine.configure([(b"b", b"b", b"", [("127.0.0.1", int(backend.url.rpartition(":")[2]))], False)])
+        engines[0].listen([listener.fileno()], engines, most=1000, resume_at=900, max_per_address=50)
         for n in range(600):
             stream = Stream(socket.create_connection(listener.getsockname()))
             stream.send((GET, LONG, POST, GET[:9])[n % 4])
@@ -48,7 +48,7 @@ def churn():
         for thread in threads:
             thread.join()
         for engine in engines:
-            engine.drain_events()
+            engine.take_records()
             engine.close()
         backend.forget()
         backend.errors.clear()  # requests that were cut

@@ -1,4 +1,4 @@
-"""Where clients connect: several addresses, both families, and one set of limits for all of them."""
+"""Rule G5: where clients connect: several addresses, both families, and one set of limits for all of them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,10 @@
-"""The bundled mock inference server, met directly: the API's shapes, its pace, and that it stops when its client leaves."""
+"""The bundled mock inference server, met directly: the API's shapes, its pace, its capacity, the faults that a request can ask
+for, and that it stops when its client leaves.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import queue
@@ -11,13 +14,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import closing
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from typing import Any
 
 import httpx
 import openai
 import pytest
+from harness import Proxy, wait_until
+
+from llmpipe.mock_capacity import Capacity
 
 MESSAGES: list[Any] = [{"role": "user", "content": "Say something long"}]
 FAST = {"x-mock-ttft": "0", "x-mock-tokens-per-second": "0"}
@@ -26,14 +33,15 @@ FAST = {"x-mock-ttft": "0", "x-mock-tokens-per-second": "0"}
 class Mock:
     """`llmpipe mock` as a process of its own."""
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, *options: str, command: Sequence[str] = ("mock",), env: Mapping[str, str] | None = None) -> None:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("LLMPIPE_")}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "llmpipe", "mock", "--listen", "127.0.0.1:0", "--log-format", "json", *options],
+            [sys.executable, "-m", "llmpipe", *command, "--listen", "127.0.0.1:0", "--log-format", "json", *options],
             stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-            env=inherited,
+            env={**inherited, **(env or {})},
         )
         self.stderr: list[str] = []
         self._lines: queue.Queue[str] = queue.Queue()
@@ -54,6 +62,17 @@ class Mock:
             line: dict[str, Any] = json.loads(self._lines.get(timeout=30))
             if line["event"] == event:
                 return line
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """Requests that it works on, and requests that wait, as it says itself."""
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=30) as answer:
+            lines = answer.read().decode().splitlines()
+        values = {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
+        return int(values["vllm:num_requests_running"]), int(values["vllm:num_requests_waiting"])
+
+    def wait_load(self, running: int, waiting: int) -> None:
+        wait_until(lambda: self.load == (running, waiting), 30, f"{running} running and {waiting} waiting")
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Its exit code."""
@@ -80,6 +99,7 @@ def mock() -> Iterator[Mock]:
         yield mock
         assert mock.stop() == 0
         assert "Traceback" not in "".join(mock.stderr)
+        assert "ASGI" not in "".join(mock.stderr)
 
 
 @pytest.fixture
@@ -257,13 +277,24 @@ def test_flags() -> None:
         assert mock.stop() == 0
 
 
-def open_request(mock: Mock, stream: bool, ttft: str) -> socket.socket:
-    """A connection on which a request that would take hours has been sent."""
-    body = json.dumps({"messages": MESSAGES, "stream": stream}).encode()
+def connect(mock: Mock) -> socket.socket:
     host, _, port = mock.address.partition(":")
-    sock = socket.create_connection((host, int(port)), timeout=30)
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
-    sock.sendall(f"{head}X-Mock-Tokens: 1000000\r\nX-Mock-TTFT: {ttft}\r\n\r\n".encode() + body)
+    return socket.create_connection((host, int(port)), timeout=30)
+
+
+def write_request(body: bytes, *fields: str) -> bytes:
+    head = ["POST /v1/chat/completions HTTP/1.1", "Host: x", f"Content-Length: {len(body)}", *fields]
+    return "\r\n".join([*head, "\r\n"]).encode() + body
+
+
+def open_request(
+    mock: Mock, stream: bool, ttft: str, *fields: str, tokens: int = 1_000_000, prompt: str = "Say something long"
+) -> socket.socket:
+    """A connection on which a request has been sent that would take hours if it were not for `tokens` and `fields`."""
+    body = {"messages": [{"role": "user", "content": prompt}], "stream": stream}
+    sock = connect(mock)
+    own = f"X-Mock-Tokens: {tokens}", f"X-Mock-TTFT: {ttft}"
+    sock.sendall(write_request(json.dumps(body).encode(), *own, *fields))
     return sock
 
 
@@ -311,3 +342,410 @@ def test_a_signal_ends_it_with_exit_code_0(number: signal.Signals, when: str) ->
         mock.wait_log("stopped")
         assert "Traceback" not in "".join(mock.stderr)
         assert "Warning" not in "".join(mock.stderr)
+
+
+@pytest.mark.parametrize(
+    ("path", "prompt", "tokens"),
+    [
+        ("/v1/chat/completions", [{"role": "user", "content": "x" * 41}], 11),
+        ("/v1/chat/completions", [{"role": "user", "content": "x" * 40}], 10),
+        ("/v1/chat/completions", [{"role": "user", "content": "é" * 20}], 10),
+        ("/v1/chat/completions", [{"role": "system", "content": "x" * 20}, {"role": "user", "content": "x" * 20}], 10),
+        (
+            "/v1/chat/completions",
+            [{"role": "user", "content": [{"type": "text", "text": "x" * 40}, {"type": "image_url", "image_url": {}}]}],
+            10,
+        ),
+        ("/v1/completions", "x" * 40, 10),
+        ("/v1/completions", ["x" * 20, "x" * 20], 10),
+        ("/v1/completions", [1, 2, 3], 3),
+    ],
+)
+def test_usage_counts_a_token_for_four_bytes_of_prompt(
+    http: httpx.Client, path: str, prompt: object, tokens: int
+) -> None:
+    body = {"messages" if "chat" in path else "prompt": prompt, "max_tokens": 5}
+    usage = {"prompt_tokens": tokens, "completion_tokens": 5, "total_tokens": tokens + 5}
+    assert http.post(path, json=body).json()["usage"] == usage
+    body |= {"stream": True, "stream_options": {"include_usage": True}}
+    assert events(http.post(path, json=body).text)[-1]["usage"] == usage
+
+
+# Several models.
+
+
+@pytest.mark.parametrize("how", ["options", "variable"])
+def test_several_models(how: str) -> None:
+    options = ("--model", "one", "--model", "two") if how == "options" else ()
+    variables = {"LLMPIPE_MOCK_MODEL": "one two"} if how == "variable" else {}
+    with (
+        Mock(*options, env=variables) as mock,
+        openai.OpenAI(base_url=f"{mock.url}/v1", api_key="none", max_retries=0, default_headers=FAST) as api,
+    ):
+        assert [model.id for model in api.models.list()] == ["one", "two"]
+        for name in ("one", "two"):
+            assert api.chat.completions.create(model=name, messages=MESSAGES).model == name
+        with pytest.raises(openai.NotFoundError) as caught:
+            api.chat.completions.create(model="three", messages=MESSAGES)
+        assert caught.value.code == "model_not_found"
+        assert caught.value.type == "invalid_request_error"
+        assert "'three'" in caught.value.message
+        answer = httpx.post(f"{mock.url}/v1/chat/completions", json={"messages": MESSAGES}, headers=FAST, timeout=30)
+        assert answer.json()["model"] == "one"
+
+
+# Capacity. The requests are streams that never end by themselves, so that nothing happens unless a test does it.
+
+
+def enter(mock: Mock, running: int, waiting: int) -> socket.socket:
+    """A connection with a request after which this is the load."""
+    sock = open_request(mock, True, "0")
+    mock.wait_load(running, waiting)
+    return sock
+
+
+def assert_silent(sock: socket.socket) -> None:
+    """Nothing comes; what had come before must have been read."""
+    sock.settimeout(0.3)
+    with pytest.raises(TimeoutError):
+        sock.recv(65536)
+    sock.settimeout(30)
+
+
+def ask(mock: Mock) -> httpx.Response:
+    """A short request."""
+    return httpx.post(f"{mock.url}/v1/chat/completions", json={"messages": MESSAGES}, headers=FAST, timeout=30)
+
+
+def test_by_default_any_number_is_worked_on_at_once(mock: Mock) -> None:
+    mock.wait_load(0, 0)
+    with ExitStack() as stack:
+        socks = [stack.enter_context(open_request(mock, True, "0")) for _ in range(20)]
+        for sock in socks:
+            read_until(sock, b'"content"')
+        assert mock.load == (20, 0)
+    mock.wait_load(0, 0)
+
+
+def test_load_is_shown_as_vllm_shows_it(mock: Mock) -> None:
+    answer = httpx.get(f"{mock.url}/metrics", timeout=30)
+    assert answer.headers["content-type"].startswith("text/plain")
+    for name in ("running", "waiting"):
+        assert f"# TYPE vllm:num_requests_{name} gauge\n" in answer.text
+
+
+def test_no_more_requests_are_worked_on_than_there_are_slots() -> None:
+    with (
+        Mock("--slots", "2") as mock,
+        enter(mock, 1, 0) as first,
+        enter(mock, 2, 0) as second,
+        enter(mock, 2, 1) as third,
+    ):
+        for sock in (first, second):
+            read_until(sock, b'"content"')
+        read_until(third, b"\r\n\r\n")  # the head does not wait
+        assert_silent(third)
+        assert httpx.get(f"{mock.url}/health").status_code == 200
+        first.close()
+        read_until(third, b'"content"')
+        assert mock.load == (2, 0)
+
+
+def test_who_came_first_is_served_first() -> None:
+    with Mock("--slots", "1") as mock, ExitStack() as stack:
+        socks = [stack.enter_context(enter(mock, 1, waiting)) for waiting in range(5)]
+        for waiting, sock in zip((4, 3, 2, 1, 0), socks, strict=True):
+            read_until(sock, b'"content"')
+            assert mock.load == (1, waiting)
+            sock.close()
+
+
+def test_a_slot_is_given_on_when_an_answer_is_complete() -> None:
+    with Mock("--slots", "1", "--tokens", "3") as mock:
+        with ExitStack() as stack:
+            socks = [stack.enter_context(open_request(mock, True, "0", tokens=3)) for _ in range(4)]
+            for sock in socks:
+                read_until(sock, b"[DONE]")
+        assert mock.load == (0, 0)
+
+
+def test_who_leaves_the_queue_makes_room_and_is_never_worked_on() -> None:
+    with (
+        Mock("--slots", "1", "--queue", "1") as mock,
+        enter(mock, 1, 0) as running,
+        enter(mock, 1, 1) as leaver,
+    ):
+        assert ask(mock).status_code == 503
+        leaver.close()
+        left = mock.wait_log("request left the queue")
+        mock.wait_load(1, 0)
+        with enter(mock, 1, 1) as waiting:
+            running.close()
+            assert mock.wait_log("generation stopped")["id"] != left["id"]
+            read_until(waiting, b'"content"')
+            assert mock.load == (1, 0)
+        assert mock.wait_log("generation stopped")["id"] != left["id"]
+        assert mock.stop() == 0
+        assert sum(left["id"] in line for line in mock.stderr) == 1
+
+
+def test_who_leaves_in_the_moment_in_which_a_slot_is_free_does_not_take_it() -> None:
+    async def race() -> None:
+        capacity = Capacity(slots=1)
+        running = ExitStack()
+        running.enter_context(capacity.place())
+        with capacity.place() as leaver, capacity.place() as waiting:
+            leaver.cancel()
+            running.close()
+            assert waiting.done()
+            assert capacity.running == 1
+        assert (capacity.running, capacity.waiting) == (0, 0)
+
+    asyncio.run(race())
+
+
+@pytest.mark.parametrize("places", [0, 1])
+def test_a_full_queue_is_503(places: int) -> None:
+    with Mock("--slots", "1", "--queue", str(places)) as mock, ExitStack() as stack:
+        socks = [stack.enter_context(enter(mock, 1, waiting)) for waiting in range(places + 1)]
+        answer = ask(mock)
+        assert answer.status_code == 503
+        assert answer.headers["retry-after"] == "1"
+        error = answer.json()["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        assert error["type"] == "server_error"
+        assert "queue is full" in error["message"]
+        assert mock.load == (1, places)
+        for sock in socks:
+            sock.close()
+        mock.wait_load(0, 0)
+        assert ask(mock).status_code == 200
+
+
+def test_the_queue_is_unlimited_by_default() -> None:
+    with Mock("--slots", "1") as mock, ExitStack() as stack:
+        for _ in range(50):
+            read_until(stack.enter_context(open_request(mock, True, "0")), b"\r\n\r\n")
+        mock.wait_load(1, 49)
+
+
+@pytest.mark.parametrize("letters", [800, 2000])
+def test_a_longer_prompt_takes_longer_to_its_first_token(letters: int) -> None:
+    with Mock("--prefill-rate", "1000") as mock:
+        start = time.monotonic()
+        with open_request(mock, True, "100ms", prompt="x" * letters) as sock:
+            read_until(sock, b'"content"')
+        assert time.monotonic() - start >= 0.1 + letters / 4 / 1000 - 0.01
+
+
+def test_a_prompt_is_read_in_the_slot() -> None:
+    """One of a million tokens takes a quarter of an hour here, in which a short one is answered, and then none is."""
+    with (
+        Mock("--prefill-rate", "1000", "--slots", "2") as mock,
+        open_request(mock, True, "0", prompt="x" * 4_000_000) as first,
+    ):
+        read_until(first, b"\r\n\r\n")
+        mock.wait_load(1, 0)
+        assert ask(mock).status_code == 200
+        assert_silent(first)
+        with open_request(mock, True, "0", prompt="x" * 4_000_000) as second:
+            read_until(second, b"\r\n\r\n")
+            mock.wait_load(2, 0)
+            with enter(mock, 2, 1) as third:
+                first.close()
+                read_until(third, b'"content"')
+
+
+@pytest.mark.parametrize("others", [1, 2])
+def test_each_other_request_makes_tokens_slower(others: int) -> None:
+    with Mock("--decode-slowdown", "4", "--tokens-per-second", "100") as mock, ExitStack() as stack:
+        for number in range(others):
+            stack.enter_context(enter(mock, number + 1, 0))
+        start = time.monotonic()
+        with open_request(mock, True, "0", tokens=6) as sock:
+            read_until(sock, b"[DONE]")
+        assert time.monotonic() - start >= 5 * (1 + 4 * others) / 100 - 0.01
+
+
+def test_tokens_are_fast_again_when_the_others_have_left() -> None:
+    """Alone a token takes a tenth of a second; with another request it takes 100 s, also the one that had begun before."""
+    with Mock("--decode-slowdown", "1000", "--tokens-per-second", "10") as mock, enter(mock, 1, 0) as sock:
+        read_until(sock, b'"content"')
+        with enter(mock, 2, 0):
+            sock.settimeout(0.5)
+            with pytest.raises(TimeoutError):
+                for _ in range(50):
+                    assert sock.recv(65536)
+            sock.settimeout(30)
+        read_until(sock, b'"content"')
+
+
+# Faults.
+
+
+FULL_SPEED = "X-Mock-Tokens-Per-Second: 0"
+
+
+def read_end(sock: socket.socket) -> tuple[bytes, str]:
+    """All that comes, and whether a FIN or an RST ends it."""
+    got = b""
+    try:
+        while piece := sock.recv(65536):
+            got += piece
+    except ConnectionResetError:
+        return got, "rst"
+    return got, "fin"
+
+
+def break_stream(mock: Mock, fault: str) -> tuple[bytes, str]:
+    """What a raw client has of a stream of five tokens, and how it ends."""
+    with open_request(mock, True, "0", FULL_SPEED, f"X-Mock-Fault: {fault}", tokens=5) as sock:
+        return read_end(sock)
+
+
+@pytest.mark.parametrize("after", [0, 3, 5])
+def test_die_resets_the_connection_after_so_many_tokens(mock: Mock, after: int) -> None:
+    got, end = break_stream(mock, f"die;after={after}")
+    assert got.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert got.count(b'"content"') == after
+    assert b'"finish_reason":"length"' not in got
+    assert b"[DONE]" not in got
+    assert end == "rst"
+    assert httpx.get(f"{mock.url}/health").status_code == 200
+
+
+def test_die_resets_the_connection_before_the_head(mock: Mock) -> None:
+    assert break_stream(mock, "die") == (b"", "rst")
+
+
+def test_die_resets_the_connection_of_an_answer_that_comes_whole(mock: Mock) -> None:
+    with open_request(mock, False, "0", FULL_SPEED, "X-Mock-Fault: die;after=3", tokens=5) as sock:
+        assert read_end(sock) == (b"", "rst")
+
+
+@pytest.mark.parametrize("after", [None, 0, 2])
+def test_hang_falls_silent_and_keeps_connection_and_slot(mock: Mock, after: int | None) -> None:
+    fault = "X-Mock-Fault: hang" + ("" if after is None else f";after={after}")
+    mock.wait_load(0, 0)
+    with open_request(mock, True, "0", FULL_SPEED, fault, tokens=5) as sock:
+        mock.wait_load(1, 0)
+        if after is not None:
+            read_until(sock, b'"content":" proxy"' if after else b"\r\n\r\n")  # the second token
+        assert_silent(sock)
+        assert mock.load == (1, 0)
+    mock.wait_load(0, 0)
+
+
+def test_a_fault_that_would_come_after_the_end_does_not(mock: Mock) -> None:
+    with open_request(mock, True, "0", FULL_SPEED, "X-Mock-Fault: die;after=6", tokens=5) as sock:
+        read_until(sock, b"[DONE]")
+
+
+def test_slow_head(mock: Mock) -> None:
+    start = time.monotonic()
+    with open_request(mock, True, "0", FULL_SPEED, "X-Mock-Fault: slow-head;seconds=0.5", tokens=5) as sock:
+        assert sock.recv(1)
+        assert time.monotonic() - start >= 0.49
+        read_until(sock, b"[DONE]")
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "retry_after", "kind"),
+    [
+        ("503;retry-after=3", 503, "3", "server_error"),
+        ("503", 503, None, "server_error"),
+        ("429; retry-after=0", 429, "0", "invalid_request_error"),
+        ("599", 599, None, "server_error"),
+    ],
+)
+def test_an_error_in_the_place_of_an_answer(
+    http: httpx.Client, fault: str, status: int, retry_after: str | None, kind: str
+) -> None:
+    http.headers["x-mock-fault"] = fault
+    answer = post(http)
+    assert answer.status_code == status
+    assert answer.headers.get("retry-after") == retry_after
+    assert answer.json()["error"]["type"] == kind
+
+
+@pytest.mark.parametrize(("fault", "status"), [("answer-before-body", 413), ("answer-before-body;status=401", 401)])
+def test_answer_before_body(mock: Mock, fault: str, status: int) -> None:
+    request = write_request(b"x" * 1000, f"X-Mock-Fault: {fault}")
+    with connect(mock) as sock:
+        sock.sendall(request[:-990])
+        read_until(sock, b"X-Mock-Fault asks for")
+        # What is sent later is no part of the next request.
+        sock.sendall(request[-990:] + b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        read_until(sock, b'"ok"')
+        sock.sendall(request)
+        read_until(sock, f"HTTP/1.1 {status} ".encode())
+
+
+@pytest.mark.parametrize("after", [None, 0, 2])
+def test_die_process_ends_the_server(after: int | None) -> None:
+    with Mock() as mock:
+        got, end = break_stream(mock, "die-process" + ("" if after is None else f";after={after}"))
+        assert got.count(b'"content"') == (after or 0)
+        assert bool(got) == (after is not None)
+        assert end in ("fin", "rst")
+        assert mock.process.wait(30) == 1
+        assert "Traceback" not in "".join(mock.stderr)
+
+
+def test_the_mock_of_a_demo_cannot_be_ended() -> None:
+    with (
+        Mock("--admin", "off", command=("serve", "--demo")) as proxy,
+        httpx.Client(base_url=proxy.url, timeout=30, headers=FAST) as http,
+    ):
+        http.headers["x-mock-fault"] = "die-process"
+        answer = post(http)
+        assert answer.status_code == 400
+        assert "die-process" in answer.json()["error"]["message"]
+        http.headers["x-mock-fault"] = "429"
+        assert post(http).status_code == 429
+        assert proxy.stop() == 0
+
+
+def test_a_mock_that_ignores_faults_takes_over_from_one_that_has_them() -> None:
+    """The proxy sends the header with each attempt."""
+    with (
+        Mock() as faulty,
+        Mock("--no-faults") as sound,
+        Proxy(faulty.url, sound.url) as proxy,
+        httpx.Client(base_url=proxy.url, timeout=30, headers=FAST) as http,
+    ):
+        http.headers["x-mock-fault"] = "die"
+        assert [post(http).status_code for _ in range(2)] == [200, 200]  # either of them is first once
+        assert faulty.wait_log("fault")["fault"] == "die"
+
+
+@pytest.mark.parametrize("fault", ["explode", "", "STATUS", "200", "600", "explode;after=1"])
+def test_an_unknown_fault_is_answered_with_those_that_exist(http: httpx.Client, fault: str) -> None:
+    http.headers["x-mock-fault"] = fault
+    answer = post(http)
+    assert answer.status_code == 400
+    message = answer.json()["error"]["message"]
+    assert "\n" not in message
+    for name in ("die", "die-process", "hang", "slow-head", "answer-before-body", "STATUS"):
+        assert f" {name}[;" in message
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("die;seconds=2", "after"),
+        ("die;after=1;after=2", "only the parameter after"),
+        ("die;after", "not a number"),
+        ("die;after=soon", "not a number"),
+        ("hang;after=-1", "from 0"),
+        ("slow-head;after=1", "seconds"),
+        ("slow-head;seconds=nan", "from 0"),
+        ("503;after=1", "retry-after"),
+        ("answer-before-body;status=200", "from 400 to 599"),
+    ],
+)
+def test_a_wrong_parameter_is_a_bad_request(http: httpx.Client, fault: str, says: str) -> None:
+    http.headers["x-mock-fault"] = fault
+    answer = post(http)
+    assert answer.status_code == 400
+    assert says in answer.json()["error"]["message"]

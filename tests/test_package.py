@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PAGE = ("method.md", "page.css", "page.html.j2", "page.js")
+"""What the page of a benchmark is made of."""
 
 pytestmark = [
     pytest.mark.timeout(300),
@@ -32,6 +34,8 @@ def sdist(tmp_path_factory) -> Path:
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__"))
     (copy / "src" / "llmpipe" / "_pipe.stale.so").touch()
     (copy / "src" / "_pipe.c").touch()
+    (copy / "bench" / "results" / "samples.json").touch()
+    (copy / "bench" / "results" / "bench.html").touch()
     script = "import setuptools.build_meta as b; b.build_sdist('dist')"
     python("-c", script, cwd=copy)
     (path,) = (copy / "dist").glob("llmpipe-*.tar.gz")
@@ -54,6 +58,11 @@ def test_the_sdist_has_what_a_build_and_the_tests_need(sdist):
     for path in ["src/_pipe.pyx", "src/_pipe/steps.pxi", "src/llmpipe/py.typed", "tests/harness.py", "LICENSE"]:
         assert path in names, path
     assert "tests/probe/llmpipe_probe.pyx" in names
+    assert {f"src/llmpipe/bench/{name}" for name in PAGE} <= names
+    assert {name for name in names if name.startswith("bench/results/")} == {
+        "bench/results/bench.json",
+        "bench/results/bench.md",
+    }
     assert {name for name in names if name.endswith((".c", ".so", ".pyc"))} == {"tests/malloc_count.c", "tests/names.c"}
 
 
@@ -64,7 +73,8 @@ def test_the_wheel_holds_only_what_runs(wheel):
         entry_points = archive.read(next(n for n in archive.namelist() if n.endswith("entry_points.txt"))).decode()
     assert {name.split("/")[0] for name in names} == {"llmpipe"}
     kinds = {Path(name).suffix for name in names}
-    assert kinds == {".py", ".pyi", ".so", ".typed"}
+    assert kinds == {".py", ".pyi", ".so", ".typed", *(Path(name).suffix for name in PAGE)}
+    assert {f"llmpipe/bench/{name}" for name in PAGE} <= set(names)
     assert sorted(name.split(".")[0] for name in names if name.endswith(".so")) == ["llmpipe/_load", "llmpipe/_pipe"]
     assert "llmpipe = llmpipe.cli:main" in entry_points
 

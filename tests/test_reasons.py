@@ -217,7 +217,7 @@ def last_line(proxy: Proxy, before: int) -> dict:
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-@pytest.mark.parametrize("cut", ["whole", "bytes"])
+@pytest.mark.parametrize("cut", ["whole", pytest.param("bytes", marks=pytest.mark.slow)])
 def test_a_refused_request_says_why(proxy, client, serve, name, cut):
     def script(connection: Connection) -> None:
         with contextlib.suppress(EOFError, ConnectionError):  # some requests are refused after their head went up

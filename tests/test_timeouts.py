@@ -45,7 +45,8 @@ def only_pings(*first: bytes):
 
 def check(proxy, outcome: str, status: int) -> dict:
     line = proxy.access()[0]
-    assert (line["outcome"], line["status"]) == (outcome, status)
+    assert (line["outcome"], line["status"], line["reason"]) == (outcome, status, "deadline")
+    assert proxy.metric("llmpipe_failures_total", reason="deadline") == 1
     assert proxy.metric("llmpipe_exchanges_total", outcome=outcome) == 1
     assert proxy.metric("llmpipe_streaming_errors_total", reason=outcome) == 1
     proxy.settled()

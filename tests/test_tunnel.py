@@ -364,7 +364,8 @@ def test_c2_many_websockets_at_once(echo_proxy):
 # The edges of a tunnel
 
 
-def test_c1_no_byte_behind_the_101_is_lost(serve, proxy):
+@pytest.mark.parametrize("rounds", [1, pytest.param(6, marks=pytest.mark.slow)])
+def test_c1_no_byte_behind_the_101_is_lost(serve, proxy, rounds):
     # Much stands behind the 101 at once, so that a turn's share of reads is used up before the tunnel has taken over.
     up, down = (random.Random(seed).randbytes(2 * MEGABYTE) for seed in (7, 8))
     got: dict[int, bytes] = {}
@@ -377,7 +378,7 @@ def test_c1_no_byte_behind_the_101_is_lost(serve, proxy):
         sender.join(30)
 
     serve(both)
-    for _ in range(6):
+    for _ in range(rounds):
         with ExitStack() as stack:
             clients = [stack.enter_context(Client(proxy)) for _ in range(10)]
             senders = [pump(client, ASK + up) for client in clients]

@@ -680,6 +680,15 @@ def test_b1_a_backend_that_knows_only_its_own_names(proxy_to):
             assert client.request(NAMED).body == b"localhost:1"
 
 
+def test_b1_a_host_that_cannot_be_kept_for_another_try_is_refused(proxy_to):
+    """And what stands behind the request is counted."""
+    with Backend(ollama) as backend, Client(proxy := proxy_to(f"{backend.url}?host=backend")) as client:
+        assert client.request(b"GET / HTTP/1.1\r\nHost: %s\r\n\r\n" % (b"a" * 9000) + NAMED).status == 431
+        assert client.read_eof() == b""
+    proxy.settled()
+    assert proxy.metric("llmpipe_discarded_bytes_total", reason="behind_request") == len(NAMED)
+
+
 @pytest.mark.parametrize("size", [0, 5, 8000, 30_000, 400_000])
 def test_b1_each_backend_gets_its_own_host(proxy_to, size):
     """The head is written anew for each attempt: the first one's Host never goes to the second, nor does a byte change."""

@@ -2,9 +2,9 @@
 
 cdef void client_again(LoadC *load, ClientC *client, int64_t after) noexcept nogil:
     # Begins anew, from the timers.
-    client.call = CALL_NONE
+    client.state = REQUEST_NONE
     if not load.finishing:
-        timer_set(load, &client.end, load.now + after)
+        timer_set(load, &client.conn, load.now + after)
 
 cdef bint client_take_waiting(LoadC *load, ClientC *client) noexcept nogil:
     # Gives the client the arrival that has waited longest, if one waits. It began when it was due.
@@ -16,17 +16,17 @@ cdef bint client_take_waiting(LoadC *load, ClientC *client) noexcept nogil:
 
 cdef void client_shut(LoadC *load, ClientC *client, bint reset) noexcept nogil:
     # Closes the connection, whatever is going on on it.
-    if client.call == CALL_NONE or client.call == CALL_LEFT:
+    if client.state == REQUEST_NONE or client.state == REQUEST_LEFT:
         return
-    if client.call < CALL_HEAD:
+    if client.state < REQUEST_HEAD:
         load.opening -= 1
-    timer_clear(load, &client.end)
+    timer_clear(load, &client.conn)
     if reset:
-        io_reset(client.end.fd)
+        io_reset(client.conn.fd)
     else:
-        io_close(client.end.fd)
-    client.end.fd = -1
-    client.call = CALL_NONE
+        io_close(client.conn.fd)
+    client.conn.fd = -1
+    client.state = REQUEST_NONE
     client.carry.used = 0
     sys_add_counter(&load.plan.open, <uint64_t>-1)
     if client.counted:
@@ -48,15 +48,15 @@ cdef void client_send(LoadC *load, ClientC *client) noexcept nogil:
     if plan.marked:
         text_digits(to + n, <uint64_t>(client - load.clients), 8)
         to[n + 8] = c"."
-        text_digits(to + n + 9, client.serial, 8)
+        text_digits(to + n + 9, client.request_id, 8)
         to[n + 17] = c"."
         to[n + 18] = <uint8_t>(c"0" + client.mode)
         n += 19
     memcpy(to + n, plan.suffix, plan.suffix_length)
     n += plan.suffix_length
-    if client.leaver and client.phase == LEAVE_BODY:
+    if client.disconnects and client.phase == LEAVE_BODY:
         n -= 16     # the request's body is longer than that, and never comes whole
-    took = io_send(client.end.fd, to + client.asked_bytes, n - client.asked_bytes)
+    took = io_send(client.conn.fd, to + client.asked_bytes, n - client.asked_bytes)
     if took == -EAGAIN:
         return
     if took < 0:
@@ -64,13 +64,13 @@ cdef void client_send(LoadC *load, ClientC *client) noexcept nogil:
         return
     client.asked_bytes += <uint32_t>took
     if client.asked_bytes == n:
-        client.call = CALL_HEAD
+        client.state = REQUEST_HEAD
         load.opening -= 1
 
 cdef void client_ask(LoadC *load, ClientC *client) noexcept nogil:
     # A new request on an open connection. `asked` is set: when it was due.
-    load.serial += 1
-    client.serial = load.serial
+    load.request_id += 1
+    client.request_id = load.request_id
     client.number = 0
     client.asked_bytes = 0
     client.first = 0
@@ -84,7 +84,7 @@ cdef void client_ask(LoadC *load, ClientC *client) noexcept nogil:
     client.finished = False
     client.failed = False
     client.bytes = 0
-    client.call = CALL_ASK
+    client.state = REQUEST_SEND
     load.opening += 1
     client_send(load, client)
 
@@ -95,19 +95,19 @@ cdef void client_connect(LoadC *load, ClientC *client) noexcept nogil:
         load_error(load, ERROR_CONNECT)
         client_again(load, client, RETRY_PAUSE)
         return
-    client.end.fd = fd
-    client.end.readable = False
-    client.end.hung_up = False
+    client.conn.fd = fd
+    client.conn.readable = False
+    client.conn.hung_up = False
     client.used = False
-    client.call = CALL_CONNECT
+    client.state = REQUEST_CONNECT
     load.opening += 1
     sys_add_counter(&load.plan.open, 1)
-    if io_watch(load.epfd, fd, &client.end) < 0:
+    if io_watch(load.epfd, fd, &client.conn) < 0:
         client_failed(load, client, ERROR_CONNECT)
 
 cdef void client_start(LoadC *load, ClientC *client) noexcept nogil:
-    # A client without a connection begins; a leaver chooses where it will leave.
-    if client.leaver:
+    # A client without a connection begins; one that disconnects chooses where it will leave.
+    if client.disconnects:
         client.phase = <uint8_t>load_random_below(load, LEAVE_COUNT)
         client.mode = MODE_EVENTS
         if client.phase == LEAVE_BODY or client.phase == LEAVE_WAIT:
@@ -119,50 +119,50 @@ cdef void client_start(LoadC *load, ClientC *client) noexcept nogil:
         client.source = NULL
     client.asked = load_clock()
     client_connect(load, client)
-    if client.leaver and client.call == CALL_CONNECT:
-        timer_set(load, &client.end, load.now + LEAVE_LIMIT)
+    if client.disconnects and client.state == REQUEST_CONNECT:
+        timer_set(load, &client.conn, load.now + LEAVE_LIMIT)
 
 cdef void client_reached(LoadC *load, ClientC *client) noexcept nogil:
-    # The source has a leaver's request: it will leave soon, at a random moment.
-    if client.call != CALL_NONE and client.call != CALL_LEFT:
-        timer_set(load, &client.end, load.now + LEAVE_FIRST + load_random_below(load, LEAVE_SPAN))
+    # The source has the request of a client that disconnects: it will leave soon, at a random moment.
+    if client.state != REQUEST_NONE and client.state != REQUEST_LEFT:
+        timer_set(load, &client.conn, load.now + LEAVE_FIRST + load_random_below(load, LEAVE_SPAN))
 
 cdef void client_leave(LoadC *load, ClientC *client) noexcept nogil:
-    # A leaver's time has come: with a FIN or an RST, half of each.
+    # Its time to leave has come: with a FIN or an RST, half of each.
     cdef bint reset = load_random(load) >> 63
-    if client.source is NULL or client.source.serial != client.serial:
+    if client.source is NULL or client.source.request_id != client.request_id:
         client_failed(load, client, ERROR_UNREACHED)
         return
     client.left = load_clock()
     client_shut(load, client, reset)
-    client.call = CALL_LEFT
-    timer_set(load, &client.end, load.now + LEAVE_LIMIT)
+    client.state = REQUEST_LEFT
+    timer_set(load, &client.conn, load.now + LEAVE_LIMIT)
 
 cdef void client_unseen(LoadC *load, ClientC *client) noexcept nogil:
     # It left long ago and the source was never told.
     load_error(load, ERROR_NEVER)
-    client.call = CALL_NONE
-    if client.source is not NULL and client.source.serial == client.serial:
+    client.state = REQUEST_NONE
+    if client.source is not NULL and client.source.request_id == client.request_id:
         source_close(load, client.source)
     client_again(load, client, 0)
 
 cdef void client_due(LoadC *load, ClientC *client) noexcept nogil:
     # The timers came to it.
-    if load.finishing and (client.call == CALL_NONE or client.call == CALL_LEFT):
-        client.call = CALL_NONE
-    elif client.call == CALL_LEFT:
+    if load.finishing and (client.state == REQUEST_NONE or client.state == REQUEST_LEFT):
+        client.state = REQUEST_NONE
+    elif client.state == REQUEST_LEFT:
         client_unseen(load, client)
-    elif client.call == CALL_NONE and load.plan.again == AGAIN_ARRIVAL:
+    elif client.state == REQUEST_NONE and load.plan.again == AGAIN_ARRIVAL:
         if client_take_waiting(load, client):
             client_connect(load, client)
         else:
             client_spare(load, client)
-    elif client.call == CALL_NONE:
+    elif client.state == REQUEST_NONE:
         client_start(load, client)
-    elif client.call == CALL_CLOSING:
+    elif client.state == REQUEST_CLOSING:
         client_shut(load, client, False)
         client_again(load, client, 0)
-    elif client.leaver:
+    elif client.disconnects:
         client_leave(load, client)
 
 # ---------------------------------------------------------------------------------------------------------- the answer
@@ -174,7 +174,7 @@ cdef void client_spare(LoadC *load, ClientC *client) noexcept nogil:
 
 cdef void client_rest(LoadC *load, ClientC *client) noexcept nogil:
     # Between two arrivals.
-    client.call = CALL_IDLE
+    client.state = REQUEST_IDLE
     client.idle_next = load.idle
     load.idle = client
 
@@ -218,10 +218,10 @@ cdef void client_answered(LoadC *load, ClientC *client) noexcept nogil:
         client.counted = False
         sys_add_counter(&plan.flowing, <uint64_t>-1)
     client.used = True
-    if plan.again == AGAIN_CONNECT and not client.end.hung_up and not load.finishing:
+    if plan.again == AGAIN_CONNECT and not client.conn.hung_up and not load.finishing:
         # Whoever closes first keeps the port for a minute, and clients have only so many of them.
-        client.call = CALL_CLOSING
-        timer_set(load, &client.end, load.now + CLOSE_LIMIT)
+        client.state = REQUEST_CLOSING
+        timer_set(load, &client.conn, load.now + CLOSE_LIMIT)
     elif load.finishing or plan.again == AGAIN_NEVER or plan.again == AGAIN_CONNECT or not client.keep_alive:
         client_shut(load, client, load.finishing)       # see source_close
         if plan.again != AGAIN_NEVER:
@@ -238,7 +238,7 @@ cdef void client_time_event(LoadC *load, ClientC *client, int64_t now, int64_t s
     # What an event's arrival says; `stamp` is 0 where the source was not ours. Those who leave are not timed: half of what
     # they get comes while they are about to go.
     client.events_here += 1
-    if client.leaver:
+    if client.disconnects:
         return
     if not client.first:
         client.first = now
@@ -265,11 +265,11 @@ cdef void client_marked_event(LoadC *load, ClientC *client, const uint8_t *p, si
     cdef const uint8_t *want = plan.event + plan.event_start
     cdef const uint8_t *mark = p + plan.mark
     cdef int64_t stamp = 0
-    cdef uint32_t serial = 0
+    cdef uint32_t request_id = 0
     cdef uint32_t number = 0
     cdef size_t behind = plan.mark + MARK_LENGTH
     if n != plan.event_size or memcmp(p, want, plan.mark) != 0 or memcmp(p + behind, want + behind, n - behind) != 0 \
-            or mark_read(mark, &stamp, &serial, &number) != RC_OK:
+            or mark_read(mark, &stamp, &request_id, &number) != RC_OK:
         # It was rewritten on its way. The mark may have survived.
         mark = p
         while mark is not NULL:
@@ -278,12 +278,12 @@ cdef void client_marked_event(LoadC *load, ClientC *client, const uint8_t *p, si
                 # A comment, the end, or an event that the proxy made.
                 client.done = client.done or memmem(p, n, b"[DONE]", 6) is not NULL
                 return
-            if mark_read(mark, &stamp, &serial, &number) == RC_OK:
+            if mark_read(mark, &stamp, &request_id, &number) == RC_OK:
                 break
             mark += 1
-        if not client.leaver:
+        if not client.disconnects:
             load_count(load, COUNT_ALTERED, 1)
-    if number != client.number or serial != client.serial:
+    if number != client.number or request_id != client.request_id:
         load_count(load, COUNT_DISORDER, 1)
     client.number = number + 1
     client_time_event(load, client, now, stamp)
@@ -471,7 +471,7 @@ cdef int client_payload(LoadC *load, ClientC *client, const uint8_t *p, size_t n
     if not client.counted:
         client.counted = True
         sys_add_counter(&load.plan.flowing, 1)
-    if client.leaver:
+    if client.disconnects:
         return RC_OK
     rc = client_flood(load, client, p, n)
     if rc == RC_BAD:
@@ -484,23 +484,13 @@ cdef int client_body(LoadC *load, ClientC *client, const uint8_t *data, size_t n
     cdef size_t length = 0
     cdef const uint8_t *piece = NULL
     cdef int rc = RC_OK
-    if client.framing == FRAMING_CHUNKED:
-        while rc == RC_OK:
-            rc = chunk_next(&client.chunk, data, n, &used, &piece, &length)
-            if rc == RC_OK:
-                rc = client_payload(load, client, piece, length, now)
-        if rc == RC_DONE and used < n:
-            return RC_BAD
-        return RC_OK if rc == RC_AGAIN else rc
-    if client.framing == FRAMING_LENGTH:
-        if <int64_t>n > client.body_left:
-            return RC_BAD
-        client.body_left -= n
-        rc = client_payload(load, client, data, n, now) if n else RC_OK
-        return RC_DONE if rc == RC_OK and not client.body_left else rc
-    if client.framing == FRAMING_NONE:
-        return RC_BAD if n else RC_DONE
-    return client_payload(load, client, data, n, now) if n else RC_OK
+    while rc == RC_OK:
+        rc = body_follow(&client.body, data, n, &used, &piece, &length)
+        if rc == RC_OK:
+            rc = client_payload(load, client, piece, length, now)
+    if rc == RC_AGAIN:
+        return RC_OK
+    return RC_BAD if rc == RC_DONE and used < n else rc
 
 cdef int client_head(LoadC *load, ClientC *client, const uint8_t *data, size_t n, int64_t now) noexcept nogil:
     # The answer's head, and what came with it. As client_body.
@@ -530,12 +520,10 @@ cdef int client_head(LoadC *load, ClientC *client, const uint8_t *data, size_t n
     if head.status != 200:
         load_error(load, ERROR_STATUS)
         sys_add_counter(&load.plan.status[head.status if head.status < 600 else 599], 1)
-    client.call = CALL_BODY
-    client.framing = head.framing
-    client.body_left = head.content_length
+    client.state = REQUEST_BODY
+    body_begin(&client.body, head.framing, head.content_length)
     client.event_stream = head.event_stream
     client.keep_alive = head.keep_alive and head.framing != FRAMING_CLOSE
-    memset(&client.chunk, 0, sizeof(ChunkC))
     if head.status != 200:
         client.refused = True
         client.event_stream = False
@@ -547,21 +535,21 @@ cdef int client_head(LoadC *load, ClientC *client, const uint8_t *data, size_t n
         memcpy(load.scratch, data, n)
         data = load.scratch
         client.carry.used = 0
-    if n or client.framing == FRAMING_NONE or (client.framing == FRAMING_LENGTH and not client.body_left):
+    if n or client.body.done:
         return client_body(load, client, data, n, now)
     return RC_OK
 
 cdef void client_ended(LoadC *load, ClientC *client, bint reset) noexcept nogil:
     # The peer has closed.
-    cdef bint idle = client.call == CALL_IDLE
-    if client.call == CALL_CLOSING:
+    cdef bint idle = client.state == REQUEST_IDLE
+    if client.state == REQUEST_CLOSING:
         client_shut(load, client, False)
         client_again(load, client, 0)
         return
-    if client.call == CALL_BODY and client.framing == FRAMING_CLOSE and not reset:
+    if client.state == REQUEST_BODY and client.body.framing == FRAMING_CLOSE and not reset:
         client_answered(load, client)
         return
-    if client.call == CALL_HEAD and client.used and not client.carry.used:
+    if client.state == REQUEST_HEAD and client.used and not client.carry.used:
         # It closed an idle connection while the next request was on its way: nobody's error, as any client knows.
         client_shut(load, client, False)
         client_connect(load, client)
@@ -583,30 +571,30 @@ cdef void client_unlist(LoadC *load, ClientC *client) noexcept nogil:
 
 cdef bint client_read(LoadC *load, ClientC *client) noexcept nogil:
     # One recv. Whether there may be more.
-    cdef ssize_t got = io_recv(client.end.fd, load.room, RECV_ROOM)
+    cdef ssize_t got = io_recv_into(client.conn.fd, load.room, RECV_ROOM)
     cdef int64_t now
     cdef int rc
-    cdef int fd = client.end.fd
+    cdef int fd = client.conn.fd
     if got == -EAGAIN:
-        client.end.readable = False
+        client.conn.readable = False
         return False
     if got <= 0:
         client_ended(load, client, got < 0)
         return False
-    if got < RECV_ROOM and not client.end.hung_up:
-        client.end.readable = False
+    if got < RECV_ROOM and not client.conn.hung_up:
+        client.conn.readable = False
     now = load_clock()
     load_count(load, COUNT_BYTES, <uint64_t>got)
     client.events_here = 0
-    if client.carry.used and client.call == CALL_BODY:
+    if client.carry.used and client.state == REQUEST_BODY:
         client.spoilt = True
-    if client.call == CALL_HEAD:
+    if client.state == REQUEST_HEAD:
         rc = client_head(load, client, load.room, got, now)
-    elif client.call == CALL_BODY:
+    elif client.state == REQUEST_BODY:
         rc = client_body(load, client, load.room, got, now)
     else:
         rc = RC_BAD         # bytes that nobody asked for
-    if client.leaver:
+    if client.disconnects:
         pass
     elif client.events_here == 1:
         load_count(load, COUNT_ALONE, 1)
@@ -615,30 +603,30 @@ cdef bint client_read(LoadC *load, ClientC *client) noexcept nogil:
     if rc == RC_DONE:
         client_answered(load, client)
     elif rc == RC_BAD or rc == -ENOMEM:
-        if client.call == CALL_IDLE:
+        if client.state == REQUEST_IDLE:
             client_unlist(load, client)
         client_failed(load, client, ERROR_PROTOCOL if rc == RC_BAD else ERROR_MEMORY)
-    return client.end.fd == fd and client.end.readable
+    return client.conn.fd == fd and client.conn.readable
 
 cdef void client_ready(LoadC *load, ClientC *client, bint writable) noexcept nogil:
     cdef int i
     cdef int error
-    if client.call == CALL_NONE or client.call == CALL_LEFT:
+    if client.state == REQUEST_NONE or client.state == REQUEST_LEFT:
         return
-    if client.call == CALL_CONNECT:
-        error = io_error(client.end.fd)
-        if error < 0 or (client.end.hung_up and not writable):
+    if client.state == REQUEST_CONNECT:
+        error = io_error(client.conn.fd)
+        if error < 0 or (client.conn.hung_up and not writable):
             client_failed(load, client, ERROR_CONNECT)
             return
         if not writable:
             return
         load.opening -= 1
         client_ask(load, client)
-    elif client.call == CALL_ASK and writable:
+    elif client.state == REQUEST_SEND and writable:
         client_send(load, client)
-    if client.leaver and client.phase == LEAVE_BLOCKED and not client.end.hung_up:
+    if client.disconnects and client.phase == LEAVE_BLOCKED and not client.conn.hung_up:
         return          # it does not read
     for i in range(READS_A_TURN):
-        if not client.end.readable or client.call == CALL_NONE or client.call == CALL_ASK or not client_read(load, client):
+        if not client.conn.readable or client.state == REQUEST_NONE or client.state == REQUEST_SEND or not client_read(load, client):
             return
-    load_queue(load, &client.end)
+    load_queue(load, &client.conn)

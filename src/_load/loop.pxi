@@ -37,8 +37,8 @@ cdef void load_finish(LoadC *load) noexcept nogil:
     load.finishing = True
     timer_clear(load, &load.arrival)
     for i in range(load.client_count):
-        if load.clients[i].leaver or load.clients[i].call == CALL_IDLE or load.clients[i].call == CALL_CONNECT \
-                or load.clients[i].call == CALL_CLOSING:
+        if load.clients[i].disconnects or load.clients[i].state == REQUEST_IDLE or load.clients[i].state == REQUEST_CONNECT \
+                or load.clients[i].state == REQUEST_CLOSING:
             client_shut(load, &load.clients[i], True)
     load.idle = NULL
     while source is not NULL:
@@ -56,8 +56,8 @@ cdef void load_abandon(LoadC *load) noexcept nogil:
     timer_clear(load, &load.arrival)
     for i in range(load.client_count):
         client_shut(load, &load.clients[i], True)
-        timer_clear(load, &load.clients[i].end)
-        load.clients[i].call = CALL_NONE
+        timer_clear(load, &load.clients[i].conn)
+        load.clients[i].state = REQUEST_NONE
         carry_free(&load.clients[i].carry)
     load.idle = load.spare = NULL
     load.clients = NULL
@@ -70,7 +70,7 @@ cdef void load_abandon(LoadC *load) noexcept nogil:
 
 cdef void load_command(LoadC *load) noexcept nogil:
     cdef uint32_t command
-    io_hush(load.mail.fd, &load.rung)
+    io_wake_clear(load.mail.fd, &load.wake_pending)
     command = sys_exchange(&load.command, COMMAND_NONE)
     if command == COMMAND_BEGIN:
         load_begin(load)
@@ -130,19 +130,19 @@ cdef void load_arrival(LoadC *load) noexcept nogil:
 
 cdef void load_due(LoadC *load) noexcept nogil:
     # One thing that is due, so that events that have come are not kept waiting; more where the generator is behind.
-    cdef EndC *end
+    cdef ConnC *conn
     cdef int i
     for i in range(CATCH_UP):
         if not load.heap_count:
             return
-        end = load.heap[1]
-        if end.due > load.now or (i and end.due > load.now - LATE_ALLOWED):
+        conn = load.heap[1]
+        if conn.due > load.now or (i and conn.due > load.now - LATE_ALLOWED):
             return
-        timer_clear(load, end)
-        if end.kind == END_SOURCE:
-            source_due(load, <SourceC *>end)
-        elif end.kind == END_CLIENT:
-            client_due(load, <ClientC *>end)
+        timer_clear(load, conn)
+        if conn.kind == CONN_SOURCE:
+            source_due(load, <SourceC *>conn)
+        elif conn.kind == CONN_CLIENT:
+            client_due(load, <ClientC *>conn)
         else:
             load_arrival(load)
 
@@ -158,37 +158,37 @@ cdef int load_wait(LoadC *load) noexcept nogil:
     left = load.heap[1].due - load_clock()
     return 0 if left <= 0 else <int>(left // 1000000)
 
-cdef void load_dispatch(LoadC *load, EndC *end, uint32_t events) noexcept nogil:
-    if end.kind == END_MAIL:
+cdef void load_dispatch(LoadC *load, ConnC *conn, uint32_t events) noexcept nogil:
+    if conn.kind == CONN_MAILBOX:
         load_command(load)
         return
-    if end.kind == END_LISTENER:
+    if conn.kind == CONN_LISTENER:
         source_accept(load)
         return
-    if end.fd < 0 or (end.kind == END_SOURCE and (<SourceC *>end).closed):
+    if conn.fd < 0 or (conn.kind == CONN_SOURCE and (<SourceC *>conn).closed):
         return
     if events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
-        end.readable = True
+        conn.readable = True
         if events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR):
-            end.hung_up = True
-    if end.kind == END_SOURCE:
-        source_ready(load, <SourceC *>end, (events & EPOLLOUT) != 0)
+            conn.hung_up = True
+    if conn.kind == CONN_SOURCE:
+        source_ready(load, <SourceC *>conn, (events & EPOLLOUT) != 0)
     else:
-        client_ready(load, <ClientC *>end, (events & EPOLLOUT) != 0)
+        client_ready(load, <ClientC *>conn, (events & EPOLLOUT) != 0)
 
 cdef void load_busy(LoadC *load) noexcept nogil:
-    cdef EndC *end = load.busy
-    cdef EndC *following
+    cdef ConnC *conn = load.busy
+    cdef ConnC *following
     load.busy = NULL
     load.busy_end = &load.busy
-    while end is not NULL:
-        following = end.busy_next
-        end.queued = False
-        if end.kind == END_SOURCE and not (<SourceC *>end).closed:
-            source_ready(load, <SourceC *>end, True)
-        elif end.kind == END_CLIENT and end.fd >= 0:
-            client_ready(load, <ClientC *>end, False)
-        end = following
+    while conn is not NULL:
+        following = conn.busy_next
+        conn.queued = False
+        if conn.kind == CONN_SOURCE and not (<SourceC *>conn).closed:
+            source_ready(load, <SourceC *>conn, True)
+        elif conn.kind == CONN_CLIENT and conn.fd >= 0:
+            client_ready(load, <ClientC *>conn, False)
+        conn = following
 
 cdef void load_reap(LoadC *load) noexcept nogil:
     # Frees the closed; one that is still queued waits for its turn.
@@ -197,7 +197,7 @@ cdef void load_reap(LoadC *load) noexcept nogil:
     load.parked = NULL
     while source is not NULL:
         following = source.next_parked
-        if source.end.queued:
+        if source.conn.queued:
             source.next_parked = load.parked
             load.parked = source
         else:
@@ -210,7 +210,7 @@ cdef void load_time_out(LoadC *load) noexcept nogil:
     cdef int i
     for i in range(load.client_count):
         client = &load.clients[i]
-        if (CALL_CONNECT <= client.call <= CALL_BODY and not client.leaver
+        if (REQUEST_CONNECT <= client.state <= REQUEST_BODY and not client.disconnects
                 and load.now - client.asked > load.plan.timeout):
             client_failed(load, client, ERROR_TIMEOUT)
 
@@ -228,7 +228,7 @@ cdef int load_run(LoadC *load) noexcept nogil:
         if n <= 0 and load.busy is NULL and (not load.heap_count or load.heap[1].due > load.now):
             begun = 0               # an empty look is no work
         for i in range(n):
-            load_dispatch(load, <EndC *>load.events[i].data.ptr, load.events[i].events)
+            load_dispatch(load, <ConnC *>load.events[i].data.ptr, load.events[i].events)
         load_busy(load)
         load_due(load)
         if load.plan is not NULL:

@@ -21,7 +21,7 @@ cdef enum:
     LATE_ALLOWED = 1000000          # a generator later than this sends several events a turn
     RETRY_PAUSE = 10000000          # before a client connects again after an error
     CLOSE_LIMIT = 10000000          # that a client waits for a FIN before it closes by itself
-    LEAVE_FIRST = 5000000           # a leaver stays at least this long in its phase ...
+    LEAVE_FIRST = 5000000           # a client that disconnects stays at least this long in its phase ...
     LEAVE_SPAN = 50000000           # ... and at most so much longer
     TOKEN_TIME = 10000              # that a token takes at least where the answer has no byte for it: see client_usage
 
@@ -41,7 +41,7 @@ cdef enum:
     AGAIN_CONNECT = 2               # on a new one
     AGAIN_ARRIVAL = 3               # when the next request is due
 
-# Phases in which a leaver leaves.
+# Phases in which a client disconnects.
 cdef enum:
     LEAVE_BODY = 0                  # half of its request is sent
     LEAVE_WAIT = 1                  # the backend has not answered
@@ -73,7 +73,7 @@ cdef enum:
     ERROR_TIMEOUT = 5
     ERROR_MEMORY = 6
     ERROR_NEVER = 7                 # a client left and the source was not told in time
-    ERROR_UNREACHED = 8             # a leaver's request never reached the source
+    ERROR_UNREACHED = 8             # the request of a client that disconnects never reached the source
     ERROR_DROPPED = 9               # an arrival for which there was no place
     ERROR_NO_ANSWER = 10            # a 200 that holds neither a token nor the end of an answer
     ERROR_ANSWER = 11               # a 200 that holds an error
@@ -111,7 +111,7 @@ cdef struct SourceC
 cdef struct PlanC:
     AddressC target
     ClientC *clients
-    int client_count                # leavers included
+    int client_count                # those that disconnect included
     int again                       # AGAIN_*
     int mode                        # MODE_*
     int events                      # in an answer; 0 is endless
@@ -143,21 +143,19 @@ cdef struct PlanC:
     uint64_t counts[COUNT_COUNT]
     HistogramC times[TIME_COUNT]
 
-# What every entry of the epoll set, and of the timers, begins with.
+# Kinds of a connection beside the engine's CONN_MAILBOX, CONN_CLIENT and CONN_LISTENER.
 cdef enum:
-    END_MAIL = 0
-    END_LISTENER = 1
-    END_CLIENT = 2
-    END_SOURCE = 3
-    END_ARRIVAL = 4
+    CONN_SOURCE = 4
+    CONN_ARRIVAL = 5                # no connection: when the next request of the shape arrivals is due
 
-cdef struct EndC:
+# What every entry of the epoll set, and of the timers, begins with.
+cdef struct ConnC:
     int fd
     uint8_t kind
     bint readable
     bint hung_up
-    bint queued                     # in the list of ends with work left
-    EndC *busy_next
+    bint queued                     # in the list of connections with work left
+    ConnC *busy_next
     size_t timer                    # its place in the heap; 0 is none
     int64_t due
 
@@ -167,21 +165,21 @@ cdef struct CarryC:
     size_t room
 
 cdef enum:
-    CALL_NONE = 0                   # no connection
-    CALL_CONNECT = 1
-    CALL_ASK = 2                    # the request is being sent
-    CALL_HEAD = 3                   # the response's head is awaited
-    CALL_BODY = 4
-    CALL_IDLE = 5                   # a connection without a request
-    CALL_LEFT = 6                   # it has closed and waits for the source to be told
-    CALL_CLOSING = 7                # it has its answer and waits for the FIN that it asked for
+    REQUEST_NONE = 0                # no connection
+    REQUEST_CONNECT = 1
+    REQUEST_SEND = 2                # the request is being sent
+    REQUEST_HEAD = 3                # the response's head is awaited
+    REQUEST_BODY = 4
+    REQUEST_IDLE = 5                # a connection without a request
+    REQUEST_LEFT = 6                # it has closed and waits for the source to be told
+    REQUEST_CLOSING = 7             # it has its answer and waits for the FIN that it asked for
 
 cdef struct ClientC:
-    EndC end
-    uint8_t call                    # CALL_*
+    ConnC conn
+    uint8_t state                   # REQUEST_*
     uint8_t mode
     uint8_t phase                   # LEAVE_*
-    bint leaver
+    bint disconnects
     bint used                       # its connection carried an answer before
     bint counted                    # in plan.flowing
     bint keep_alive
@@ -191,8 +189,7 @@ cdef struct ClientC:
     bint finished                   # a finish_reason has come
     bint failed                     # an error has come inside the answer
     bint spoilt                     # the event in `carry` began in an earlier read
-    uint8_t framing
-    uint32_t serial                 # of its request, unique in the generator's life
+    uint32_t request_id             # of its request, unique in the generator's life
     uint32_t number                 # of the event that comes next
     uint32_t asked_bytes            # of the request, sent
     int events_here                 # events in the read being looked at
@@ -203,43 +200,40 @@ cdef struct ClientC:
     int64_t left
     int64_t tokens                  # as the server says; -1 where it does not, -2 where nobody can believe it
     int64_t bytes                   # of the answer's content, framing and head excluded
-    int64_t body_left
     uint64_t position               # in a flood
-    ChunkC chunk
+    BodyC body                      # of the answer
     CarryC carry
-    SourceC *source                 # that got its request, of a leaver
+    SourceC *source                 # that got its request, where it disconnects
     ClientC *idle_next
 
 cdef struct SourceC:
-    EndC end
+    ConnC conn
     bint closed
     bint answering
     bint ending                     # nothing comes behind the last event
-    bint body_chunked
     bint keep_alive
     bint seen                       # the head of the request is there, and the body is being read
     bint other                      # it is no request for tokens
     bint to_head                    # it is a HEAD request
     uint8_t mode
-    uint32_t serial
+    uint32_t request_id
     uint32_t number
-    int64_t body_left
     int64_t next                    # when the next event is due
     size_t flood_at
-    ChunkC chunk
+    BodyC body                      # of the request
     CarryC inbox
     CarryC out                      # not yet taken by the socket
-    ClientC *client                 # the leaver whose request it has
+    ClientC *client                 # that disconnects, and whose request it has
     SourceC *next_parked
     SourceC *all_next
     SourceC **all_back
 
 cdef struct LoadC:
     int epfd
-    EndC mail
-    EndC listener
-    EndC arrival
-    uint32_t rung
+    ConnC mail
+    ConnC listener
+    ConnC arrival
+    uint32_t wake_pending
     uint32_t command                # COMMAND_*, written by the control plane
     uint32_t done                   # the last command that was carried out
     void *plan_given                # PlanC
@@ -250,7 +244,7 @@ cdef struct LoadC:
     bint own_source
     int64_t now
     uint64_t random[2]
-    uint32_t serial
+    uint32_t request_id
     ClientC *clients
     int client_count
     int opening
@@ -263,9 +257,9 @@ cdef struct LoadC:
     SlabC sources
     SourceC *all
     SourceC *parked
-    EndC *busy
-    EndC **busy_end
-    EndC **heap
+    ConnC *busy
+    ConnC **busy_end
+    ConnC **heap
     size_t heap_count
     size_t heap_room
     HeadC *head
@@ -302,14 +296,14 @@ cdef void load_time(LoadC *load, int which, int64_t ns) noexcept nogil:
 cdef void load_error(LoadC *load, int which) noexcept nogil:
     sys_add_counter(&load.plan.errors[which], 1)
 
-cdef void load_queue(LoadC *load, EndC *end) noexcept nogil:
-    # Has the end looked at again in the next turn.
-    if end.queued:
+cdef void load_queue(LoadC *load, ConnC *conn) noexcept nogil:
+    # Has the connection looked at again in the next turn.
+    if conn.queued:
         return
-    end.queued = True
-    end.busy_next = NULL
-    load.busy_end[0] = end
-    load.busy_end = &end.busy_next
+    conn.queued = True
+    conn.busy_next = NULL
+    load.busy_end[0] = conn
+    load.busy_end = &conn.busy_next
 
 # ------------------------------------------------------------------------------------------------------- carried bytes
 
@@ -351,15 +345,15 @@ cdef int mark_number(const uint8_t *p, int digits, uint64_t *value) noexcept nog
         value[0] = value[0] << 4 | text_hex[p[i]]
     return RC_OK
 
-cdef void mark_write(uint8_t *to, int64_t stamp, uint32_t serial, uint32_t number) noexcept nogil:
+cdef void mark_write(uint8_t *to, int64_t stamp, uint32_t request_id, uint32_t number) noexcept nogil:
     to[0] = c"@"
     text_digits(to + 1, <uint64_t>stamp, 16)
     to[17] = c"."
-    text_digits(to + 18, serial, 8)
+    text_digits(to + 18, request_id, 8)
     to[26] = c"."
     text_digits(to + 27, number, 8)
 
-cdef int mark_read(const uint8_t *p, int64_t *stamp, uint32_t *serial, uint32_t *number) noexcept nogil:
+cdef int mark_read(const uint8_t *p, int64_t *stamp, uint32_t *request_id, uint32_t *number) noexcept nogil:
     # RC_OK, or RC_BAD where no mark stands at p[0:MARK_LENGTH].
     cdef uint64_t a = 0
     cdef uint64_t b = 0
@@ -368,6 +362,6 @@ cdef int mark_read(const uint8_t *p, int64_t *stamp, uint32_t *serial, uint32_t 
             or mark_number(p + 18, 8, &b) != RC_OK or mark_number(p + 27, 8, &c) != RC_OK):
         return RC_BAD
     stamp[0] = <int64_t>a
-    serial[0] = <uint32_t>b
+    request_id[0] = <uint32_t>b
     number[0] = <uint32_t>c
     return RC_OK

@@ -9,11 +9,11 @@ cdef void source_close(LoadC *load, SourceC *source) noexcept nogil:
     if source.closed:
         return
     source.closed = True
-    timer_clear(load, &source.end)
+    timer_clear(load, &source.conn)
     if load.plan is NULL:
-        io_reset(source.end.fd)
+        io_reset(source.conn.fd)
     else:
-        io_close(source.end.fd)
+        io_close(source.conn.fd)
     if source.client is not NULL:
         source.client.source = NULL
         source.client = NULL
@@ -28,11 +28,11 @@ cdef void source_close(LoadC *load, SourceC *source) noexcept nogil:
 cdef void source_gone(LoadC *load, SourceC *source) noexcept nogil:
     # A FIN or an RST: what the source was told of a client that left.
     cdef ClientC *client = source.client
-    if client is not NULL and client.serial == source.serial and client.call == CALL_LEFT:
+    if client is not NULL and client.request_id == source.request_id and client.state == REQUEST_LEFT:
         load_time(load, TIME_CLOSE + client.phase, load_clock() - client.left)
         load_count(load, COUNT_LEFT, 1)
-        client.call = CALL_NONE
-        timer_set(load, &client.end, load.now + load_random_below(load, RETRY_PAUSE))
+        client.state = REQUEST_NONE
+        timer_set(load, &client.conn, load.now + load_random_below(load, RETRY_PAUSE))
     source_close(load, source)
 
 cdef void source_accept(LoadC *load) noexcept nogil:
@@ -47,14 +47,14 @@ cdef void source_accept(LoadC *load) noexcept nogil:
         if source is NULL:
             io_close(fd)
             return
-        source.end.fd = fd
-        source.end.kind = END_SOURCE
+        source.conn.fd = fd
+        source.conn.kind = CONN_SOURCE
         source.all_next = load.all
         source.all_back = &load.all
         if load.all is not NULL:
             load.all.all_back = &source.all_next
         load.all = source
-        if io_watch(load.epfd, fd, &source.end) < 0:
+        if io_watch(load.epfd, fd, &source.conn) < 0:
             source_close(load, source)
 
 cdef int source_flush(LoadC *load, SourceC *source) noexcept nogil:
@@ -62,7 +62,7 @@ cdef int source_flush(LoadC *load, SourceC *source) noexcept nogil:
     cdef ssize_t took
     if not source.out.used:
         return RC_OK
-    took = io_send(source.end.fd, source.out.data, source.out.used)
+    took = io_send(source.conn.fd, source.out.data, source.out.used)
     if took == -EAGAIN:
         return RC_AGAIN
     if took < 0:
@@ -74,7 +74,7 @@ cdef int source_send(LoadC *load, SourceC *source, const uint8_t *data, size_t n
     # Sends, and keeps what the socket does not take. RC_OK or RC_BAD.
     cdef ssize_t took = 0
     if not source.out.used:
-        took = io_send(source.end.fd, data, n)
+        took = io_send(source.conn.fd, data, n)
         if took == -EAGAIN:
             took = 0
         if took < 0:
@@ -88,19 +88,19 @@ cdef void source_finished(LoadC *load, SourceC *source) noexcept nogil:
     source.answering = False
     source.seen = False
     source.ending = False
-    source.serial = 0
+    source.request_id = 0
     if source.client is not NULL:
         source.client.source = NULL
         source.client = NULL
-    timer_clear(load, &source.end)
+    timer_clear(load, &source.conn)
     if not source.keep_alive:
-        io_shut(source.end.fd)
+        io_shut(source.conn.fd)
 
 cdef size_t source_write_event(LoadC *load, SourceC *source, uint8_t *to, int64_t stamp) noexcept nogil:
     # One event with its mark, in a chunk. Its length.
     cdef PlanC *plan = load.plan
     memcpy(to, plan.event, plan.event_length)
-    mark_write(to + plan.event_start + plan.mark, stamp, source.serial, source.number)
+    mark_write(to + plan.event_start + plan.mark, stamp, source.request_id, source.number)
     source.number += 1
     return plan.event_length
 
@@ -149,7 +149,7 @@ cdef void source_begin(LoadC *load, SourceC *source) noexcept nogil:
         if source_send(load, source, to, n) != RC_OK:
             source_gone(load, source)
             return
-        load_queue(load, &source.end)
+        load_queue(load, &source.conn)
         return
     source.next = load_clock()
     n += source_write_event(load, source, to + n, source.next)
@@ -169,7 +169,7 @@ cdef void source_begin(LoadC *load, SourceC *source) noexcept nogil:
     elif source.mode == MODE_EVENTS:
         # Each stream has a phase of its own, or all would send at once.
         source.next += load_random_below(load, plan.interval) + 1
-        timer_set(load, &source.end, source.next)
+        timer_set(load, &source.conn, source.next)
 
 cdef void source_due(LoadC *load, SourceC *source) noexcept nogil:
     # Its next event is due. One that the socket cannot take yet keeps the time at which it was due.
@@ -192,7 +192,7 @@ cdef void source_due(LoadC *load, SourceC *source) noexcept nogil:
             source_gone(load, source)
             return
     source.next += plan.interval
-    timer_set(load, &source.end, source.next)
+    timer_set(load, &source.conn, source.next)
 
 cdef void source_flood(LoadC *load, SourceC *source) noexcept nogil:
     # As much as the socket takes, a turn's share of it.
@@ -200,7 +200,7 @@ cdef void source_flood(LoadC *load, SourceC *source) noexcept nogil:
     cdef ssize_t took
     cdef int i
     for i in range(READS_A_TURN):
-        took = io_send(source.end.fd, plan.flood + source.flood_at, plan.flood_length - source.flood_at)
+        took = io_send(source.conn.fd, plan.flood + source.flood_at, plan.flood_length - source.flood_at)
         if took == -EAGAIN:
             return
         if took < 0:
@@ -210,7 +210,7 @@ cdef void source_flood(LoadC *load, SourceC *source) noexcept nogil:
         if source.flood_at < plan.flood_length:
             return
         source.flood_at = 0
-    load_queue(load, &source.end)
+    load_queue(load, &source.conn)
 
 cdef void source_answer_other(LoadC *load, SourceC *source) noexcept nogil:
     # Health checks and lists of models, which routers ask for before they send anything, and what comes between rounds.
@@ -227,23 +227,23 @@ cdef void source_answer_other(LoadC *load, SourceC *source) noexcept nogil:
         source_close(load, source)
 
 cdef void source_read_mark(LoadC *load, SourceC *source, HeadC *head) noexcept nogil:
-    # X-Request-ID-Bench: client.serial.mode, in hexadecimal digits. A request without it is answered as the plan says, or
+    # X-Request-ID-Bench: client.request_id.mode, in hexadecimal digits. A request without it is answered as the plan says, or
     # with a flood where its path is /flood: that is for clients that are not the generator's own.
     # Routers with a list of fields that may pass let those pass that begin with X-Request-ID.
     cdef FieldC *field
     cdef uint64_t client = 0
-    cdef uint64_t serial = 0
+    cdef uint64_t request_id = 0
     cdef int i
     source.mode = MODE_FLOOD if head_is(head.target, head.target_length, b"/flood") else <uint8_t>load.plan.mode
-    source.serial = 0
+    source.request_id = 0
     for i in range(head.count):
         field = &head.fields[i]
         if (text_same(field.line, field.name_length, b"x-request-id-bench") and field.value_length == 19
-                and mark_number(field.value, 8, &client) == RC_OK and mark_number(field.value + 9, 8, &serial) == RC_OK
-                and client < <uint64_t>load.client_count and load.clients[client].serial == serial):
+                and mark_number(field.value, 8, &client) == RC_OK and mark_number(field.value + 9, 8, &request_id) == RC_OK
+                and client < <uint64_t>load.client_count and load.clients[client].request_id == request_id):
             source.mode = <uint8_t>(field.value[18] - c"0")
-            source.serial = <uint32_t>serial
-            if load.clients[client].leaver:
+            source.request_id = <uint32_t>request_id
+            if load.clients[client].disconnects:
                 source.client = &load.clients[client]
                 source.client.source = source
                 client_reached(load, source.client)
@@ -260,9 +260,7 @@ cdef int source_read_head(LoadC *load, SourceC *source, const uint8_t *data, siz
         return RC_BAD
     used[0] = length
     source.keep_alive = head.keep_alive
-    source.body_chunked = head.framing == FRAMING_CHUNKED
-    source.body_left = head.content_length if head.framing == FRAMING_LENGTH else 0
-    memset(&source.chunk, 0, sizeof(ChunkC))
+    body_begin(&source.body, head.framing, head.content_length)
     source.seen = True
     source.to_head = head_is(head.method, head.method_length, b"HEAD")
     source.other = load.plan is NULL or not head_is(head.method, head.method_length, b"POST")
@@ -272,19 +270,12 @@ cdef int source_read_head(LoadC *load, SourceC *source, const uint8_t *data, siz
 
 cdef int source_read_body(LoadC *load, SourceC *source, const uint8_t *data, size_t n, size_t *used) noexcept nogil:
     # RC_DONE the body has ended at data[used]; RC_AGAIN; RC_BAD.
-    cdef const uint8_t *body = NULL
+    cdef const uint8_t *piece = NULL
     cdef size_t length = 0
     cdef int rc = RC_OK
-    if source.body_chunked:
-        while rc == RC_OK:
-            rc = chunk_next(&source.chunk, data, n, used, &body, &length)
-        return rc
-    length = n - used[0]
-    if <int64_t>length > source.body_left:
-        length = <size_t>source.body_left
-    used[0] += length
-    source.body_left -= length
-    return RC_AGAIN if source.body_left else RC_DONE
+    while rc == RC_OK:
+        rc = body_follow(&source.body, data, n, used, &piece, &length)
+    return rc
 
 cdef void source_bytes(LoadC *load, SourceC *source, const uint8_t *data, size_t n) noexcept nogil:
     # What a client, or the proxy between, has sent.
@@ -323,17 +314,17 @@ cdef void source_bytes(LoadC *load, SourceC *source, const uint8_t *data, size_t
 cdef void source_ready(LoadC *load, SourceC *source, bint writable) noexcept nogil:
     cdef ssize_t got
     cdef int rc
-    while source.end.readable:
+    while source.conn.readable:
         # Read even while it answers: the next request, or the end.
-        got = io_recv(source.end.fd, load.room, RECV_ROOM)
+        got = io_recv_into(source.conn.fd, load.room, RECV_ROOM)
         if got == -EAGAIN:
-            source.end.readable = False
+            source.conn.readable = False
             break
         if got <= 0:
             source_gone(load, source)
             return
-        if got < RECV_ROOM and not source.end.hung_up:
-            source.end.readable = False
+        if got < RECV_ROOM and not source.conn.hung_up:
+            source.conn.readable = False
         source_bytes(load, source, load.room, got)
         if source.closed:
             return

@@ -130,8 +130,8 @@ cdef void slab_free_all(SlabC *slab) noexcept nogil:
         slab.blocks = (<void **>block)[0]
         free(block)
 
-# Bytes that wait for a socket, in order. While `kept` is set the bytes that were sent stay too, so that the chain can be
-# rewound and sent again; `lost` says that some of them are gone.
+# Bytes that wait for a socket, in order. While `replayable` is set the bytes that were sent stay too, so that the chain can be
+# rewound and sent again; `incomplete` says that some of them are gone.
 #
 #   first ... at ... last
 #   | sent, kept | unsent |     `at` is NULL when nothing is unsent
@@ -142,8 +142,8 @@ cdef struct ChainC:
     int at_pos          # offset in at.data of the first unsent byte
     uint32_t unsent     # bytes
     uint32_t total      # bytes, the sent and kept ones included
-    uint8_t kept
-    uint8_t lost
+    uint8_t replayable
+    uint8_t incomplete
 
 cdef int chain_take(ChainC *chain, BufC *buf) noexcept nogil:
     # Appends a whole buffer, no copy; the chain owns it from now on. RC_OK.
@@ -192,14 +192,14 @@ cdef void chain_drop_sent(ChainC *chain, BufSlabC *slab) noexcept nogil:
         buf = chain.first
         chain.first = buf.next
         chain.total -= buf.end - buf.start
-        chain.lost = True
+        chain.incomplete = True
         buf_put(slab, buf)
     if chain.first is NULL:
         chain.last = NULL
     elif chain.at_pos > chain.first.start:
         chain.total -= chain.at_pos - chain.first.start
         chain.first.start = chain.at_pos
-        chain.lost = True
+        chain.incomplete = True
 
 cdef void chain_sent(ChainC *chain, BufSlabC *slab, size_t n) noexcept nogil:
     # Moves on by `n` bytes that a socket took.
@@ -214,12 +214,12 @@ cdef void chain_sent(ChainC *chain, BufSlabC *slab, size_t n) noexcept nogil:
         chain.at = chain.at.next
         if chain.at is not NULL:
             chain.at_pos = chain.at.start
-    if not chain.kept:
+    if not chain.replayable:
         chain_drop_sent(chain, slab)
 
 cdef void chain_forget(ChainC *chain, BufSlabC *slab) noexcept nogil:
     # Nothing will be sent again: keeps only what is unsent.
-    chain.kept = False
+    chain.replayable = False
     chain_drop_sent(chain, slab)
 
 cdef void chain_rewind(ChainC *chain) noexcept nogil:
@@ -236,3 +236,43 @@ cdef void chain_clear(ChainC *chain, BufSlabC *slab) noexcept nogil:
         chain.first = buf.next
         buf_put(slab, buf)
     memset(chain, 0, sizeof(ChainC))
+
+cdef int chain_replace(ChainC *chain, BufSlabC *slab, size_t at, size_t length, const uint8_t *data, size_t n) noexcept nogil:
+    # Puts data[0:n] in the place of `length` bytes, `at` bytes behind the beginning of a chain of which nothing was sent. RC_OK, or
+    # -ENOMEM: then nothing has changed.
+    cdef ChainC made
+    cdef BufC *buf = chain.first
+    cdef BufC *following
+    cdef size_t part
+    cdef size_t left = length
+    while <size_t>(buf.end - buf.start) < at:
+        at -= buf.end - buf.start
+        buf = buf.next
+    part = buf.end - buf.start - at
+    if part > left:
+        part = left
+    memset(&made, 0, sizeof(made))
+    if (chain_copy(&made, slab, data, n) != RC_OK
+            or chain_copy(&made, slab, buf.data + buf.start + at + part, buf.end - buf.start - at - part) != RC_OK):
+        chain_clear(&made, slab)
+        return -ENOMEM
+    left -= part
+    buf.end = <int>(buf.start + at)
+    following = buf.next
+    while left:
+        part = following.end - following.start
+        if part > left:
+            following.start += <int>left
+            break
+        left -= part
+        buf.next = following.next
+        buf_put(slab, following)
+        following = buf.next
+    if made.first is not NULL:
+        buf.next = made.first
+        made.last.next = following
+        buf = made.last
+    if following is NULL:
+        chain.last = buf
+    chain.unsent = chain.total = <uint32_t>(chain.total - length + n)
+    return RC_OK

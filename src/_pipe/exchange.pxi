@@ -1,84 +1,108 @@
-# exchange: its beginning, its state, its deadline and its one end.
+# exchange: its beginning, its state, its attempts and its one end.
 #
 # exchange_set_state() is the only writer of a state, exchange_end() the only place where an outcome is counted, and
 # attempt_end() the only place where an in-flight count is released.
 
+cdef struct ExchangeC:
+    ClientC *client         # NULL once it left a backend that must finish
+    UpstreamC *upstream     # NULL before the connect and after the response's end
+    uint8_t state           # STATE_*, written by exchange_set_state() only
+    uint8_t same_backend    # the request goes to the backend that it went to before, on a fresh connection
+    uint8_t outcome         # OUTCOME_*, where it was decided before the end
+    uint8_t up_broken       # the upstream takes no more of the request; its answer may still come
+    uint8_t forwarded       # a byte of a final response was sent to the client
+    uint8_t content         # a byte of the body that is not an SSE comment was forwarded
+    uint8_t to_head         # the method is HEAD
+    uint8_t minor           # of the client's HTTP version
+    uint8_t client_keeps    # the client may use its connection again
+    uint8_t client_closes   # it said that it will not
+    uint8_t upgrade         # the client asked for a 101
+    uint8_t dechunk         # a chunked response for an HTTP/1.0 client
+    uint8_t event_stream
+    uint8_t answered        # a byte of an answer came; then the request is not sent again
+    uint8_t unanswered      # times that a backend took some of the request and ended without a byte
+    uint8_t no_host         # the request came without a Host
+    uint8_t held            # it was kept until its backend was known, and is more than is kept to be sent again
+    uint8_t address         # index of the one that is tried
+    uint8_t attempts        # upstreams used
+    uint8_t addresses_tried  # of the current backend, in this attempt; from 0 again where a new table came
+    uint8_t skipped_line    # the empty line that may stand before a request was seen
+    uint8_t reset           # the client's connection must end with an RST
+    uint8_t deaf            # the client takes no more, but what it sent before is still to be read (tunnels)
+    uint8_t reason          # REASON_* of the last failure
+    ExchangeC *ended_next   # in the list of those that ended in this turn
+    TableC *table           # that its attempt began with, or before the first one the request
+    PoolC *pool             # in that table
+    BackendC *counted       # that counts it as in flight, or NULL
+    QuotaC *quota           # of a client that left a backend that must finish: its place is taken until the end
+    BufC *host              # the client's own Host, where a backend was given another
+    JsonC *json             # looks for the model in the body; NULL where it need not be found, or the body is over
+    uint32_t head_length    # of the request, as it stands in `up`
+    uint32_t kept           # bytes that count in the process's budget of what is kept
+    int backend             # slot, -1 before the choice
+    int32_t backend_id      # of it; -1 before the choice
+    int status              # sent to the client, 0 for none
+    int error               # errno that ended it
+    uint64_t tried[MAX_BACKEND_WORDS]
+    HostC origin            # the client that a trusted peer speaks for, where it names one
+    BodyC up_body           # of the request, as the client sends it
+    BodyC down_body         # of the response, as the upstream sends it
+    ChainC up               # for the upstream
+    ChainC down             # for the client
+    int64_t begun_at        # first byte of the request
+    int64_t head_at         # the head was complete: start of the TTFT that is shown
+    int64_t whole_at        # the request was complete: start of the TTFT limit, one for all attempts
+    int64_t content_at      # first content byte was forwarded
+    int64_t upstream_at     # since when the wait for the upstream's answer counts; in a tunnel, for a byte of either side
+    int64_t request_at      # a byte of the request last came, or was last taken by the upstream; in a tunnel only the latter
+    int64_t client_at       # the client last took bytes
+    int64_t left_at         # the client left
+    int64_t bytes_up        # received from the client
+    int64_t bytes_down      # sent to the client
+    uint8_t request_id_length
+    uint8_t method_length
+    uint8_t path_length
+    uint8_t request_id[REQUEST_ID_ROOM]
+    uint8_t method[METHOD_ROOM]
+    uint8_t path[PATH_ROOM]
+
+cdef char NO_ADDRESS[ADDRESS_ROOM]      # of a client that is gone
+
+# The states that may follow each state, a bit for each.
+cdef uint16_t STATE_MOVES[STATE_ENDED + 1]
+
+cdef void exchange_init() noexcept nogil:
+    STATE_MOVES[STATE_HEAD] = 1 << STATE_HEAD | 1 << STATE_MODEL | 1 << STATE_ROUTE | 1 << STATE_FLUSH | 1 << STATE_ENDED
+    STATE_MOVES[STATE_MODEL] = 1 << STATE_ROUTE | 1 << STATE_FLUSH | 1 << STATE_ENDED
+    STATE_MOVES[STATE_ROUTE] = (1 << STATE_ROUTE | 1 << STATE_CONNECT | 1 << STATE_WAIT | 1 << STATE_FLUSH
+                                | 1 << STATE_ENDED)
+    STATE_MOVES[STATE_CONNECT] = 1 << STATE_ROUTE | 1 << STATE_WAIT | 1 << STATE_FLUSH | 1 << STATE_ENDED
+    STATE_MOVES[STATE_WAIT] = (1 << STATE_ROUTE | 1 << STATE_STREAM | 1 << STATE_TUNNEL | 1 << STATE_FLUSH
+                               | 1 << STATE_DETACHED | 1 << STATE_ENDED)
+    STATE_MOVES[STATE_STREAM] = 1 << STATE_FLUSH | 1 << STATE_DETACHED | 1 << STATE_ENDED
+    STATE_MOVES[STATE_FLUSH] = 1 << STATE_ENDED
+    STATE_MOVES[STATE_TUNNEL] = 1 << STATE_FLUSH | 1 << STATE_ENDED
+    STATE_MOVES[STATE_DETACHED] = 1 << STATE_ENDED
+
+exchange_init()
+
 cdef int exchange_phase(ExchangeC *x) noexcept nogil:
     # What a log calls the state, seen more finely.
-    if x.state == STATE_HEAD:
+    if x.state == STATE_HEAD or x.state == STATE_ROUTE:
         return PHASE_HEAD
+    if x.state == STATE_MODEL:
+        return PHASE_BODY
     if x.state == STATE_CONNECT:
         return PHASE_CONNECT
     if x.state == STATE_TUNNEL:
         return PHASE_TUNNEL
-    if x.state == STATE_FINISH:
+    if x.state == STATE_DETACHED:
         return PHASE_FINISH
     if x.state == STATE_WAIT:
-        return PHASE_WAIT if x.up_done and not x.up.unsent else PHASE_BODY
+        return PHASE_WAIT if x.up_body.done and not x.up.unsent else PHASE_BODY
     if x.down.unsent:
         return PHASE_BLOCKED
     return PHASE_STREAM if x.content else PHASE_SILENT
-
-cdef int64_t sooner(int64_t deadline, int64_t start, int64_t after, uint8_t reason, uint8_t *outcome) noexcept nogil:
-    # The earlier of a deadline and start + after; an `after` of 0 is off, a deadline of 0 never.
-    if not after or (deadline and deadline <= start + after):
-        return deadline
-    outcome[0] = reason
-    return start + after
-
-cdef int64_t exchange_deadline(WorkerC *w, ExchangeC *x, uint8_t *outcome) noexcept nogil:
-    # When the exchange's time is up and with which outcome; 0 for never (rule F).
-    cdef SettingsC *limits = &w.settings
-    cdef int64_t deadline = sooner(0, x.begun, limits.total_timeout, OUTCOME_TIMEOUT_TOTAL, outcome)
-    if x.down.unsent:
-        deadline = sooner(deadline, x.taken, limits.send_timeout, OUTCOME_TIMEOUT_SEND, outcome)
-    if x.state == STATE_TUNNEL and x.up.unsent:
-        return sooner(deadline, x.moved, limits.send_timeout, OUTCOME_TIMEOUT_SEND, outcome)
-    if x.down.unsent:
-        return deadline
-    if x.state == STATE_HEAD:
-        return sooner(deadline, x.begun, limits.head_timeout, OUTCOME_TIMEOUT_HEAD, outcome)
-    if x.up_done and not x.content and x.state != STATE_TUNNEL:
-        deadline = sooner(deadline, x.whole, limits.ttft_timeout, OUTCOME_TIMEOUT_TTFT, outcome)
-    if x.state == STATE_CONNECT and x.upstream is not NULL:
-        return sooner(deadline, x.upstream.since, limits.connect_timeout, OUTCOME_TIMEOUT_CONNECT, outcome)
-    if x.state == STATE_WAIT and not x.up_broken:
-        # The answer is not awaited before the request is there. Once it has begun, it alone counts: a backend that answers
-        # need not take the rest, and a client that sends it must not hide that no answer comes any more.
-        if x.up.unsent:
-            return sooner(deadline, x.moved, limits.idle_timeout, OUTCOME_TIMEOUT_IDLE, outcome)
-        if not x.up_done:
-            return sooner(deadline, x.moved, limits.idle_timeout, OUTCOME_TIMEOUT_BODY, outcome)
-    if x.content or x.state == STATE_TUNNEL:
-        return sooner(deadline, x.waited, limits.idle_timeout, OUTCOME_TIMEOUT_IDLE, outcome)
-    if x.up_done:
-        return deadline
-    return sooner(deadline, x.waited, limits.ttft_timeout, OUTCOME_TIMEOUT_TTFT, outcome)
-
-cdef int64_t linger_deadline(WorkerC *w, int64_t since, int64_t heard) noexcept nogil:
-    # When a connection that lingers is closed, though its peer has not closed it (rule A6).
-    cdef int64_t deadline = since + LINGER_TIME
-    if heard + LINGER_SILENCE < deadline:
-        deadline = heard + LINGER_SILENCE
-    if w.draining:
-        if since < w.drained:
-            since = w.drained
-        if since + LINGER_DRAIN < deadline:
-            deadline = since + LINGER_DRAIN
-    return deadline
-
-cdef int64_t client_deadline(WorkerC *w, ClientC *client) noexcept nogil:
-    # When a connection without an exchange has had its time; 0 is never.
-    cdef int64_t most = w.settings.keepalive_timeout
-    if client.state == CLIENT_LINGER:
-        return linger_deadline(w, client.since, client.linger.heard)
-    if w.draining:
-        return client.since + FIRST_REQUEST_TIME
-    if client.refusal and w.settings.head_timeout:
-        return client.since + w.settings.head_timeout       # it has no keep-alive to wait for
-    if client.state == CLIENT_NEW and w.settings.head_timeout and (not most or w.settings.head_timeout < most):
-        most = w.settings.head_timeout      # who connects does so to ask for something
-    return client.since + most if most else 0
 
 cdef void exchange_rearm(WorkerC *w, ExchangeC *x) noexcept nogil:
     # Has the wheel look at the deadline, which may have come nearer.
@@ -93,9 +117,19 @@ cdef void exchange_set_state(WorkerC *w, ExchangeC *x, uint8_t state) noexcept n
     # The one writer of a state; with it the count of streams and the deadline.
     if state_streams(x.state) != state_streams(state):
         sys_add_counter(&w.stats.streaming_active, 1 if state_streams(state) else <uint64_t>-1)
+    sys_check((STATE_MOVES[x.state] >> state) & 1, "an exchange's state")
     x.state = state
-    if state != STATE_ENDED:
+    if state != STATE_ENDED and state != STATE_ROUTE:       # which does not wait
         exchange_rearm(w, x)
+
+cdef void exchange_take_table(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # What the exchange goes by from now on is the worker's table, and in it the pool that it had.
+    cdef PoolStateC *state = x.pool.state if x.pool is not NULL else NULL
+    w.table.users += 1
+    if x.table is not NULL:
+        table_release(x.table)
+    x.table = w.table
+    x.pool = table_pool(w.table, state)
 
 cdef ExchangeC *exchange_begin(WorkerC *w, ClientC *client) noexcept nogil:
     # An exchange for the request whose first byte is there; NULL where there is no memory.
@@ -103,24 +137,30 @@ cdef ExchangeC *exchange_begin(WorkerC *w, ClientC *client) noexcept nogil:
     if x is NULL:
         return NULL
     x.client = client
+    exchange_take_table(w, x)
     x.backend = -1
-    x.begun = w.now
-    x.waited = w.now
-    x.moved = w.now
+    x.backend_id = -1
+    x.begun_at = w.now
+    x.upstream_at = w.now
+    x.request_at = w.now
     x.minor = 1
-    x.framing_up = FRAMING_CLOSE        # before its head is whole, nobody knows where it ends
-    quiet_leave(w, client)
+    x.up_body.framing = FRAMING_CLOSE        # before its head is whole, nobody knows where it ends
     client.conn.exchange = x
-    client.state = CLIENT_BUSY
     w.exchange_count += 1
     exchange_set_state(w, x, STATE_HEAD)
     return x
+
+cdef void exchange_reroute(WorkerC *w, ExchangeC *x, bint same_backend) noexcept nogil:
+    # The request is to be sent again: to the same backend on a fresh connection, or to one that was not tried.
+    x.same_backend = same_backend
+    exchange_set_state(w, x, STATE_ROUTE)
 
 cdef void attempt_begin(WorkerC *w, ExchangeC *x, int slot) noexcept nogil:
     # The backend at that slot, which counts this exchange already, is to work on it.
     x.backend = slot
     x.attempts += x.attempts < 255
-    x.counted = w.table.routes[slot].backend
+    x.counted = x.table.routes[slot].backend
+    x.backend_id = x.counted.id
     sys_add_counter(&w.stats.backends[slot].exchanges, 1)
 
 cdef void attempt_end(WorkerC *w, ExchangeC *x) noexcept nogil:
@@ -133,6 +173,8 @@ cdef void attempt_end(WorkerC *w, ExchangeC *x) noexcept nogil:
 cdef void upstream_drop(WorkerC *w, ExchangeC *x) noexcept nogil:
     # Closes the exchange's upstream, so that the backend stops, and ends the attempt.
     if x.upstream is not NULL:
+        if x.state == STATE_TUNNEL and x.up.unsent:
+            x.upstream.reset = True         # the bytes that it lacks have no other mark
         upstream_close(w, x.upstream)
         x.upstream = NULL
     attempt_end(w, x)
@@ -140,14 +182,14 @@ cdef void upstream_drop(WorkerC *w, ExchangeC *x) noexcept nogil:
 cdef void request_count_kept(WorkerC *w, ExchangeC *x) noexcept nogil:
     # Counts what the exchange keeps to send again in the process's budget. What fits into one buffer does not count: a client
     # costs that anyway, and short requests, which are most, touch nothing that workers share.
-    cdef uint32_t kept = x.up.total if x.up.kept and x.up.total > BUF_SIZE else 0
+    cdef uint32_t kept = x.up.total if (x.up.replayable or x.held) and x.up.total > BUF_SIZE else 0
     if kept != x.kept:
         sys_add_shared_counter(&w.shared.kept, <uint64_t>kept - x.kept)
         x.kept = kept
 
-cdef bint request_keeps(WorkerC *w, uint64_t total, uint64_t more) noexcept nogil:
+cdef bint request_keeps(WorkerC *w, ExchangeC *x, uint64_t total, uint64_t more) noexcept nogil:
     # Whether a request may be kept that is so long, or would be with so many bytes more (rule B2).
-    if total > <uint64_t>w.settings.failover_body + w.settings.max_head:
+    if total > <uint64_t>x.pool.limits.failover_body + w.settings.max_head:
         return False
     return not w.shared.kept_most or total <= BUF_SIZE or sys_read_counter(&w.shared.kept) + more <= w.shared.kept_most
 
@@ -155,6 +197,12 @@ cdef void request_forget(WorkerC *w, ExchangeC *x) noexcept nogil:
     # It will not be sent again: keeps only what was not sent.
     chain_forget(&x.up, &w.bufs)
     request_count_kept(w, x)
+
+cdef void json_free(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # Nothing is looked for in the request's body any more.
+    if x.json is not NULL:
+        slab_put(&w.scans, x.json)
+        x.json = NULL
 
 cdef void exchange_blame(WorkerC *w, ExchangeC *x, uint8_t reason, int error) noexcept nogil:
     # Notes and counts why an attempt failed or a request was refused; `error` is the errno, 0 for none.
@@ -164,22 +212,23 @@ cdef void exchange_blame(WorkerC *w, ExchangeC *x, uint8_t reason, int error) no
 
 cdef void exchange_record(WorkerC *w, ExchangeC *x, const char *address, uint8_t phase, uint8_t outcome,
                           int64_t close_time) noexcept nogil:
-    # Writes the event record of an ended exchange: for the access log, and at once where a client left.
+    # Writes the record of an ended exchange: for the access log, and at once for who listens for clients that leave.
     cdef RecordC *record
-    if not w.settings.access_records and outcome != OUTCOME_CLIENT_ABORT:
+    cdef bint urgent = outcome == OUTCOME_CLIENT_ABORT and sys_load_acquire(&w.mail.wake_on_abort) != 0
+    if not w.settings.access_records and not urgent:
         return
     record = mail_next_record(&w.mail)
     if record is NULL:
         sys_add_counter(&w.stats.records_dropped, 1)
         return
-    record.kind = KIND_EXCHANGE
+    record.kind = RECORD_EXCHANGE
     record.at = w.now
-    record.ttft = x.first - x.asked if x.first else -1
-    record.duration = w.now - x.begun
+    record.ttft = x.content_at - x.head_at if x.content_at else -1
+    record.duration = w.now - x.begun_at
     record.bytes_up = x.bytes_up
     record.bytes_down = x.bytes_down
     record.close_time = close_time
-    record.backend = x.backend
+    record.backend = x.backend_id
     record.status = 499 if outcome == OUTCOME_CLIENT_ABORT else x.status
     record.error = x.error
     record.outcome = outcome
@@ -196,7 +245,7 @@ cdef void exchange_record(WorkerC *w, ExchangeC *x, const char *address, uint8_t
     memcpy(record.request_id, x.request_id, x.request_id_length)
     memcpy(record.method, x.method, x.method_length)
     memcpy(record.path, x.path, x.path_length)
-    mail_post(&w.mail, outcome == OUTCOME_CLIENT_ABORT)
+    mail_post(&w.mail, urgent)
 
 cdef void exchange_end(WorkerC *w, ExchangeC *x, uint8_t phase, uint8_t outcome) noexcept nogil:
     # The one end of every exchange. Releases all that it holds but the client connection, which is the caller's next
@@ -209,25 +258,25 @@ cdef void exchange_end(WorkerC *w, ExchangeC *x, uint8_t phase, uint8_t outcome)
     if x.up.unsent or x.down.unsent:
         discard(&w.stats, DISCARD_TUNNEL if x.state == STATE_TUNNEL else DISCARD_REQUEST, x.up.unsent)
         discard(&w.stats, DISCARD_TUNNEL if x.state == STATE_TUNNEL else DISCARD_RESPONSE, x.down.unsent)
-        if x.state == STATE_TUNNEL and x.up.unsent and x.upstream is not NULL:
-            x.upstream.reset = True         # the bytes that it lacks have no other mark
     upstream_drop(w, x)
-    if x.left and x.state != STATE_FINISH:
+    if x.left_at and x.state != STATE_DETACHED:
         clock_gettime(CLOCK_MONOTONIC, &clock)
-        close_time = clock.tv_sec * 1000000 + clock.tv_nsec // 1000 - x.left
+        close_time = clock.tv_sec * 1000000 + clock.tv_nsec // 1000 - x.left_at
         histogram_add(&w.stats.disconnect, close_time)
     sys_add_counter(&w.stats.outcomes[outcome], 1)
     sys_add_counter(&w.stats.bytes_up, x.bytes_up)
-    histogram_add(&w.stats.duration, w.now - x.begun)
+    histogram_add(&w.stats.duration, w.now - x.begun_at)
     exchange_record(w, x, address, phase, outcome, close_time)
     if x.up.first is not NULL:
+        x.held = False
         request_forget(w, x)
         chain_clear(&x.up, &w.bufs)
     chain_clear(&x.down, &w.bufs)
     if x.host is not NULL:
         buf_put(&w.bufs, x.host)
-    if x.state == STATE_FINISH:
-        client_uncount(w, 0, x.quota)
+    json_free(w, x)
+    if x.state == STATE_DETACHED:
+        place_free(w, 0, x.quota)
         sys_add_counter(&w.stats.finishing, <uint64_t>-1)
     if x.client is not NULL:
         x.client.conn.exchange = NULL
@@ -237,3 +286,15 @@ cdef void exchange_end(WorkerC *w, ExchangeC *x, uint8_t phase, uint8_t outcome)
     retry_earn(w.shared)
     x.ended_next = w.ended
     w.ended = x
+
+cdef void request_id_make(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # 32 hexadecimal digits from a xorshift128+ generator (Vigna, 2017) with a seed from the system: unique, not secret.
+    cdef uint64_t a = w.random[0]
+    cdef uint64_t b = w.random[1]
+    w.random[0] = b
+    a ^= a << 23
+    a ^= b ^ (a >> 18) ^ (b >> 5)
+    w.random[1] = a
+    x.request_id_length = 32
+    text_digits(x.request_id, a + b, 16)
+    text_digits(x.request_id + 16, a * 3 ^ b, 16)

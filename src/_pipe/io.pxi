@@ -1,6 +1,6 @@
 # io: the only callers of accept, recv, send, connect, shutdown and close. errno is mapped here, and nowhere else.
 #
-# No call waits, whatever the descriptor's own mode: whoever accepted it need not set that. A result of 0 from io_recv is
+# No call waits, whatever the descriptor's own mode: whoever accepted it need not set that. A result of 0 from io_recv_into is
 # the peer's FIN; -EAGAIN is "not now"; any other negative number is -errno, and the connection is lost.
 
 cdef struct AddressC:
@@ -32,21 +32,16 @@ cdef ssize_t io_take(int fd, void *data, size_t n, int flags) noexcept nogil:
         if errno != EINTR:
             return -errno
 
-cdef ssize_t io_recv(int fd, void *data, size_t n) noexcept nogil:
+cdef ssize_t io_recv_into(int fd, void *data, size_t n) noexcept nogil:
     return io_take(fd, data, n, 0)
 
-cdef ssize_t io_look(int fd, void *data, size_t n) noexcept nogil:
-    # As io_recv, but the bytes stay where they are. An error does not: the kernel tells of it once.
+cdef ssize_t io_peek(int fd, void *data, size_t n) noexcept nogil:
+    # As io_recv_into, but the bytes stay where they are. An error does not: the kernel tells of it once.
     return io_take(fd, data, n, MSG_PEEK)
 
-cdef ssize_t io_skip(int fd, void *scratch, size_t n) noexcept nogil:
-    # Takes bytes that io_look has shown. TCP does not copy them again; a Unix socket does, into `scratch`.
+cdef ssize_t io_discard(int fd, void *scratch, size_t n) noexcept nogil:
+    # Takes bytes that io_peek has shown. TCP does not copy them again; a Unix socket does, into `scratch`.
     return io_take(fd, scratch, n, MSG_TRUNC)
-
-cdef ssize_t io_peek(int fd) noexcept nogil:
-    # Whether anything waits: 1 byte, 0 for a FIN, -EAGAIN for nothing.
-    cdef uint8_t byte
-    return io_look(fd, &byte, 1)
 
 cdef ssize_t io_send(int fd, const void *data, size_t n) noexcept nogil:
     # Bytes taken, -EAGAIN where there is no room, -EPIPE or -ECONNRESET where the peer is gone.
@@ -57,22 +52,6 @@ cdef ssize_t io_send(int fd, const void *data, size_t n) noexcept nogil:
             return took
         if errno != EINTR:
             return -errno
-
-cdef ssize_t io_send_chain(int fd, ChainC *chain, BufSlabC *slab) noexcept nogil:
-    # Sends what is unsent, buffer by buffer, until the socket takes no more: bytes taken, or -errno.
-    cdef ssize_t took
-    cdef ssize_t total = 0
-    cdef size_t n
-    while chain.unsent:
-        n = chain.at.end - chain.at_pos
-        took = io_send(fd, chain.at.data + chain.at_pos, n) if n else 0
-        if took < 0:
-            return total if took == -EAGAIN else took
-        chain_sent(chain, slab, took)
-        total += took
-        if <size_t>took < n:
-            break
-    return total
 
 cdef void io_nodelay(int fd) noexcept nogil:
     # No Nagle. A Unix socket refuses, and needs none.
@@ -115,6 +94,14 @@ cdef int io_accept(int listener, sockaddr_storage *peer) noexcept nogil:
     cdef socklen_t n = sizeof(sockaddr_storage)
     cdef int fd = accept4(listener, <sockaddr *>peer, &n, SOCK_NONBLOCK | SOCK_CLOEXEC)
     return fd if fd >= 0 else -errno
+
+cdef int io_stream(int fd) noexcept nogil:
+    # RC_OK where the descriptor is a stream socket, else -errno.
+    cdef int kind = 0
+    cdef socklen_t n = sizeof(kind)
+    if getsockopt(fd, SOL_SOCKET, SO_TYPE, &kind, &n) < 0:
+        return -errno
+    return RC_OK if kind == SOCK_STREAM else -EINVAL
 
 cdef void io_address_text(const sockaddr_storage *peer, char *text, size_t room) noexcept nogil:
     # A peer's address without its port; empty for that of a Unix socket. An IPv4 client of an IPv6 socket has an IPv4
@@ -196,16 +183,16 @@ cdef void io_reset(int fd) noexcept nogil:
     setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now))
     close(fd)
 
-cdef void io_ring(int fd, uint32_t *rung) noexcept nogil:
+cdef void io_wake_post(int fd, uint32_t *wake_pending) noexcept nogil:
     # Wakes the other side, unless it was woken before and has not looked yet.
     cdef uint64_t one = 1
-    if not sys_exchange(rung, 1):
+    if not sys_exchange(wake_pending, 1):
         write(fd, &one, sizeof(one))
 
-cdef void io_hush(int fd, uint32_t *rung) noexcept nogil:
-    # The woken side calls this before it looks, so that nothing written later goes unseen. The count goes first: what is rung
-    # between the two is seen by the look that follows. The other way round it would be read away, with `rung` set for ever, and
-    # one that was set before its write would leave the descriptor readable for ever.
+cdef void io_wake_clear(int fd, uint32_t *wake_pending) noexcept nogil:
+    # The woken side calls this before it looks, so that nothing written later goes unseen. The count goes first: what is posted
+    # between the two is seen by the look that follows. The other way round it would be read away, with `wake_pending` set for
+    # ever, and one that was set before its write would leave the descriptor readable for ever.
     cdef uint64_t count
     read(fd, &count, sizeof(count))
-    sys_exchange(rung, 0)
+    sys_exchange(wake_pending, 0)

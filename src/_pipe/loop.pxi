@@ -18,8 +18,8 @@ cdef void table_replace(WorkerC *w, TableC *table) noexcept nogil:
     while conn is not NULL:
         following = conn.all_next
         upstream = <UpstreamC *>conn
-        if conn.side == SIDE_UPSTREAM and not upstream.orphan:
-            route = &table.routes[upstream.backend]
+        if conn.kind == CONN_UPSTREAM and not upstream.orphan:
+            route = table_route(table, upstream.backend)
             address = &old.routes[upstream.backend].addresses[upstream.address]
             upstream.orphan = True
             for i in range(route.address_count):
@@ -29,39 +29,53 @@ cdef void table_replace(WorkerC *w, TableC *table) noexcept nogil:
             if upstream.orphan and conn.exchange is NULL and not upstream.lingers:
                 upstream_close(w, upstream)
         conn = following
+    for i in range(table.count):
+        if table.routes[i].backend is not NULL:
+            backend_stats_take(&w.stats.backends[i], table.routes[i].backend.id)
     w.table = table
-    w.tables += 1
-    table_free(old)
+    table_release(old)
 
 cdef void loop_mail(WorkerC *w) noexcept nogil:
-    # What the control plane has sent.
+    # What the control plane and the worker that accepts have sent.
     cdef uint32_t head = w.mail.in_head
+    cdef uint32_t tail
+    cdef uint32_t commands
     cdef void *table
     cdef ConnC *conn
     cdef ConnC *following
-    io_hush(w.mail.in_fd, &w.mail.in_rung)
+    io_wake_clear(w.mail.in_fd, &w.mail.in_wake_pending)
+    # These two first: whoever sees a descriptor sees the listening sockets that were handed over before it, and whoever sees a
+    # command all that was sent before it.
+    tail = sys_load_acquire(&w.mail.in_tail)
+    commands = sys_exchange(&w.mail.commands, 0)
     listener_take(w)
-    if sys_exchange(&w.mail.room, 0):
+    if commands & COMMAND_END_LISTENING:
+        listener_end_all(w)
+    if commands & COMMAND_MAKE_ROOM:
         clients_give_way(w)
     table = sys_exchange_pointer(&w.new_table, NULL)
     if table is not NULL:
         table_replace(w, <TableC *>table)
-    while head != sys_load_acquire(&w.mail.in_tail):
+    if w.listener is not NULL:
+        listener_adopt(w)       # nobody but the control plane writes into this one's mailbox
+        head = tail
+    while head != tail:
         client_adopt(w, &w.mail.adopts[head & (MAIL_IN - 1)])
         head += 1
         sys_store_release(&w.mail.in_head, head)
-    w.stopping = sys_load_acquire(&w.mail.stopping) != 0
-    if not w.draining and sys_load_acquire(&w.mail.draining):
+    if commands & COMMAND_STOP:
+        w.stopping = True
+    if commands & COMMAND_DRAIN and not w.draining:
         w.draining = True
         w.drained = w.now
         conn = w.all
         while conn is not NULL:
             following = conn.all_next
-            if conn.side == SIDE_CLIENT and (<ClientC *>conn).state <= CLIENT_IDLE:
+            if conn.kind == CONN_CLIENT and (<ClientC *>conn).state <= CLIENT_IDLE:
                 client_drain(w, <ClientC *>conn)
-            elif conn.exchange is NULL and conn.side == SIDE_CLIENT:
+            elif conn.exchange is NULL and conn.kind == CONN_CLIENT:
                 timer_arm(w, conn, client_deadline(w, <ClientC *>conn))     # it lingers
-            elif conn.exchange is NULL and conn.side == SIDE_UPSTREAM and (<UpstreamC *>conn).lingers:
+            elif conn.exchange is NULL and conn.kind == CONN_UPSTREAM and (<UpstreamC *>conn).lingers:
                 timer_arm(w, conn, upstream_deadline(w, <UpstreamC *>conn))
             conn = following
 
@@ -69,25 +83,15 @@ cdef void loop_dispatch(WorkerC *w, epoll_event *event) noexcept nogil:
     cdef ConnC *conn = <ConnC *>event.data.ptr
     if conn.closed:
         return          # by an earlier event of this batch
-    if conn.side == SIDE_MAIL:
+    conn_told(conn, event.events)
+    if conn.kind == CONN_MAILBOX:
         loop_mail(w)
-        return
-    if conn.side == SIDE_LISTENER:
-        conn.readable = True
+    elif conn.kind == CONN_LISTENER:
         step_listener(w, conn)
-        return
-    if event.events & (EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
-        conn.readable = True
-        if event.events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR):
-            conn.hung_up = conn.to_end = True
-            if event.events & EPOLLERR:
-                conn.failed = True
-        if event.events & EPOLLPRI:
-            conn.to_end = True      # a recv stops before an urgent byte
-    if conn.side == SIDE_CLIENT:
+    elif conn.kind == CONN_CLIENT:
         step_client(w, <ClientC *>conn)
     else:
-        step_upstream(w, <UpstreamC *>conn, (event.events & EPOLLOUT) != 0)
+        step_upstream(w, <UpstreamC *>conn)
 
 cdef void loop_busy(WorkerC *w) noexcept nogil:
     # Those that had work left when this pass began; what they queue again waits for the next turn.
@@ -99,12 +103,14 @@ cdef void loop_busy(WorkerC *w) noexcept nogil:
         following = conn.busy_next
         conn.queued = False
         if not conn.closed:
-            if conn.side == SIDE_CLIENT:
+            if conn.kind == CONN_CLIENT:
                 step_client(w, <ClientC *>conn)
-            elif conn.side == SIDE_UPSTREAM:
-                step_upstream(w, <UpstreamC *>conn, False)
-            else:
+            elif conn.kind == CONN_UPSTREAM:
+                step_upstream(w, <UpstreamC *>conn)
+            elif conn.kind == CONN_LISTENER:
                 step_listener(w, conn)
+            else:
+                listener_adopt(w)
         conn = following
 
 cdef void loop_reap(WorkerC *w) noexcept nogil:
@@ -119,28 +125,27 @@ cdef void loop_reap(WorkerC *w) noexcept nogil:
             conn.all_next = w.parked
             w.parked = conn
         else:
-            slab_put(&w.clients if conn.side == SIDE_CLIENT else &w.upstreams, conn)
+            slab_put(&w.clients if conn.kind == CONN_CLIENT else &w.upstreams, conn)
         conn = following
     while w.ended is not NULL:
         x = w.ended
         w.ended = x.ended_next
+        table_release(x.table)
         slab_put(&w.exchanges, x)
 
 cdef void loop_cut(WorkerC *w, ClientC *client) noexcept nogil:
     # Ends a client connection now, and its exchange as honestly as one send allows.
     cdef ExchangeC *x = client.conn.exchange
-    cdef int rc = RC_OK
     cdef bint reset = False
     if x is not NULL:
         # What it has not taken is lost; where only the end of the connection ends the answer, a FIN would hide that.
-        reset = x.forwarded and x.state != STATE_TUNNEL and (x.framing_down == FRAMING_CLOSE or x.dechunk)
-        if x.state == STATE_HEAD or x.state == STATE_FLUSH or x.state == STATE_TUNNEL:
-            rc = RC_OK
-        elif x.forwarded:
-            rc = response_truncate(w, x, OUTCOME_SHUTDOWN)
-        else:
-            rc = answer_error(w, x, 503, OUTCOME_SHUTDOWN)
-        if rc != RC_GONE:
+        reset = x.forwarded and x.state != STATE_TUNNEL and (x.down_body.framing == FRAMING_CLOSE or x.dechunk)
+        if x.state != STATE_HEAD and x.state != STATE_FLUSH and x.state != STATE_TUNNEL:
+            if x.forwarded:
+                response_truncate(w, x, OUTCOME_SHUTDOWN)
+            else:
+                answer_error(w, x, 503, OUTCOME_SHUTDOWN)
+        if x.state != STATE_ENDED:
             exchange_end(w, x, <uint8_t>exchange_phase(x), OUTCOME_SHUTDOWN)
     if not client.conn.closed:
         client_close(w, client, reset)
@@ -152,7 +157,7 @@ cdef void loop_cut_all(WorkerC *w) noexcept nogil:
     while w.all is not NULL:
         conn = w.all
         x = conn.exchange
-        if conn.side == SIDE_CLIENT:
+        if conn.kind == CONN_CLIENT:
             loop_cut(w, <ClientC *>conn)
         elif x is NULL:
             upstream_close(w, <UpstreamC *>conn)
@@ -206,7 +211,7 @@ cdef int loop_run(WorkerC *w) noexcept nogil:
             conn = timer_pop(w)
             if conn is NULL:
                 break
-            if conn.side == SIDE_LISTENER:
+            if conn.kind == CONN_LISTENER:
                 listener_resume(w)
             else:
                 step_expired(w, conn)
@@ -215,6 +220,7 @@ cdef int loop_run(WorkerC *w) noexcept nogil:
             break
     loop_mail(w)
     loop_cut_all(w)
+    loop_reap(w)
     w.busy = NULL
     w.busy_end = &w.busy
     return rc

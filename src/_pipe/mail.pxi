@@ -1,16 +1,33 @@
 # mail: the two rings of a worker, each with one writer and one reader, and their eventfds.
 #
-# Into it go accepted descriptors, from the worker that accepts; out of it come event records, for the control plane. A full
-# ring never makes anybody wait: such a worker gets no new client, and a record is dropped and counted. The words beside the
-# rings each have one writer too, but for those that ring and hush, and `room`. What workers decide together is in shared.
+# Into it go accepted descriptors, from the worker that accepts, or into that one's own ring, which has no other use, from the
+# control plane that was given them elsewhere. Out of it come records, for the control plane. A full ring never makes anybody wait:
+# such a worker gets no new client, and a record is dropped and counted. The words beside the rings each have one writer too, but
+# for `commands` and those of the wake-ups. What workers decide together is in shared.
 
 cdef enum:
     MAIL_IN = 4096              # powers of two
     MAIL_OUT = 4096
 
+# What a worker is told, a bit each. The last is told by the worker that accepts, the others by the control plane.
+cdef enum:
+    COMMAND_DRAIN = 1
+    COMMAND_STOP = 2
+    COMMAND_END_LISTENING = 4   # accept what waits, and no more
+    COMMAND_MAKE_ROOM = 8       # clients that are idle for long are to give way
+
+# Kinds of records; llmpipe.record_kinds has a tuple for each, with the fields that mean something there.
+cdef enum:
+    RECORD_EXCHANGE = 0
+    RECORD_BACKEND_DOWN = 1
+    RECORD_BACKEND_UP = 2
+    RECORD_ACCEPT_PAUSED = 3
+    RECORD_ACCEPT_RESUMED = 4
+    RECORD_ACCEPT_ENDED = 5
+
 cdef struct AdoptC:
     int fd
-    uint16_t refusal            # as in ClientC
+    uint16_t refuse_status      # as in ClientC
     uint8_t trusted             # the same
     QuotaC *quota               # the same
     char address[ADDRESS_ROOM]
@@ -21,6 +38,7 @@ cdef struct RecordC:
     int64_t duration            # us
     int64_t bytes_up
     int64_t bytes_down
+    int64_t clients             # of all workers
     int64_t close_time          # us from the client's disconnect to the upstream's close, -1 for none
     int32_t backend
     int32_t status
@@ -40,19 +58,17 @@ cdef struct RecordC:
 
 cdef struct MailC:
     uint32_t in_head            # next to be read; written by the worker
-    uint32_t in_tail            # next to be written; written by the worker that accepts
-    uint32_t in_rung            # the worker was woken and has not looked yet; written by both sides
-    uint32_t draining           # written by the control plane, once
-    uint32_t stopping           # the same
+    uint32_t in_tail            # next to be written; written by the worker that accepts, its own by the control plane
+    uint32_t in_wake_pending    # the worker was woken and has not looked yet; written by both sides
+    uint32_t commands           # COMMAND_*; set by others, taken by the worker
     uint32_t out_head           # written by the control plane
     uint32_t out_tail           # written by the worker
-    uint32_t out_rung           # the same of the control plane
+    uint32_t out_wake_pending   # the same of the control plane
     uint64_t adopted            # clients that the worker was given; written by the worker that accepts
     uint64_t refused            # of those, with a refusal; the same
-    uint32_t closing            # accept what waits and no more; written by the control plane, once
-    uint32_t room               # clients that are idle for long are to give way; written by both
     uint64_t quiet              # us, since when the longest idle client is; 0 where none is. Written by the worker
-    uint32_t closed             # that is done; written by the worker, once
+    uint32_t wake_on_abort      # the control plane is woken for a client that left; written by it
+    uint32_t closed             # it accepts no more; written by the worker, once
     int in_fd                   # eventfds
     int out_fd
     AdoptC *adopts              # MAIL_IN of them
@@ -62,10 +78,15 @@ cdef bint mail_full(MailC *mail) noexcept nogil:
     return mail.in_tail - sys_load_acquire(&mail.in_head) == MAIL_IN
 
 cdef void mail_put(MailC *mail, AdoptC *adopt) noexcept nogil:
-    # The accepting worker: puts a descriptor into a ring that is not full.
+    # The ring's one writer: puts a descriptor into a ring that is not full.
     mail.adopts[mail.in_tail & (MAIL_IN - 1)] = adopt[0]
     sys_store_release(&mail.in_tail, mail.in_tail + 1)
-    io_ring(mail.in_fd, &mail.in_rung)
+    io_wake_post(mail.in_fd, &mail.in_wake_pending)
+
+cdef void mail_command(MailC *mail, uint32_t command) noexcept nogil:
+    # Anybody: tells the worker something. What it has not taken yet is told to it once.
+    sys_or_shared(&mail.commands, command)
+    io_wake_post(mail.in_fd, &mail.in_wake_pending)
 
 cdef RecordC *mail_next_record(MailC *mail) noexcept nogil:
     # Worker: the place of the next record, or NULL where the ring is full. mail_post() hands it over.
@@ -77,4 +98,4 @@ cdef void mail_post(MailC *mail, bint urgent) noexcept nogil:
     # Worker: hands the record over. Only an urgent one, or the one that makes the ring half full, costs a system call.
     sys_store_release(&mail.out_tail, mail.out_tail + 1)
     if urgent or mail.out_tail - sys_load_acquire(&mail.out_head) == MAIL_OUT // 2:
-        io_ring(mail.out_fd, &mail.out_rung)
+        io_wake_post(mail.out_fd, &mail.out_wake_pending)

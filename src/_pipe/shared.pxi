@@ -9,13 +9,15 @@
 # backends, frees those that nobody counts when it makes a table.
 
 cdef enum:
+    MAX_BACKENDS = 128          # those that are gone and still have something to do included
+    MAX_BACKEND_WORDS = 2       # MAX_BACKENDS / 64
     RETRY_FIRST = 1000          # retry budget at the start, in hundredths of a retry
     RETRY_MOST = 10000
     RETRY_COST = 100
     RETRY_EARNED = 20           # by each exchange
     EJECT_FIRST = 100000        # us
     EJECT_MOST = 10000000
-    NAME_ROOM = 264             # a backend's name
+    NAME_ROOM = 264             # a backend's name, or a pool's
 
 cdef struct BackendC:
     uint32_t in_flight          # exchanges that it works on
@@ -23,19 +25,43 @@ cdef struct BackendC:
     uint32_t address            # index of the address that was connected last
     uint32_t users              # tables that point to it; raised by the control plane only
     uint64_t ejected_until      # us of CLOCK_MONOTONIC; 0 where it is not left out
-    BackendC *next              # the control plane's, as `name`
+    uint32_t down               # its health checks fail; the control plane's
+    int32_t id                  # never given to another one; records and counters name it so. The control plane's, as the rest
+    int slot                    # in every table, for as long as anything is left of it
+    BackendC *next
+    char name[NAME_ROOM]
+
+# What the workers know together of a pool. As a backend, it has a name that outlives tables.
+cdef struct PoolStateC:
+    uint32_t turn               # where the choice among equals begins
+    uint32_t users              # tables that point to it; raised by the control plane only
+    PoolStateC *next
     char name[NAME_ROOM]
 
 cdef struct SharedC:
-    uint32_t engines            # that point to it; the control plane's
-    BackendC *backends          # the control plane's
+    uint32_t engines            # that point to it; the control plane's, as all up to the budget
+    BackendC *backends
+    PoolStateC *pools
+    uint64_t slots[MAX_BACKEND_WORDS]   # that are taken
+    int32_t next_id
     uint32_t retry_budget       # hundredths
-    uint32_t next_slot          # where the choice among equals begins
     uint64_t kept               # bytes of requests that are kept to be sent again
     uint64_t kept_most          # 0 is no limit
 
+cdef int slot_take(SharedC *shared) noexcept nogil:
+    # The first slot that is free, or -1.
+    cdef int word
+    cdef int slot
+    for word in range(MAX_BACKEND_WORDS):
+        if ~shared.slots[word]:
+            slot = word * 64 + sys_lowest_bit(~shared.slots[word])
+            shared.slots[word] |= <uint64_t>1 << (slot & 63)
+            return slot
+    return -1
+
 cdef BackendC *backend_find(SharedC *shared, const char *name, size_t n) noexcept nogil:
-    # Control plane: the backend of that name, made where there is none, with one more user; NULL where there is no memory.
+    # Control plane: the backend of that name, made where there is none, with one more user; NULL where there is no memory, or no
+    # slot. One that nobody counts any more is freed, and so is its slot.
     cdef BackendC **link = &shared.backends
     cdef BackendC *backend
     cdef BackendC *found = NULL
@@ -45,11 +71,42 @@ cdef BackendC *backend_find(SharedC *shared, const char *name, size_t n) noexcep
             found = backend
         elif not sys_load_acquire(&backend.users) and not sys_load_acquire(&backend.in_flight):
             link[0] = backend.next
+            shared.slots[backend.slot >> 6] &= ~(<uint64_t>1 << (backend.slot & 63))
             free(backend)
             continue
         link = &backend.next
     if found is NULL:
         found = <BackendC *>calloc(1, sizeof(BackendC))
+        if found is NULL:
+            return NULL
+        found.slot = slot_take(shared)
+        if found.slot < 0:
+            free(found)
+            return NULL
+        memcpy(found.name, name, n)
+        found.id = shared.next_id
+        shared.next_id += 1
+        link[0] = found
+    sys_add_shared(&found.users, 1)
+    return found
+
+cdef PoolStateC *pool_state_find(SharedC *shared, const char *name, size_t n) noexcept nogil:
+    # Control plane: the state of the pool of that name, made where there is none, with one more user; NULL where there is no memory.
+    # One that no table points to any more is freed.
+    cdef PoolStateC **link = &shared.pools
+    cdef PoolStateC *state
+    cdef PoolStateC *found = NULL
+    while link[0] is not NULL:
+        state = link[0]
+        if strlen(state.name) == n and memcmp(state.name, name, n) == 0:
+            found = state
+        elif not sys_load_acquire(&state.users):
+            link[0] = state.next
+            free(state)
+            continue
+        link = &state.next
+    if found is NULL:
+        found = <PoolStateC *>calloc(1, sizeof(PoolStateC))
         if found is NULL:
             return NULL
         memcpy(found.name, name, n)
@@ -60,11 +117,16 @@ cdef BackendC *backend_find(SharedC *shared, const char *name, size_t n) noexcep
 cdef void shared_free(SharedC *shared) noexcept nogil:
     # Control plane: one engine less.
     cdef BackendC *backend
+    cdef PoolStateC *pool
     if shared is NULL:
         return
     shared.engines -= 1
     if shared.engines:
         return
+    while shared.pools is not NULL:
+        pool = shared.pools
+        shared.pools = pool.next
+        free(pool)
     while shared.backends is not NULL:
         backend = shared.backends
         shared.backends = backend.next
@@ -84,8 +146,9 @@ cdef void retry_earn(SharedC *shared) noexcept nogil:
     if sys_load_acquire(&shared.retry_budget) < RETRY_MOST:
         sys_add_shared(&shared.retry_budget, RETRY_EARNED)
 
-cdef bint backend_left_out(BackendC *backend, int64_t now) noexcept nogil:
-    return <int64_t>sys_read_counter(&backend.ejected_until) > now
+cdef bint backend_out(BackendC *backend, int64_t now) noexcept nogil:
+    # Whether others are asked in its place, as long as there are any.
+    return <int64_t>sys_read_counter(&backend.ejected_until) > now or sys_load_acquire(&backend.down) != 0
 
 cdef int64_t backend_eject(BackendC *backend, int64_t now) noexcept nogil:
     # Leaves the backend out for a time that doubles with each failure in a row: that time, or 0 where it is left out already.

@@ -23,11 +23,25 @@ cdef void histogram_add(HistogramC *histogram, int64_t us) noexcept nogil:
     sys_add_counter(&histogram.sum, <uint64_t>us)
 
 cdef struct BackendStatsC:
+    uint64_t whose              # the backend's id + 1; 0 for nobody's yet
     uint64_t idle
     uint64_t exchanges
     uint64_t connects
     uint64_t reuses
     uint64_t failures
+    uint64_t content_at         # us; when content last came from it
+
+cdef void backend_stats_take(BackendStatsC *stats, int32_t id) noexcept nogil:
+    # A slot's counters are those of the backend with that id from now on: where they were another's, they begin anew. Idle
+    # upstreams are there or not, whoever counts them.
+    if stats.whose == <uint64_t>id + 1:
+        return
+    sys_set_counter(&stats.exchanges, 0)
+    sys_set_counter(&stats.connects, 0)
+    sys_set_counter(&stats.reuses, 0)
+    sys_set_counter(&stats.failures, 0)
+    sys_set_counter(&stats.content_at, 0)
+    sys_set_counter(&stats.whose, <uint64_t>id + 1)
 
 cdef struct StatsC:
     uint64_t accepted
@@ -42,10 +56,10 @@ cdef struct StatsC:
     uint64_t finishing          # exchanges whose client left and whose backend may finish
     uint64_t streaming_bytes    # of response bodies and tunnels, towards clients
     uint64_t bytes_up
-    uint64_t events             # pieces of response bodies forwarded, one a recv
+    uint64_t reads_forwarded    # pieces of response bodies forwarded, one a recv
     uint64_t outcomes[OUTCOME_COUNT]
     uint64_t reasons[REASON_COUNT]
-    uint64_t discarded[DISCARD_COUNT]   # bytes
+    uint64_t discarded[DISCARD_COUNT]  # bytes
     uint64_t connects
     uint64_t connect_errors
     uint64_t reuses

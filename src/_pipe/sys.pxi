@@ -71,6 +71,7 @@ cdef extern from "<sys/socket.h>" nogil:
     int SOCK_CLOEXEC
     int SOL_SOCKET
     int SO_ERROR
+    int SO_TYPE
     int SO_LINGER
     int SO_KEEPALIVE
     int SO_OOBINLINE
@@ -154,6 +155,7 @@ cdef extern from *:
     static inline uint32_t sys_load_acquire(const uint32_t *word) { return __atomic_load_n(word, __ATOMIC_ACQUIRE); }
     static inline void sys_store_release(uint32_t *word, uint32_t value) { __atomic_store_n(word, value, __ATOMIC_RELEASE); }
     static inline void sys_add_shared(uint32_t *word, uint32_t n) { __atomic_add_fetch(word, n, __ATOMIC_ACQ_REL); }
+    static inline void sys_or_shared(uint32_t *word, uint32_t bits) { __atomic_or_fetch(word, bits, __ATOMIC_ACQ_REL); }
     /* Where it fails, *seen is what is there instead. */
     static inline int sys_compare_exchange(uint32_t *word, uint32_t *seen, uint32_t value) {
         return __atomic_compare_exchange_n(word, seen, value, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
@@ -169,6 +171,14 @@ cdef extern from *:
         __atomic_store_n(word, __atomic_load_n(word, __ATOMIC_RELAXED) + n, __ATOMIC_RELAXED);
     }
     static inline void sys_set_counter(uint64_t *word, uint64_t value) { __atomic_store_n(word, value, __ATOMIC_RELAXED); }
+    /* What must hold: looked at in the asan flavour and on the simulated kernel, and not compiled elsewhere. */
+    #ifdef LLMPIPE_CHECKS
+    #include <stdio.h>
+    #include <stdlib.h>
+    #define sys_check(holds, what) ((holds) ? (void)0 : (fprintf(stderr, "llmpipe: check failed: %s\\n", what), abort()))
+    #else
+    #define sys_check(holds, what) ((void)(what))
+    #endif
     static inline int sys_lowest_bit(uint64_t word) { return __builtin_ctzll(word); }
     static inline int sys_highest_bit(uint64_t word) { return 63 - __builtin_clzll(word); }
 
@@ -185,6 +195,7 @@ cdef extern from *:
     uint32_t sys_load_acquire(const uint32_t *word) noexcept nogil
     void sys_store_release(uint32_t *word, uint32_t value) noexcept nogil
     void sys_add_shared(uint32_t *word, uint32_t n) noexcept nogil
+    void sys_or_shared(uint32_t *word, uint32_t bits) noexcept nogil
     bint sys_compare_exchange(uint32_t *word, uint32_t *seen, uint32_t value) noexcept nogil
     bint sys_compare_exchange_counter(uint64_t *word, uint64_t *seen, uint64_t value) noexcept nogil
     uint64_t sys_add_shared_counter(uint64_t *word, uint64_t n) noexcept nogil
@@ -195,5 +206,6 @@ cdef extern from *:
     void sys_set_counter(uint64_t *word, uint64_t value) noexcept nogil
     void sys_poison(const void *at, size_t n) noexcept nogil
     void sys_unpoison(const void *at, size_t n) noexcept nogil
+    void sys_check(bint holds, const char *what) noexcept nogil
     int sys_lowest_bit(uint64_t word) noexcept nogil
     int sys_highest_bit(uint64_t word) noexcept nogil

@@ -5,6 +5,9 @@
 # armed again. Arming does something only where the new time is before the armed one. A heap was rejected: it costs
 # log n for deadlines that are nearly always moved.
 
+cdef struct WorkerC
+cdef struct ConnC
+
 cdef void timer_disarm(WorkerC *w, ConnC *conn) noexcept nogil:
     if not conn.due:
         return

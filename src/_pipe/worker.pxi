@@ -1,4 +1,4 @@
-# worker: all that one worker owns, its settings in the units of the engine, and the routing table.
+# worker: all that one worker owns, and its settings in the units of the engine.
 
 cdef enum:
     MAX_WORKERS = 256
@@ -22,72 +22,39 @@ cdef enum:
     LINGER_DRAIN = 2000000      # the same, once the worker drains
     FIRST_REQUEST_TIME = 1000000  # us that a drain gives a connection for its first request: it is on its way
 
-cdef struct SettingsC:
-    size_t max_request_line
-    size_t max_head
-    int max_fields
+# Time-outs and limits of a pool's exchanges and upstreams.
+cdef struct LimitsC:
     size_t max_response_head
     int max_response_fields
     int64_t max_body
     int64_t failover_body
-    int64_t head_timeout        # us, as all time-outs here; 0 is off
-    int64_t keepalive_timeout
-    int64_t connect_timeout
+    int64_t connect_timeout     # us, as all time-outs; 0 is off
     int64_t ttft_timeout
     int64_t idle_timeout
     int64_t total_timeout
-    int64_t send_timeout
     int64_t upstream_idle_timeout
-    int64_t dead_peer_timeout
     bint retry_429
     bint retry_502
     bint retry_503
     bint midstream_error_event
     bint comments_count_as_content
+
+# What holds for all clients of the process.
+cdef struct SettingsC:
+    size_t max_request_line
+    size_t max_head
+    int max_fields
+    int64_t head_timeout
+    int64_t keepalive_timeout
+    int64_t send_timeout
+    int64_t dead_peer_timeout
     bint access_records
     TrustC trust
 
-# One entry of a routing table, as configure() made it.
-cdef struct RouteC:
-    BackendC *backend           # NULL where the slot is not in use
-    uint8_t finish_on_abort
-    uint8_t address_count
-    char authority[AUTHORITY_ROOM]
-    char host[AUTHORITY_ROOM]   # the Host that it gets; empty: the client's
-    AddressC addresses[MAX_ADDRESSES]
-
-cdef struct TableC:
-    RouteC routes[MAX_BACKENDS]
-    int count                   # slots in use
-
-cdef void table_free(TableC *table) noexcept nogil:
-    # A table that no worker uses any more, or NULL.
-    cdef int slot
-    if table is NULL:
-        return
-    for slot in range(table.count):
-        if table.routes[slot].backend is not NULL:
-            sys_add_shared(&table.routes[slot].backend.users, <uint32_t>-1)
-    free(table)
-
-cdef struct WorkerC
-
-# A listening socket, in the one worker that accepts for all. There may be several; the first of their list holds what they
-# share: the limits, the pause and its timer, the workers.
-cdef struct ListenerC:
-    ConnC conn
-    ListenerC *next
-    int64_t most                # clients of all workers; then accepting pauses ...
-    int64_t resume_at           # ... until there are no more than these
-    int64_t max_connections     # clients that are served; those above get an error answer. 0 is no limit
-    int64_t max_per_address     # the same, of one address
-    QuotaTableC *quotas         # NULL without max_per_address
-    bint paused
-    bint watched                # in the epoll set
-    bint failing                # accept gave nothing but errors
-    int failed                  # of those in a row
-    int count
-    WorkerC *workers[MAX_WORKERS]
+cdef struct TableC
+cdef struct ListenerC
+cdef struct UpstreamC
+cdef struct ClientC
 
 cdef struct WorkerC:
     int epfd
@@ -102,11 +69,11 @@ cdef struct WorkerC:
     void *new_table             # a TableC handed over by the control plane, or NULL
     void *new_listener          # a list of ListenerC, the same
     ListenerC *listener         # the first of them; NULL where another worker accepts
-    TableC *table
-    uint32_t tables             # how many there have been
+    TableC *table               # the one that new exchanges and attempts take
     SharedC *shared             # what all workers of the process know together
-    UpstreamC *idle[MAX_BACKENDS]   # idle upstreams by slot, the last used first
+    UpstreamC *idle[MAX_BACKENDS]  # idle upstreams by slot, the last used first
     SettingsC settings
+    LimitsC limits              # of a pool that says nothing else
     BufC *hot                   # every recv goes here
     uint8_t *bulk               # an unpaced stream is looked at here, BULK_SIZE bytes at once
     BufSlabC bufs
@@ -114,6 +81,7 @@ cdef struct WorkerC:
     SlabC upstreams
     SlabC exchanges
     SlabC lingers
+    SlabC scans                 # JsonC
     int64_t client_count
     int64_t exchange_count
     int64_t lingering           # upstreams that linger
@@ -126,9 +94,9 @@ cdef struct WorkerC:
     ClientC **quiet_end
     ConnC *parked               # closed in this turn
     ExchangeC *ended            # in this turn
-    void *wides                 # free areas for long heads
-    int wides_free
-    int wides_held              # those in use
+    void *long_heads            # free areas for long heads
+    int long_heads_free
+    int long_heads_held         # those in use
     ConnC *wheel[WHEEL_SLOTS]
     uint64_t wheel_used[WHEEL_WORDS]
     int64_t wheel_tick          # first slot, counted from the beginning of time, that was not looked at

@@ -14,7 +14,7 @@ TIMES: tuple[str, ...]
 COUNTS: tuple[str, ...]
 ERRORS: tuple[str, ...]
 LEAVE_PHASES: tuple[str, ...]
-"""Phases of an exchange in which a leaver leaves."""
+"""Phases of an exchange in which a client disconnects."""
 
 class Plan(Protocol):
     """What one run does; times in nanoseconds."""
@@ -26,7 +26,7 @@ class Plan(Protocol):
     def clients(self) -> int:
         """Clients that stay."""
     @property
-    def leavers(self) -> int:
+    def disconnecting(self) -> int:
         """Clients that leave in a random phase, again and again."""
     @property
     def again(self) -> int:

@@ -1,20 +1,24 @@
 """The boundary between the control plane (Python) and the data plane (Cython).
 
-Everything that crosses it is here: one class and a few tuples of names. Times are seconds (float) and sizes bytes
+Everything that crosses it is here, one class and a few tuples of names, and in `record_kinds`. Times are seconds (float) and sizes bytes
 (int) unless a name says otherwise.
 """
 
 from collections.abc import Sequence
-from typing import Protocol, TypedDict
+from typing import TypedDict
+
+from llmpipe.config import Settings
+from llmpipe.record_kinds import Record
+from llmpipe.routing import Routing
 
 OUTCOMES: tuple[str, ...]
-"""Printable names of the ways an exchange can end; an index into it is the `outcome` of an event record."""
+"""Printable names of the ways an exchange can end; an index into it is the `outcome` of a record."""
 
 PHASES: tuple[str, ...]
-"""Printable names of the phases of an exchange; an index into it is the `phase` of an event record."""
+"""Printable names of the phases of an exchange; an index into it is the `phase` of a record."""
 
 REASONS: tuple[str, ...]
-"""Why an attempt failed or a request was refused; an index into it is the `reason` of an event record. The first is none."""
+"""Why an attempt failed or a request was refused; an index into it is the `reason` of a record. The first is none."""
 
 DISCARDS: tuple[str, ...]
 """Why received bytes went nowhere; an index into it is one into the `discarded` of the statistics."""
@@ -31,117 +35,47 @@ MAX_ADDRESSES: int
 MAX_LISTENERS: int
 """Listening sockets that `Engine.listen` accepts at; it refuses more."""
 
-EVENT_EXCHANGE: int
-"""Kind of an event record: an exchange ended."""
+MAX_WORKERS: int
+"""Engines that `Engine.listen` gives clients to; it refuses more."""
 
-EVENT_BACKEND_DOWN: int
-"""Kind of an event record: a backend failed and is left out for `duration` seconds."""
+MAX_WEIGHT: int
+"""The greatest weight of a backend in its pool, and the highest tier."""
 
-EVENT_BACKEND_UP: int
-"""Kind of an event record: a backend that was left out answered again."""
+MAX_NETWORKS: int
+"""Trusted networks that an engine has room for."""
 
-EVENT_ACCEPT_PAUSED: int
-"""Kind of an event record: no client is accepted now. `bytes_up` is the number of clients, `error` why: 0 for as many as
-may be, EAGAIN for engines that have thousands to take first, else what accept(2) said."""
+MAX_HEAD: int
+"""The longest head, or request line, that an engine can be told to take."""
 
-EVENT_ACCEPT_RESUMED: int
-"""Kind of an event record: clients are accepted again."""
+MAX_FIELDS: int
+"""The same of a head's fields."""
 
-EVENT_ACCEPT_ENDED: int
-"""Kind of an event record: a listening socket is of no use any more, `error` says why."""
+MAX_FAILOVER_BODY: int
+"""The most of a request that an engine can be told to keep."""
 
-class Settings(Protocol):
-    """What an engine is told once, when it is made; `llmpipe.config.Settings` satisfies it. A timeout, or a
-    `max_body`, of 0 is off."""
+MAX_SECONDS: int
+"""The longest time-out that its clock can hold."""
 
-    @property
-    def max_request_line(self) -> int: ...
-    @property
-    def max_head(self) -> int: ...
-    @property
-    def max_fields(self) -> int: ...
-    @property
-    def max_response_head(self) -> int: ...
-    @property
-    def max_response_fields(self) -> int: ...
-    @property
-    def max_body(self) -> int: ...
-    @property
-    def failover_body(self) -> int: ...
-    @property
-    def kept_memory(self) -> int: ...
-    @property
-    def head_timeout(self) -> float: ...
-    @property
-    def keepalive_timeout(self) -> float: ...
-    @property
-    def connect_timeout(self) -> float: ...
-    @property
-    def ttft_timeout(self) -> float: ...
-    @property
-    def idle_timeout(self) -> float: ...
-    @property
-    def total_timeout(self) -> float: ...
-    @property
-    def send_timeout(self) -> float: ...
-    @property
-    def upstream_idle_timeout(self) -> float: ...
-    @property
-    def dead_peer_timeout(self) -> float: ...
-    @property
-    def retry_statuses(self) -> frozenset[int]: ...
-    @property
-    def midstream_error_event(self) -> bool: ...
-    @property
-    def comments_count_as_content(self) -> bool: ...
-    @property
-    def access_records(self) -> bool: ...
-    @property
-    def trusted_proxies(self) -> Sequence[tuple[bytes, int]]:
-        """Networks whose peers are believed when they tell of the hops before them: (packed address, its bits that count)."""
-    @property
-    def trust_unix(self) -> bool:
-        """Whether peers on a Unix socket are."""
+Backend = tuple[bytes, bytes, bytes, Sequence[tuple[str, int]], bool]
+"""(name, authority, host, addresses, finish_on_abort).
 
-Backend = tuple[int, bytes, bytes, bytes, Sequence[tuple[str, int]], bool]
-"""(slot, name, authority, host, addresses, finish_on_abort).
-
-The name is the backend's identity among all engines that share. The host is what the backend gets in the Host field, empty for
+The name is the backend's identity among all engines that share: under it it keeps its counters, its failures and its idle
+connections, whatever tables come. The host is what the backend gets in the Host field, empty for
 what the client sent; the authority goes there where the client sent none. An address is (numeric host, port), or ("unix:/path", 0).
 """
-
-EventRecord = tuple[
-    int,  # kind: one of the EVENT_* constants
-    float,  # age: seconds since it happened
-    int,  # slot of the backend, -1 for none
-    bytes,  # client address
-    bytes,  # method
-    bytes,  # request target, cut at the room the record has
-    bytes,  # request id
-    int,  # status for the log: what was sent to the client, 499 for a client abort, 0 for none
-    int,  # outcome: index into OUTCOMES
-    int,  # phase that it ended in: index into PHASES
-    float,  # TTFT, -1 where no body byte was forwarded
-    float,  # duration of the exchange, or time that a backend is left out
-    int,  # body and head bytes received from the client
-    int,  # bytes sent to the client
-    int,  # attempts: upstream connections used
-    float,  # time from the client's disconnect to the upstream's close, -1 where there was none
-    int,  # errno that ended it, 0 for none
-    int,  # reason of the last failed attempt, or of the refusal: index into REASONS
-]
 
 Histogram = tuple[list[int], float]
 """(count of each bucket, not cumulative and one longer than BUCKETS; sum of all values in seconds)."""
 
 class BackendStats(TypedDict):
-    in_flight: int  # of all engines that share, as `left_out`
+    in_flight: int  # of all engines that share, as `out`
     idle: int
     exchanges: int
     connects: int
     reuses: int
     failures: int
-    left_out: bool
+    out: bool  # others are asked in its place, because it failed or its health checks do
+    content_age: float | None  # seconds since a byte of content came from it, None for never
 
 class Stats(TypedDict):
     clients: int
@@ -150,7 +84,7 @@ class Stats(TypedDict):
     finishing: int
     streaming_bytes: int
     bytes_up: int
-    events: int
+    reads_forwarded: int
     outcomes: list[int]
     reasons: list[int]
     discarded: list[int]  # bytes
@@ -173,13 +107,13 @@ class Stats(TypedDict):
     itl: Histogram
     duration: Histogram
     disconnect: Histogram
-    backends: list[BackendStats]
+    backends: dict[int, BackendStats]  # by number, of the table that was configured last
 
 class Engine:
     """One worker of the data plane: its own epoll set, connections, upstream pools and counters.
 
     One thread calls `run`. Every other method may be called from one other thread, the control plane's, at the same
-    time; none of them blocks.
+    time; none of them waits for an engine. `stats` and `clients` may be called from any thread, but not beside `close`.
     """
 
     def __init__(self, settings: Settings, sharing: Engine | None = None) -> None:
@@ -193,7 +127,8 @@ class Engine:
         Raises:
             OSError: a descriptor could not be made.
             MemoryError: memory could not be had.
-            ValueError: a setting is out of its range.
+            ValueError: there is no room for what a setting says. Whether it is of any use is not looked at: that is for those
+                who read the settings.
         """
 
     def run(self) -> None:
@@ -202,35 +137,57 @@ class Engine:
         Raises:
             OSError: the epoll set failed; every connection was closed.
             RuntimeError: it is running already, or has run.
+            ValueError: an engine that it listens for, or that listens for it, is closed.
         """
 
     def listen(
         self,
         listeners: list[int],
         engines: list[Engine],
+        *,
         most: int,
         resume_at: int,
-        max_connections: int,
-        max_per_address: int,
+        max_connections: int = 0,
+        max_per_address: int = 0,
     ) -> None:
         """Accepts connections from now on, each for the engine with the fewest clients.
 
-        Accepting pauses while there are `most` clients or no descriptor is left, which EVENT_ACCEPT_PAUSED tells, and goes
-        on when there are `resume_at` or fewer, which EVENT_ACCEPT_RESUMED tells.
+        Accepting pauses while there are `most` clients or no descriptor is left, which AcceptPaused tells, and goes on when
+        there are `resume_at` or fewer, which AcceptResumed tells.
 
         Args:
             listeners: 1 to MAX_LISTENERS listening sockets that do not wait; the limits are those of all together. They get
                 TCP_NODELAY and keepalive, which their connections inherit. They stay the caller's, and open while the engine
                 listens.
-            engines: all engines, this one among them; none may be closed while this one runs.
-            most, resume_at: clients of all engines.
+            engines: all engines, this one among them. It keeps them; none can be closed while one of them runs.
+            most: clients of all engines, as `resume_at`.
+            resume_at: see above.
             max_connections: clients that are served; what comes above is accepted and answered 503. 0 is no limit.
             max_per_address: clients of one address (of one /64 of IPv6) that are served; those above are answered 429, and
                 those above twice as many closed. Trusted proxies are not counted. 0 is no limit.
 
         Raises:
-            RuntimeError: the engine listens already.
-            ValueError: there are too many sockets or engines, or none.
+            RuntimeError: the engine listens already, or another one does for one of the engines.
+            ValueError: there are too many sockets or engines, or none, or one is closed.
+        """
+
+    def adopt(self, fd: int, address: str) -> None:
+        """Serves a connection that was accepted elsewhere, by Python or another process, as one of the engine's own.
+
+        It counts in all limits, and goes to the engine with the fewest clients. Where accepting pauses, it waits until that
+        goes on; where the engine ends first, it is closed.
+
+        Args:
+            fd: a connected stream socket. It is the engine's from here on, which closes it: `socket.detach()` gives one. It
+                stays the caller's where this raises.
+            address: the client's numeric address, as `socket.getpeername()[0]` has it; empty for one on a Unix socket. It
+                decides about trust and the limits of an address, and stands in the records.
+
+        Raises:
+            BlockingIOError: thousands wait to be taken; try again later.
+            OSError: the descriptor is no stream socket.
+            RuntimeError: the engine does not listen (`listens`).
+            ValueError: the address is none.
         """
 
     def end_listening(self) -> None:
@@ -240,11 +197,28 @@ class Engine:
     def listens(self) -> bool:
         """Whether it was told to listen, and has not ended that."""
 
-    def configure(self, backends: Sequence[Backend]) -> None:
+    def configure(self, backends: Sequence[Backend], routing: Routing | None = None) -> list[int]:
         """Replaces the routing table between two turns of the loop; live exchanges keep what they have.
 
+        Args:
+            backends: each once.
+            routing: which pool has which of them, and which requests; None for one pool of all.
+
+        Returns:
+            The number of each backend, under which records and `stats` name it: all engines that share give the same. It is never
+            given to another backend.
+
         Raises:
-            ValueError: a slot, an address or an authority is out of range.
+            MemoryError: there is none, or too many backends that are in no table any more still have exchanges.
+            ValueError: a name, an address or an authority is out of range, a name is there twice, or there are too many; or a pool
+                takes longer response heads than the engine was made for.
+        """
+
+    def mark(self, number: int, down: bool) -> None:
+        """Notes for all engines that share whether a backend's health checks fail; another one is then asked, if there is any.
+
+        Raises:
+            KeyError: there is no backend with that number any more.
         """
 
     def drain(self) -> None:
@@ -253,23 +227,37 @@ class Engine:
     def stop(self) -> None:
         """Ends everything at once; `run` returns."""
 
-    def drain_events(self) -> list[EventRecord]:
-        """Takes the event records that were written since the last call."""
+    def take_records(self) -> list[Record]:
+        """Takes the records that were written since the last call."""
 
     def stats(self) -> Stats:
         """A snapshot of the counters; nothing is computed until it is called."""
 
     @property
-    def events_fd(self) -> int:
-        """An eventfd, readable when records should be taken soon: a client left, or the ring is half full.
+    def records_fd(self) -> int:
+        """An eventfd, readable when records should be taken soon: of a backend, of accepting, of a client that left where
+        `wake_on_abort` is set, or because the ring is half full.
 
-        Records of exchanges that ended well wait for the next call of `drain_events`, whenever that is.
+        Other records wait for the next call of `take_records`, whenever that is.
         """
 
+    @property
+    def wake_on_abort(self) -> bool:
+        """Whether a client that left is told at once, for somebody who acts on it; off at first.
+
+        Without it a record of such an exchange is made only where every exchange has one, and waits like those.
+        """
+
+    @wake_on_abort.setter
+    def wake_on_abort(self, on: bool) -> None: ...
     @property
     def clients(self) -> int:
         """Client connections that the engine owns, those still in its mailbox included, and places of clients that left while
         their backend finishes."""
 
     def close(self) -> None:
-        """Releases memory and descriptors; `run` must have returned. Idempotent."""
+        """Releases memory and descriptors. Idempotent.
+
+        Raises:
+            RuntimeError: the engine runs, or one that it listens for, or that listens for it: it reaches into this one.
+        """

@@ -1,7 +1,7 @@
 """Listening sockets that a service manager opened and hands over, as sd_listen_fds(3) says: socket activation.
 
 They outlive this process, so that clients that come during a restart wait in the backlog instead of being refused. What was
-given is only looked at here; nothing is bound, and no option is set.
+handed over is only looked at here; nothing is bound, and no option is set.
 """
 
 import os
@@ -21,7 +21,7 @@ HTTP_NAMES = ("http", "unknown", "")
 
 
 @dataclass(frozen=True)
-class Given:
+class InheritedSockets:
     """The sockets that were handed over; they are the caller's from now on."""
 
     http: tuple[socket.socket, ...] = ()
@@ -30,7 +30,7 @@ class Given:
     """Of the admin endpoint."""
 
 
-def take(environment: MutableMapping[str, str]) -> Given:
+def take(environment: MutableMapping[str, str]) -> InheritedSockets:
     """The sockets that are meant for this process. Their variables are removed: what it starts must not take them too.
 
     Raises:
@@ -38,12 +38,12 @@ def take(environment: MutableMapping[str, str]) -> Given:
     """
     pid, _, count, names = (environment.pop(name, None) for name in VARIABLES)
     if pid is None or count is None:
-        return Given()
+        return InheritedSockets()
     if _number("LISTEN_PID", pid) != os.getpid():  # they were meant for a process that started this one
-        return Given()
+        return InheritedSockets()
     number = _number("LISTEN_FDS", count)
     if number == 0:
-        return Given()
+        return InheritedSockets()
     if number > MAX_LISTENERS + 1:
         raise UsageError(
             f"{number} sockets were handed over (LISTEN_FDS); there can be {MAX_LISTENERS} for clients, and one named admin"
@@ -63,7 +63,7 @@ def take(environment: MutableMapping[str, str]) -> Given:
         found.append(_listener(descriptor))
     if len(http) > MAX_LISTENERS:
         raise UsageError(f"{len(http)} sockets for clients are more than the {MAX_LISTENERS} that one proxy can have")
-    return Given(tuple(http), admin[0] if admin else None)
+    return InheritedSockets(tuple(http), admin[0] if admin else None)
 
 
 def _number(variable: str, text: str) -> int:

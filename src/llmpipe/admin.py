@@ -1,8 +1,9 @@
-"""The admin endpoint: /metrics, /healthz and /readyz. It reads; it changes nothing and shows no credential."""
+"""The admin endpoint: /metrics, /status, /healthz and /readyz. It reads; it changes nothing and shows no credential."""
 
 import ipaddress
 import json
 from collections.abc import Callable, Collection
+from typing import Any
 
 from prometheus_client import CollectorRegistry, make_asgi_app
 
@@ -30,10 +31,16 @@ def is_own(host: str, names: Collection[str]) -> bool:
     return True
 
 
-def make_app(registry: CollectorRegistry, why_not_ready: Callable[[], str | None], names: Collection[str] = ()) -> App:
+def make_app(
+    registry: CollectorRegistry,
+    why_not_ready: Callable[[], str | None],
+    status: Callable[[], dict[str, Any]],
+    names: Collection[str] = (),
+) -> App:
     """Args:
     registry: what /metrics shows.
     why_not_ready: the reason why no new request should come here, or None.
+    status: what /status shows.
     names: hosts under which it may be asked, beside addresses and localhost.
     """
     metrics: App = make_asgi_app(registry)
@@ -49,6 +56,8 @@ def make_app(registry: CollectorRegistry, why_not_ready: Callable[[], str | None
             await send_json(send, 405, b'{"error": "only GET and HEAD"}', ((b"allow", b"GET, HEAD"),))
         elif path == "/metrics":
             await metrics(scope, receive, send)
+        elif path == "/status":
+            await send_json(send, 200, json.dumps(status(), indent=2).encode())
         elif path == "/healthz":
             await send_json(send, 200, b'{"status": "ok"}')
         elif path == "/readyz":
@@ -56,6 +65,6 @@ def make_app(registry: CollectorRegistry, why_not_ready: Callable[[], str | None
             body = {"status": "ready"} if reason is None else {"status": "not ready", "reason": reason}
             await send_json(send, 200 if reason is None else 503, json.dumps(body).encode())
         else:
-            await send_json(send, 404, b'{"error": "there are /metrics, /healthz and /readyz"}')
+            await send_json(send, 404, b'{"error": "there are /metrics, /status, /healthz and /readyz"}')
 
     return app

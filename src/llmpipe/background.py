@@ -77,6 +77,14 @@ class BoundedProtocol(H11Protocol):
         self.transport.abort()
 
 
+class ReachableProtocol(H11Protocol):
+    """HTTP/1.1 without limits, whose application finds its connection in the scope: `scope["state"]["transport"]`."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.app_state = {**self.app_state, "transport": transport}
+
+
 class BoundedListener(socket.socket):
     """A listening socket that has at most MOST_CONNECTIONS accepted ones open, so that nobody can use up the process's
     descriptors here. It is for asyncio's own event loop, which asks it for each connection; uvloop accepts by itself.
@@ -110,7 +118,7 @@ def make_server(app: App, *, bounded: bool = False) -> uvicorn.Server:
     """A quiet uvicorn server for `app`; the caller gives it a bound socket, a BoundedListener where it is bounded."""
     config = uvicorn.Config(
         app,
-        http=BoundedProtocol if bounded else "h11",
+        http=BoundedProtocol if bounded else ReachableProtocol,
         loop="asyncio" if bounded else "auto",
         ws="none",
         lifespan="off",

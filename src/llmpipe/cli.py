@@ -1,44 +1,43 @@
 """The command line: options, their units and defaults, and one clear line for what cannot work.
 
-Every option has an environment variable. Nothing is decided here but how text becomes a `Serve`.
+Every option has an environment variable. Nothing is decided here but how text becomes a `ServeConfig`.
 """
 
+import asyncio
 import difflib
+import json
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NoReturn, TypeVar
 
 import click
 from click.shell_completion import get_completion_class
+from msgspec import Struct
 
-from llmpipe import __version__, log, mock, server
-from llmpipe._pipe import MAX_BACKENDS, MAX_LISTENERS, Engine
+from llmpipe import __version__, config_file, log, mock, reference, resolve, server, sockets
+from llmpipe._pipe import Engine
 from llmpipe.background import make_server
 from llmpipe.bench import command as bench_command
-from llmpipe.bench.work import DEFAULT_PROMPT, SHAPES
+from llmpipe.bench.workload import DEFAULT_PROMPT, SHAPES
 from llmpipe.config import (
-    TRUSTED_BY_DEFAULT,
-    Serve,
+    PoolSettings,
+    ProcessSettings,
+    ServeConfig,
     Settings,
-    format_address,
     parse_address,
-    parse_backends,
     parse_duration,
     parse_size,
-    parse_trusted,
 )
-from llmpipe.cpus import usable_cpus
+from llmpipe.effective import Effective
 from llmpipe.errors import UsageError
+from llmpipe.routing import make_routing
+from llmpipe.runner import make_table
+from llmpipe.settings import UNITS, Setting, describe
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-UNITS = (
-    "Durations are seconds, or a number with ms, s, m or h behind it; sizes are bytes, or a number with KB, MB or GB "
-    "(of 1024) behind it."
-)
 
 
 class _Parsed(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic since click 8.3 only
@@ -57,14 +56,9 @@ class _Parsed(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # gener
             self.fail(str(error), param, ctx)
 
 
-def _address_or_off(text: str) -> tuple[str, int] | None:
-    return None if text == "off" else parse_address(text)
-
-
 DURATION = _Parsed("duration", parse_duration)
 SIZE = _Parsed("size", parse_size)
 ADDRESS = _Parsed("host:port", parse_address)
-ADDRESS_OR_OFF = _Parsed("host:port|off", _address_or_off)
 
 
 class _Option(click.Option):
@@ -92,16 +86,76 @@ def bench_option(name: str, help: str, **attributes: Any) -> Callable[[F], F]:
     return option(name, help, prefix="LLMPIPE_BENCH_", **attributes)
 
 
-def log_options(command: F) -> F:
+class SettingOption(_Option):
+    """An option that a setting's description makes."""
+
+    def __init__(self, setting: Setting, title: str = "") -> None:
+        """Args:
+        setting: the described one.
+        title: of the options that it stands among in the help.
+        """
+        self.title = title
+        self._setting = setting
+        default: Any = setting.default_texts if setting.is_list else setting.default_texts[0]
+        if setting.computed_default:
+            default = setting.field.default_factory
+        attributes: dict[str, Any] = {"is_flag": True}
+        if not setting.is_switch:
+            attributes = {
+                "type": click.Choice(setting.choices, case_sensitive=False)
+                if setting.choices
+                else _Parsed(setting.notation.kind, setting.parse),
+                "default": default,
+                "show_default": setting.computed_default or bool(default) or "none",
+                "multiple": setting.is_list,
+            }
+        several = " Repeat it for several; in the environment, separated by spaces." if setting.is_list else ""
+        super().__init__(
+            [setting.name, setting.flag],
+            envvar=setting.variable,
+            show_envvar=True,
+            help=setting.description + several,
+            **attributes,
+        )
+
+    def get_help_extra(self, ctx: click.Context) -> Any:
+        """What stands in brackets behind the help (click calls this from 8.2 on)."""
+        extra = super().get_help_extra(ctx)
+        if self._setting.is_narrow:
+            extra["range"] = f"range: {self._setting.range}"
+        return extra
+
+
+def setting_options(struct: type[Struct], title: str = "", only: Collection[str] = ()) -> list[click.Parameter]:
+    """An option for each setting of a struct, or for those named."""
+    return [SettingOption(setting, title) for setting in describe(struct) if not only or setting.name in only]
+
+
+def log_options() -> list[click.Parameter]:
     """The options of every command that logs."""
-    level = option(
-        "--log-level",
-        "Least important lines written. Access lines are info; above it they are not even made.",
-        type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
-        default="info",
-    )
-    style = option("--log-format", "How lines look.", type=click.Choice(["text", "json"]), default="text")
-    return style(level(command))
+    return setting_options(ProcessSettings, only=("log_level", "log_format"))
+
+
+def serve_options() -> list[click.Parameter]:
+    """An option for each setting."""
+    return [
+        *setting_options(PoolSettings, "Options of the pool of backends"),
+        *setting_options(ProcessSettings, "Options of the process"),
+    ]
+
+
+class _Titled(click.Command):
+    """A command whose help has a list of options for each title."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        listed: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                listed.setdefault(getattr(param, "title", "Other options"), []).append(record)
+        for title, records in listed.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -110,223 +164,107 @@ def cli() -> None:
     """llmpipe: a streaming reverse proxy in front of LLM inference servers."""
 
 
-@cli.command("serve", epilog=UNITS)
-@option(
-    "--listen",
-    "Where clients connect; repeat it for several. Port 0 takes a free one; [::] is every address, of IPv4 too. In the "
-    "environment, separated by spaces.",
-    type=ADDRESS,
-    default=["127.0.0.1:8080"],
-    multiple=True,
-    metavar="HOST:PORT",
+@cli.command(
+    "serve",
+    cls=_Titled,
+    epilog=UNITS,
+    params=serve_options(),
 )
 @option(
-    "--backend",
-    "An inference server: http://HOST:PORT, http://[V6]:PORT or unix:/PATH. Repeat it for several: the one with the fewest "
-    "requests in flight is chosen. ?on-abort=finish behind it lets it finish an answer whose client has left; ?host=backend gives "
-    "it its own name in the Host field (Ollama wants that), ?host=NAME another one. In the environment, separated by spaces.",
-    multiple=True,
-    metavar="URL",
+    "--config",
+    "A TOML file with these settings and with pools; flags and variables count more than what it says.",
+    type=click.Path(),
+    metavar="FILE",
     show_default=False,
-)
-@option(
-    "--workers", "Engine threads.", type=click.IntRange(1, 256), default=usable_cpus, show_default="the CPUs it may use"
-)
-@option(
-    "--admin",
-    "Where /metrics, /healthz and /readyz are, or 'off'.",
-    type=ADDRESS_OR_OFF,
-    default="127.0.0.1:9090",
-    metavar="HOST:PORT",
-)
-@option(
-    "--admin-host",
-    "A name under which the admin endpoint may be asked, beside addresses and localhost; repeat it. /metrics, /healthz and "
-    "/readyz need none. In the environment, separated by spaces.",
-    multiple=True,
-    metavar="NAME",
-    show_default=False,
-)
-@option("--connect-timeout", "Time for a backend to accept a connection; 0 is off.", type=DURATION, default="5s")
-@option(
-    "--ttft-timeout",
-    "Time from the whole request received to the first byte of content, one for all backends that are tried; 0 is off.",
-    type=DURATION,
-    default="600s",
-)
-@option(
-    "--idle-timeout",
-    "Longest gap between two bytes of content, or of a request body; 0 is off.",
-    type=DURATION,
-    default="300s",
-)
-@option("--total-timeout", "Longest exchange; 0 is off.", type=DURATION, default="0")
-@option(
-    "--send-timeout",
-    "How long a client may take no byte of its answer, or either side of a tunnel none; 0 is off.",
-    type=DURATION,
-    default="60s",
-)
-@option(
-    "--head-timeout",
-    "Time for a whole request head, and for the first byte of a new connection; 0 is off.",
-    type=DURATION,
-    default="10s",
-)
-@option(
-    "--keepalive-timeout", "How long an idle client connection stays open; 0 is for ever.", type=DURATION, default="75s"
-)
-@option(
-    "--upstream-idle-timeout",
-    "How long an idle backend connection is kept, less than the backend keeps it (uvicorn: 5 s); 0 keeps none.",
-    type=DURATION,
-    default="4s",
-)
-@option(
-    "--dead-peer-timeout",
-    "How long a client or backend may be silent in the network (no answer to keepalive probes, or to bytes sent) before it "
-    "counts as gone, at most a day; 0 is off.",
-    type=DURATION,
-    default="45s",
-)
-@option(
-    "--max-connections",
-    "Client connections that are served at the same time; further ones are answered 503. 0 is no limit but the "
-    "descriptors': then accepting pauses.",
-    type=click.IntRange(0),
-    default=0,
-)
-@option(
-    "--max-connections-per-ip",
-    "The same for one client address (an IPv6 one: its /64), trusted proxies excepted; further ones are answered 429. 0 is no "
-    "limit.",
-    type=click.IntRange(0),
-    default=0,
-)
-@option(
-    "--trusted-proxies",
-    "Who is believed when it tells of the client behind it (X-Forwarded-*): addresses and networks, 'unix' for Unix sockets, "
-    "'*' for everybody or 'none'. Repeat it, or separate them by commas or spaces.",
-    multiple=True,
-    default=TRUSTED_BY_DEFAULT,
-    metavar="NETWORK",
-)
-@option("--drain-timeout", "Time for streams to finish after SIGTERM; 0 is no limit.", type=DURATION, default="10m")
-@option("--max-request-line", "Longest request line; longer is answered 414.", type=SIZE, default="8KB")
-@option("--max-head", "Longest request head; longer is answered 431.", type=SIZE, default="32KB")
-@option(
-    "--max-fields", "Most fields in a request head; more is answered 431.", type=click.IntRange(1, 1024), default=128
-)
-@option("--max-response-head", "Longest head of a backend's answer; longer is a 502.", type=SIZE, default="64KB")
-@option(
-    "--max-response-fields",
-    "Most fields in the head of a backend's answer; more is a 502.",
-    type=click.IntRange(1, 1024),
-    default=512,
-)
-@option("--max-body", "Longest request body; longer is answered 413. 0 is off.", type=SIZE, default="64MB")
-@option(
-    "--failover-body",
-    "How much of a request is kept to send it again; longer ones are sent once, on a fresh connection.",
-    type=SIZE,
-    default="1MB",
-)
-@option(
-    "--kept-memory",
-    "How much is kept of all requests together, those of up to 8 KB not counted; beyond it a request is sent once only. 0 is no "
-    "limit.",
-    type=SIZE,
-    default="256MB",
-)
-@option(
-    "--retry-status",
-    "Answer of a backend after which the next one is asked, within the retry budget; repeat it. In the environment, separated by "
-    "spaces.",
-    type=click.Choice(["429", "502", "503"]),
-    multiple=True,
-    show_default="none",
-)
-@option(
-    "--on-midstream-error",
-    "When a backend fails inside an event stream: just close, or write one error event first.",
-    type=click.Choice(["close", "event"]),
-    default="close",
-)
-@option(
-    "--comments-count-as-content",
-    "Comments in an event stream, which some engines send while they work on the prompt, count for the TTFT and idle time-outs.",
-    is_flag=True,
-)
-@option(
-    "--log-query",
-    "Show queries of requests in access lines as they came; else only the values of a few parameters that carry no key.",
-    is_flag=True,
 )
 @option("--demo", "Run a mock inference server as the backend and print a command to try.", is_flag=True)
-@log_options
-def serve(**given: Any) -> None:
+@click.pass_context
+def serve(context: click.Context, /, **options: Any) -> None:
     """Forward requests to inference servers, each token the moment it arrives.
 
     SIGTERM, SIGINT or SIGQUIT drains: /readyz fails, listening stops, streams finish; a second one ends at once. SIGHUP
-    resolves the backends' names anew; SIGUSR1 and SIGUSR2 are ignored. Exit code 0 after a clean drain, 1 if streams were
-    cut, 2 if the options cannot work.
+    loads the file again, pools and routes, and resolves the backends' names anew; SIGUSR1 and SIGUSR2 are ignored. Exit code 0
+    after a clean drain, 1 if streams were cut, 2 if the options cannot work.
 
     Sockets that a service manager hands over (LISTEN_FDS) are used instead of --listen and, if one is named admin, --admin.
     """
-    if given["demo"] and given["backend"]:
-        _refuse("--demo brings its own backend; leave out --backend, or leave out --demo")
-    if not given["demo"] and not given["backend"]:
-        _refuse("no backend; name one with --backend http://HOST:PORT, or try --demo")
+    path = options["config"] or ""
+    if options["demo"] and (options["backends"] or path):
+        _refuse(f"--demo brings its own backend; leave out {'--config' if path else '--backend'}, or leave out --demo")
+    if not options["demo"] and not options["backends"] and not path:
+        _refuse("no backend; name one with --backend http://HOST:PORT or a file with --config, or try --demo")
+    if options["watch"] and not path:
+        _refuse("--watch needs a file to watch: --config FILE")
+    effective = Effective(context, path)
     try:
-        config = _read_serve(given)
+        settings = effective.load()
     except UsageError as error:
-        _refuse(str(error))
-    sys.exit(_run_logged(given, lambda lines: server.run(config, lines)))
+        _refuse_all(error)
+    config = ServeConfig(settings=settings, demo=options["demo"], path=path, reload=effective.load if path else None)
+    shown = {"log_format": settings.process.log_format, "log_level": settings.process.log_level}
+    sys.exit(_run_logged(shown, lambda lines: server.run(config, lines)))
 
 
-def _read_serve(given: dict[str, Any]) -> Serve:
-    trust = parse_trusted(given.pop("trusted_proxies"))
-    names = Settings.__dataclass_fields__.keys() & given.keys()
-    settings = Settings(
-        **{name: given[name] for name in names},
-        trusted_proxies=trust.networks,
-        trust_unix=trust.unix,
-        retry_statuses=frozenset(map(int, given["retry_status"])),
-        midstream_error_event=given["on_midstream_error"] == "event",
-        access_records=given["log_level"] in ("debug", "info"),
-    )
+@cli.command("check", cls=_Titled, epilog=UNITS, params=serve_options())
+@click.argument("file", type=click.Path(), metavar="FILE")
+@click.pass_context
+def check(context: click.Context, /, file: str, **_: Any) -> None:
+    """Check a configuration file, and print what it comes to.
+
+    Takes the flags and variables that `serve` takes, which count more than the file. Every name is resolved. Each setting is
+    printed with where it is from. Exit code 0, or 2 with a line for each fault.
+    """
+    effective = Effective(context, file)
     try:
-        Engine(settings).close()
+        settings = effective.load()
+        _try(settings, file)
+        lines = list(effective.lines(settings))
+    except UsageError as error:
+        _refuse_all(error)
+    pools, backends = len(settings.all_pools), len(settings.backends)
+    click.echo(f"# {file} can be served: {_counted(pools, 'pool')}, {_counted(backends, 'backend')}")
+    click.echo("\n".join(lines))
+
+
+def _try(settings: Settings, file: str) -> None:
+    """Resolves the names and makes an engine's table of it all.
+
+    Raises:
+        UsageError: a name cannot be resolved, or an engine has no room for something.
+    """
+    resolver = resolve.Resolver(resolve.Names())
+    asyncio.run(resolver.take(settings.backends))
+    engine = Engine(settings)
+    try:
+        engine.configure(make_table(settings, resolver), make_routing(settings))
     except ValueError as error:
-        raise UsageError(str(error)) from None
-    return Serve(
-        listen=_once(given["listen"]),
-        admin=given["admin"],
-        admin_hosts=given["admin_host"],
-        backends=parse_backends(given["backend"], MAX_BACKENDS),
-        workers=given["workers"],
-        max_connections=given["max_connections"],
-        max_connections_per_ip=given["max_connections_per_ip"],
-        drain_timeout=given["drain_timeout"],
-        demo=given["demo"],
-        log_query=given["log_query"],
-        settings=settings,
-    )
+        raise UsageError(f"{file}: {error}") from None
+    finally:
+        engine.close()
 
 
-def _once(addresses: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
-    """The addresses to listen at, of which none may be named twice, but for free ports."""
-    for address in addresses:
-        if address[1] and addresses.count(address) > 1:
-            raise UsageError(f"--listen {format_address(*address)} is named twice")
-    if len(addresses) > MAX_LISTENERS:
-        raise UsageError(
-            f"{len(addresses)} addresses to listen at are more than the {MAX_LISTENERS} that one proxy can have"
-        )
-    return addresses
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-@cli.command("mock", epilog=UNITS)
+@cli.group("config")
+def config_() -> None:
+    """Print what a configuration file may say."""
+
+
+@config_.command("schema")
+def config_schema() -> None:
+    """Print the JSON Schema of the configuration file, for editors."""
+    click.echo(json.dumps(config_file.schema(), indent=2))
+
+
+@config_.command("reference")
+def config_reference() -> None:
+    """Print the page docs/configuration.md, of every setting, in Markdown."""
+    click.echo(reference.page(), nl=False)
+
+
+@cli.command("mock", epilog=UNITS, params=log_options())
 @mock_option(
     "--listen",
     "Where it listens; port 0 takes a free one.",
@@ -344,18 +282,67 @@ def _once(addresses: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]
     type=click.IntRange(0, mock.MAX_TOKENS),
     default=64,
 )
-@mock_option("--model", "Name of the model.", default="mock")
-@log_options
-def mock_(**given: Any) -> None:
-    """Run a mock inference server: /v1/chat/completions, /v1/completions, /v1/models, /health.
+@mock_option(
+    "--model",
+    "Name of a model. Repeat it for several; in the environment, separated by spaces. A single model answers to any name; "
+    "if there are several, a request for another one is answered with 404.",
+    multiple=True,
+    default=(mock.DEFAULT_MODEL,),
+)
+@mock_option(
+    "--slots",
+    "Requests that are worked on at once; the others wait in a queue, first come, first served. 0 is any number.",
+    type=click.IntRange(0),
+    default=0,
+)
+@mock_option(
+    "--queue",
+    "Requests that may wait for a slot: a number, or unlimited. One more is answered with 503 at once. It has no effect "
+    "without --slots.",
+    type=_Parsed("integer", mock.parse_queue),
+    default=mock.UNLIMITED,
+    metavar="INTEGER|unlimited",
+)
+@mock_option(
+    "--prefill-rate",
+    "Prompt tokens that are read per second; a token is 4 bytes of text. The first token comes --ttft + prompt tokens / "
+    "prefill-rate seconds after the request has its slot. 0 reads a prompt in no time.",
+    type=click.FloatRange(0, 1e9),
+    default=0.0,
+)
+@mock_option(
+    "--decode-slowdown",
+    "Makes tokens slower under load: each takes (1 + slowdown x other requests that are worked on) / tokens-per-second "
+    "seconds, so that the total throughput levels off at tokens-per-second / slowdown. 0 is no slowdown.",
+    type=click.FloatRange(0, 1e3),
+    default=0.0,
+)
+@mock_option(
+    "--faults/--no-faults",
+    "Whether X-Mock-Fault has an effect. A proxy that tries a request again sends the header again, so failover needs a "
+    "backend that ignores it.",
+    default=True,
+)
+def mock_(**options: Any) -> None:
+    """Run a mock inference server: /v1/chat/completions, /v1/completions, /v1/models, /health, /metrics.
 
-    The request headers X-Mock-Tokens-Per-Second, X-Mock-TTFT and X-Mock-Tokens change one answer.
+    The request headers X-Mock-Tokens-Per-Second, X-Mock-TTFT and X-Mock-Tokens change one answer; X-Mock-Fault breaks it:
+
+    \b
+      die[;after=N]                  reset the connection (RST) before the head, or after N tokens of a stream
+      die-process[;after=N]          the same, but end the whole server, with exit code 1
+      hang[;after=N]                 the same, but send nothing more and keep the connection and the slot
+      slow-head[;seconds=N]          send the head N seconds late (default: 1)
+      answer-before-body[;status=N]  send an error (default: 413) without reading the request's body
+      STATUS[;retry-after=N]         send an error with this status, 400 to 599
     """
-    pace = mock.Pace(given["tokens_per_second"], given["ttft"], given["tokens"], given["model"])
+    pace = mock.Pace(options["tokens_per_second"], options["ttft"], options["tokens"])
+    capacity = mock.Capacity(options["slots"], options["queue"], options["prefill_rate"], options["decode_slowdown"])
 
     def run(_: log.Log) -> int:
-        with server.bind_now(given["listen"], "--listen") as listener:
-            mocked = make_server(mock.make_app(pace))
+        with sockets.bind_now(options["listen"], "--listen") as listener:
+            app = mock.MockApp(pace, capacity, options["model"], faults=options["faults"], may_exit=True)
+            mocked = make_server(app)
 
             def end(*_: object) -> None:
                 mocked.should_exit = True
@@ -364,12 +351,12 @@ def mock_(**given: Any) -> None:
             # and those that come before it runs.
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, end)
-            log.info("listening", address=server.bound_address(listener), model=pace.model)
+            log.info("listening", address=sockets.bound_address(listener), model=",".join(options["model"]))
             mocked.run(sockets=[listener])
         log.info("stopped")
         return 0
 
-    sys.exit(_run_logged(given, run))
+    sys.exit(_run_logged(options, run))
 
 
 @cli.command("bench", epilog=UNITS)
@@ -426,7 +413,10 @@ def mock_(**given: Any) -> None:
     "--arrivals-per-second", "Requests a second of the shape arrivals.", type=click.FloatRange(0.01, 1e6), default=100.0
 )
 @bench_option(
-    "--leavers", "Clients of the shape disconnect that leave, over and over.", type=click.IntRange(1, 10000), default=8
+    "--disconnecting",
+    "Clients of the shape disconnect that leave, over and over.",
+    type=click.IntRange(1, 10000),
+    default=8,
 )
 @bench_option("--timeout", "How long a request may take; 0 is off.", type=DURATION, default="60s")
 @bench_option("--duration", "How long each round measures.", type=DURATION, default="10s")
@@ -443,7 +433,7 @@ def mock_(**given: Any) -> None:
 @bench_option("--json", "Write all that was measured.", type=click.Path(dir_okay=False))
 @bench_option("--html", "Write a page with tables and plots.", type=click.Path(dir_okay=False))
 @bench_option("--quiet", "Show no progress.", is_flag=True)
-def bench(**given: Any) -> None:
+def bench(**options: Any) -> None:
     """Measure proxies and inference servers with streams of tokens.
 
     \b
@@ -468,7 +458,7 @@ def bench(**given: Any) -> None:
     Exit code 0, 1 where a request failed, 2 if the options cannot work, 130 after Ctrl-C, which prints what there is.
     """
     try:
-        sys.exit(bench_command.run(given))
+        sys.exit(bench_command.run(options))
     except UsageError as error:
         _refuse(str(error))
 
@@ -491,9 +481,9 @@ def completion(shell: str) -> None:
     click.echo(complete(cli, {}, "llmpipe", "_LLMPIPE_COMPLETE").source())
 
 
-def _run_logged(given: dict[str, Any], run: Callable[[log.Log], int]) -> int:
+def _run_logged(options: dict[str, Any], run: Callable[[log.Log], int]) -> int:
     """Runs with a log that is written to its end, whatever happens."""
-    lines = log.Log(given["log_format"], given["log_level"])
+    lines = log.Log(options["log_format"], options["log_level"])
     for name in _unknown_variables(os.environ):
         near = difflib.get_close_matches(name, _variables(), 1)
         log.warning("unknown environment variable", variable=name, near=near[0] if near else None)
@@ -532,6 +522,14 @@ def _refuse(text: str) -> NoReturn:
     """Ends the process with one line, whatever stands in `text`."""
     click.echo(f"Error: {' '.join(text.split())}", err=True)
     sys.exit(2)
+
+
+def _refuse_all(error: UsageError) -> NoReturn:
+    """The same, with a line for each fault of a file."""
+    faults = error.faults if isinstance(error, config_file.FileError) else (str(error),)
+    for text in faults[:-1]:
+        click.echo(f"Error: {' '.join(text.split())}", err=True)
+    _refuse(faults[-1])
 
 
 def _open_standard_descriptors() -> None:

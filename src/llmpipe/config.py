@@ -1,14 +1,31 @@
-"""What an operator can say: units, addresses, backends, and the settings that the engine and the server get.
+"""What an operator can say: units, addresses, backends, and the settings of the process and of a pool.
 
-Only text is read here; nothing is opened, resolved or started.
+Only text is read here; nothing is opened, resolved or started. Each setting is described once, in `ProcessSettings` or
+`PoolSettings`; its flag, its variable, its help, its checks and its row in docs/configuration.md come of that (`settings`).
 """
 
 import ipaddress
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from dataclasses import field as attribute
+from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl, urlsplit
 
+from msgspec import Meta, Struct, field
+
+from llmpipe._pipe import (
+    MAX_BACKENDS,
+    MAX_FAILOVER_BODY,
+    MAX_FIELDS,
+    MAX_HEAD,
+    MAX_LISTENERS,
+    MAX_NETWORKS,
+    MAX_SECONDS,
+    MAX_WEIGHT,
+    MAX_WORKERS,
+)
+from llmpipe.cpus import usable_cpus
 from llmpipe.errors import UsageError
 from llmpipe.log import mask_secrets
 
@@ -16,6 +33,7 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)?")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SIZE = re.compile(r"(\d+)(B|KB|MB|GB)?", re.IGNORECASE)
 _BYTES = {"B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}
+_COUNT = re.compile(r"-?[0-9]{1,30}")
 _AUTHORITY = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,252}|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252}[A-Za-z0-9.])?")
 
@@ -32,9 +50,19 @@ def parse_duration(text: str) -> float:
             f"{text!r} is not a duration; write seconds, or a number with ms, s, m or h, such as 300 or 5m"
         )
     seconds = float(match[1]) * _SECONDS[match[2] or "s"]
-    if seconds > 1e9:
-        raise UsageError(f"{text!r} is too long a duration; the most is 1e9 seconds")
+    if seconds > MAX_SECONDS:
+        raise UsageError(f"{text!r} is too long a duration; the most is {MAX_SECONDS} seconds")
     return seconds
+
+
+def format_duration(seconds: float) -> str:
+    """A duration as `parse_duration` reads it: in seconds up to ten minutes, else in minutes or hours where they are whole."""
+    for unit in ("h", "m"):
+        if seconds > 600 and seconds % _SECONDS[unit] == 0:
+            return f"{seconds / _SECONDS[unit]:.0f}{unit}"
+    if seconds % 1:
+        return f"{seconds * 1000:g}ms"
+    return f"{seconds:.0f}s" if seconds else "0"
 
 
 def parse_size(text: str) -> int:
@@ -49,12 +77,44 @@ def parse_size(text: str) -> int:
     return int(match[1]) * _BYTES[(match[2] or "B").upper()]
 
 
+def format_size(size: int) -> str:
+    """A size as `parse_size` reads it, in the largest unit in which it is whole."""
+    unit = next(unit for unit in ("GB", "MB", "KB", "B") if size % _BYTES[unit] == 0)
+    return f"{size // _BYTES[unit]}{unit}" if size else "0"
+
+
+def parse_count(text: str) -> int:
+    """The whole number in `text`.
+
+    Raises:
+        UsageError: it is no such thing.
+    """
+    if not _COUNT.fullmatch(text.strip()):
+        raise UsageError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def parse_path(text: str) -> str:
+    """The path of a request, or nothing.
+
+    Raises:
+        UsageError: it is no path.
+    """
+    if text and not re.fullmatch(r"/[!-~]*", text):
+        raise UsageError(f"{text!r} is not a path; write one that begins with /, such as /health")
+    return text
+
+
 def format_address(host: str, port: int) -> str:
     """`host:port`, with brackets around an IPv6 address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def parse_address(text: str) -> tuple[str, int]:
+Address = tuple[str, int]
+"""A host, or its numeric address, and a port."""
+
+
+def parse_address(text: str) -> Address:
     """(host, port) of `HOST:PORT`, `[v6]:PORT` or `:PORT` (every IPv4 address).
 
     Raises:
@@ -70,12 +130,40 @@ def parse_address(text: str) -> tuple[str, int]:
     return host or "0.0.0.0", int(port)  # noqa: S104 - that is what an empty host asks for
 
 
+def parse_address_or_off(text: str) -> Address | None:
+    """The same, or None for `off`."""
+    return None if text == "off" else parse_address(text)
+
+
+def format_address_or_off(address: Address | None) -> str:
+    return "off" if address is None else format_address(*address)
+
+
+def check_listen(addresses: Iterable[Address]) -> tuple[Address, ...]:
+    """The addresses to listen at, of which none may be named twice, but for free ports.
+
+    Raises:
+        UsageError: one is, or there are more than one proxy can have.
+    """
+    addresses = tuple(addresses)
+    for address in addresses:
+        if address[1] and addresses.count(address) > 1:
+            raise UsageError(f"--listen {format_address(*address)} is named twice")
+    if len(addresses) > MAX_LISTENERS:
+        raise UsageError(
+            f"{len(addresses)} addresses to listen at are more than the {MAX_LISTENERS} that one proxy can have"
+        )
+    return addresses
+
+
 @dataclass(frozen=True)
 class Backend:
-    """An inference server, as `--backend` names it."""
+    """An inference server, as `--backend` or the file names it."""
 
+    name: str
+    """What logs and metrics call it, and by which it is known over reloads; where nothing is said, its URL."""
     url: str
-    """What logs and metrics call it: the URL without its options."""
+    """Without its options."""
     host: str
     """A name or a numeric address; empty for a Unix socket."""
     port: int
@@ -85,6 +173,10 @@ class Backend:
     """Whether it may finish its answer when the client has left."""
     host_field: str
     """What it gets in the Host field; empty for what the client sent."""
+    weight: int = attribute(default=1, compare=False)
+    """How much it takes beside the others of its pool; the same backend may have another weight in another pool."""
+    tier: int = attribute(default=0, compare=False)
+    """It is asked only while no backend of a lower tier is usable."""
 
     @property
     def authority(self) -> str:
@@ -102,26 +194,44 @@ def _shown(text: str) -> str:
 
 
 def parse_backend(text: str) -> Backend:
-    """The backend of `http://host:port`, `http://[v6]:port` or `unix:/path`, with `?on-abort=` and `&host=` or without.
+    """The backend of `http://host:port`, `http://[v6]:port` or `unix:/path`, with options such as `?on-abort=` or without.
 
     Raises:
         UsageError: it is no such thing; the text says how to write it.
     """
     shown = _shown(text)
+    _check_text(shown, text)  # all of it: a password may have a ? in it
+    base, _, query = text.partition("?")
+    return make_backend(shown, base, parse_qsl(query, keep_blank_values=True))
+
+
+def _check_text(shown: str, text: str) -> None:
     if not text.isprintable() or " " in text:
         raise UsageError(f"backend {shown} has white space or a control character in it")
     if "@" in text and not text.startswith("unix:"):
         raise UsageError(
             f"backend {shown} has a user name; clients send credentials of their own, so write http://HOST:PORT"
         )
-    base, _, query = text.partition("?")
-    options = _parse_backend_options(shown, query)
+
+
+def make_backend(shown: str, base: str, pairs: Iterable[tuple[str, str]]) -> Backend:
+    """The backend of a URL without options, and of those.
+
+    Raises:
+        UsageError: it is none; `shown` stands for it in the text.
+    """
+    _check_text(shown, base)
+    options = _parse_backend_options(shown, pairs)
+    rest: dict[str, Any] = {
+        "weight": int(options.get("weight", 1)),
+        "tier": int(options.get("tier", 0)),
+    }
     finish = options.get("on-abort") == "finish"
     if base.startswith("unix:"):
         path = base[5:]
         if not path.startswith("/"):
             raise UsageError(f"backend {shown}: a Unix socket needs an absolute path, such as unix:/run/vllm.sock")
-        return Backend(base, "", 0, path, finish, _host_field(options, "localhost"))
+        return Backend(options.get("name", base), base, "", 0, path, finish, _host_field(options, "localhost"), **rest)
     _check_scheme(shown, base)
     try:
         parts = urlsplit(base)
@@ -136,7 +246,8 @@ def parse_backend(text: str) -> Backend:
         raise UsageError(f"backend {shown}: port 0 cannot be connected")
     port = 80 if port is None else port
     authority = format_address(host, port)
-    return Backend(f"http://{authority}", host, port, "", finish, _host_field(options, authority))
+    url = f"http://{authority}"
+    return Backend(options.get("name", url), url, host, port, "", finish, _host_field(options, authority), **rest)
 
 
 def _check_scheme(shown: str, base: str) -> None:
@@ -151,19 +262,30 @@ def _check_scheme(shown: str, base: str) -> None:
         raise UsageError(f"backend {shown}: the scheme {scheme!r} is unknown; write http://HOST:PORT or unix:/PATH")
 
 
-def _parse_backend_options(shown: str, query: str) -> dict[str, str]:
+BACKEND_OPTIONS = ("name", "host", "on-abort", "weight", "tier")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@\[\]-]{0,255}")
+
+
+def _parse_backend_options(shown: str, pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     options: dict[str, str] = {}
-    for name, value in parse_qsl(query, keep_blank_values=True):
-        if name not in ("on-abort", "host"):
-            raise UsageError(f"backend {shown}: the option {name!r} is unknown; there are on-abort and host")
+    for name, value in pairs:
+        if name not in BACKEND_OPTIONS:
+            raise UsageError(f"backend {shown}: the option {name!r} is unknown; there are {', '.join(BACKEND_OPTIONS)}")
+        if name in options:
+            raise UsageError(f"backend {shown}: the option {name} is there twice")
         if name == "on-abort" and value not in ("close", "finish"):
             raise UsageError(f"backend {shown}: on-abort is close or finish, not {value!r}")
         if name == "host" and value not in ("client", "backend") and not _AUTHORITY.fullmatch(value):
             raise UsageError(
                 f"backend {shown}: host is client, backend, or a name with or without a port, not {value!r}"
             )
-        if name in options:
-            raise UsageError(f"backend {shown}: the option {name} is there twice")
+        if name == "name" and not _NAME.fullmatch(value):
+            raise UsageError(
+                f"backend {shown}: name is a letter or digit and up to 255 of letters, digits and . _ : / @ -, not {value!r}"
+            )
+        least = {"weight": 1, "tier": 0}.get(name)
+        if least is not None and not least <= parse_count(value) <= MAX_WEIGHT:
+            raise UsageError(f"backend {shown}: {name} is from {least} to {MAX_WEIGHT}, not {value}")
         options[name] = value
     return options
 
@@ -173,20 +295,29 @@ def _host_field(options: dict[str, str], authority: str) -> str:
     return {"client": "", "backend": authority}.get(host, host)
 
 
-def parse_backends(texts: Sequence[str], limit: int) -> tuple[Backend, ...]:
+def parse_backends(texts: Sequence[str], limit: int = MAX_BACKENDS) -> tuple[Backend, ...]:
     """Every backend, once.
 
     Raises:
         UsageError: one is wrong or named twice, or there are more than `limit`.
     """
     backends = tuple(parse_backend(text) for text in texts)
-    urls = [backend.url for backend in backends]
-    for url in urls:
-        if urls.count(url) > 1:
-            raise UsageError(f"backend {url} is named twice")
+    check_backends(backends)
     if len(backends) > limit:
         raise UsageError(f"{len(backends)} backends are more than the {limit} that one proxy can have")
     return backends
+
+
+def check_backends(backends: Sequence[Backend]) -> None:
+    """Looks whether backends can be in one pool.
+
+    Raises:
+        UsageError: two are the same server, or have the same name.
+    """
+    for what in ([backend.url for backend in backends], [backend.name for backend in backends]):
+        for text in what:
+            if what.count(text) > 1:
+                raise UsageError(f"backend {text} is named twice")
 
 
 TRUSTED_BY_DEFAULT = ("127.0.0.0/8", "::1", "unix")
@@ -220,7 +351,7 @@ def parse_trusted(texts: Iterable[str]) -> Trust:
     """The peers that `texts` name: addresses and networks with commas or spaces between them, `unix`, `*` for all, or `none`.
 
     Raises:
-        UsageError: one is no such thing, or `none` has company.
+        UsageError: one is no such thing, `none` has company, or there are more networks than an engine has room for.
     """
     words = re.split(r"[\s,]+", ",".join(texts).strip(" ,\t\n"))
     if words in ([""], ["none"]):
@@ -229,54 +360,303 @@ def parse_trusted(texts: Iterable[str]) -> Trust:
         raise UsageError("trusted proxies: 'none' stands alone")
     everybody = ["0.0.0.0/0", "::/0", "unix"]
     named = [name for word in words for name in (everybody if word == "*" else [word])]
-    return Trust(tuple(_parse_network(name) for name in named if name != "unix"), "unix" in named)
+    networks = tuple(_parse_network(name) for name in named if name != "unix")
+    if len(networks) > MAX_NETWORKS:
+        raise UsageError(f"{len(networks)} trusted networks are more than the {MAX_NETWORKS} that one proxy can have")
+    return Trust(networks, "unix" in named)
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What each engine is told; times in seconds, sizes in bytes; a time, or `max_body`, of 0 is off (rules A3, B and F)."""
-
-    max_request_line: int = 8 << 10
-    max_head: int = 32 << 10
-    max_fields: int = 128
-    max_response_head: int = 64 << 10
-    max_response_fields: int = 512
-    max_body: int = 64 << 20
-    failover_body: int = 1 << 20
-    kept_memory: int = 256 << 20
-    head_timeout: float = 10.0
-    keepalive_timeout: float = 75.0
-    connect_timeout: float = 5.0
-    ttft_timeout: float = 600.0
-    idle_timeout: float = 300.0
-    total_timeout: float = 0.0
-    send_timeout: float = 60.0
-    upstream_idle_timeout: float = 4.0
-    dead_peer_timeout: float = 45.0
-    retry_statuses: frozenset[int] = field(default_factory=frozenset)
-    midstream_error_event: bool = False
-    comments_count_as_content: bool = False
-    access_records: bool = True
-    trusted_proxies: tuple[tuple[bytes, int], ...] = parse_trusted(TRUSTED_BY_DEFAULT).networks
-    trust_unix: bool = True
+def format_trusted(trust: Trust) -> tuple[str, ...]:
+    """What `parse_trusted` reads as these peers."""
+    addresses = [(ipaddress.ip_address(packed), bits) for packed, bits in trust.networks]
+    texts = [str(address) if bits == address.max_prefixlen else f"{address}/{bits}" for address, bits in addresses]
+    return (*texts, *(["unix"] if trust.unix else [])) or ("none",)
 
 
-@dataclass(frozen=True)
-class Serve:
+# Descriptions. What a number may be is a matter of `ge` and `le`; the engine says how much it has room for. `unit` says how a value
+# is written (settings.UNITS). A flag that is repeated has the singular of the setting's name, and says so.
+
+MOST_BYTES = 1 << 50
+"""What bounds sizes that nothing else does, far above any that is of use ..."""
+
+MOST_COUNT = 1_000_000_000
+"""... and numbers of connections."""
+
+
+def _seconds(description: str, most: float = MAX_SECONDS, least: float = 0, **extra: str) -> Meta:
+    return Meta(ge=least, le=most, description=description, extra_json_schema={"unit": "s", **extra})
+
+
+def _bytes(description: str, least: int = 0, most: int = MOST_BYTES) -> Meta:
+    return Meta(ge=least, le=most, description=description, extra_json_schema={"unit": "bytes"})
+
+
+def _count(unit: str, description: str, least: int, most: int, **extra: str) -> Meta:
+    return Meta(ge=least, le=most, description=description, extra_json_schema={"unit": unit, **extra})
+
+
+def _other(unit: str, description: str, **extra: str | int) -> Meta:
+    return Meta(description=description, extra_json_schema={"unit": unit, **extra})
+
+
+class ProcessSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of the process: what it listens at, its clients, its memory, its log.
+
+    Times are in seconds, sizes in bytes (rules A3, B and F).
+    """
+
+    listen: Annotated[
+        tuple[Address, ...],
+        _other(
+            "HOST:PORT",
+            "Where clients connect. Port 0 takes a free one; [::] is every address, of IPv4 too.",
+            maxItems=MAX_LISTENERS,
+        ),
+    ] = (("127.0.0.1", 8080),)
+    workers: Annotated[
+        int, _count("threads", "Engine threads.", 1, MAX_WORKERS, computed_default="the CPUs it may use")
+    ] = field(default_factory=usable_cpus)
+    admin: Annotated[
+        Address | None, _other("HOST:PORT or off", "Where /metrics, /healthz and /readyz are, or 'off'.")
+    ] = (
+        "127.0.0.1",
+        9090,
+    )
+    admin_hosts: Annotated[
+        tuple[str, ...],
+        _other(
+            "NAME",
+            "A name under which the admin endpoint may be asked, beside addresses and localhost. /metrics, /healthz and /readyz "
+            "need none.",
+            flag="--admin-host",
+        ),
+    ] = ()
+    max_connections: Annotated[
+        int,
+        _count(
+            "connections",
+            "Client connections that are served at the same time; further ones are answered 503. 0 is no limit but the "
+            "descriptors': then accepting pauses.",
+            0,
+            MOST_COUNT,
+        ),
+    ] = 0
+    max_connections_per_ip: Annotated[
+        int,
+        _count(
+            "connections",
+            "The same for one client address (an IPv6 one: its /64), trusted proxies excepted; further ones are answered 429. "
+            "0 is no limit.",
+            0,
+            MOST_COUNT,
+        ),
+    ] = 0
+    trusted_proxies: Annotated[
+        Trust,
+        _other(
+            "NETWORK",
+            "Who is believed when it tells of the client behind it (X-Forwarded-*): addresses and networks, 'unix' for Unix "
+            "sockets, '*' for everybody or 'none'; commas may stand between several.",
+            maxItems=MAX_NETWORKS,
+        ),
+    ] = parse_trusted(TRUSTED_BY_DEFAULT)
+    head_timeout: Annotated[
+        float, _seconds("Time for a whole request head, and for the first byte of a new connection; 0 is off.")
+    ] = 10.0
+    keepalive_timeout: Annotated[float, _seconds("How long an idle client connection stays open; 0 is for ever.")] = (
+        75.0
+    )
+    send_timeout: Annotated[
+        float,
+        _seconds("How long a client may take no byte of its answer, or either side of a tunnel none; 0 is off."),
+    ] = 60.0
+    dead_peer_timeout: Annotated[
+        float,
+        _seconds(
+            "How long a client or backend may be silent in the network (no answer to keepalive probes, or to bytes sent) before "
+            "it counts as gone; 0 is off.",
+            86400,
+        ),
+    ] = 45.0
+    max_request_line: Annotated[int, _bytes("Longest request line; longer is answered 414.", 64, MAX_HEAD)] = 8 << 10
+    max_head: Annotated[int, _bytes("Longest request head; longer is answered 431.", 256, MAX_HEAD)] = 32 << 10
+    max_fields: Annotated[
+        int, _count("fields", "Most fields in a request head; more is answered 431.", 1, MAX_FIELDS)
+    ] = 128
+    kept_memory: Annotated[
+        int,
+        _bytes(
+            "How much is kept of all requests together, those of up to 8 KB not counted; beyond it a request is sent once only. "
+            "0 is no limit."
+        ),
+    ] = 256 << 20
+    drain_timeout: Annotated[float, _seconds("Time for streams to finish after SIGTERM; 0 is no limit.")] = 600.0
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        _other("choice", "Least important lines written. Access lines are info; above it they are not even made."),
+    ] = "info"
+    log_format: Annotated[Literal["text", "json"], _other("choice", "How lines look.")] = "text"
+    watch: Annotated[
+        bool,
+        _other("switch", "Load the configuration file again when it changes, as SIGHUP does."),
+    ] = False
+    log_query: Annotated[
+        bool,
+        _other(
+            "switch",
+            "Show queries of requests in access lines as they came; else only the values of a few parameters that carry no key.",
+        ),
+    ] = False
+
+    @property
+    def access_records(self) -> bool:
+        """Whether every exchange has an access line."""
+        return self.log_level in ("debug", "info")
+
+
+class PoolSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of a pool of backends: how an exchange with them goes.
+
+    Times are in seconds, sizes in bytes (rules B and F).
+    """
+
+    backends: Annotated[
+        tuple[Backend, ...],
+        _other(
+            "URL",
+            "An inference server: http://HOST:PORT, http://[V6]:PORT or unix:/PATH. Of several, the one with the fewest requests "
+            "in flight is chosen. ?on-abort=finish behind it lets it finish an answer whose client has left; ?host=backend gives "
+            "it its own name in the Host field (Ollama wants that), ?host=NAME another one; ?weight=2 gives it twice as much as "
+            "others; ?tier=1 keeps it for when none of tier 0 is usable; ?name=NAME is what logs and metrics call it.",
+            flag="--backend",
+            maxItems=MAX_BACKENDS,
+        ),
+    ] = ()
+    connect_timeout: Annotated[float, _seconds("Time for a backend to accept a connection; 0 is off.")] = 5.0
+    ttft_timeout: Annotated[
+        float,
+        _seconds(
+            "Time from the whole request received to the first byte of content, one for all backends that are tried; 0 is off."
+        ),
+    ] = 600.0
+    idle_timeout: Annotated[
+        float, _seconds("Longest gap between two bytes of content, or of a request body; 0 is off.")
+    ] = 300.0
+    total_timeout: Annotated[float, _seconds("Longest exchange; 0 is off.")] = 0.0
+    upstream_idle_timeout: Annotated[
+        float,
+        _seconds(
+            "How long an idle backend connection is kept, less than the backend keeps it (uvicorn: 5 s); 0 keeps none."
+        ),
+    ] = 4.0
+    max_body: Annotated[int, _bytes("Longest request body; longer is answered 413. 0 is off.")] = 64 << 20
+    max_response_head: Annotated[int, _bytes("Longest head of a backend's answer; longer is a 502.", 256, MAX_HEAD)] = (
+        64 << 10
+    )
+    max_response_fields: Annotated[
+        int, _count("fields", "Most fields in the head of a backend's answer; more is a 502.", 1, MAX_FIELDS)
+    ] = 512
+    failover_body: Annotated[
+        int,
+        _bytes(
+            "How much of a request is kept to send it again; longer ones are sent once, on a fresh connection.",
+            0,
+            MAX_FAILOVER_BODY,
+        ),
+    ] = 1 << 20
+    retry_statuses: Annotated[
+        frozenset[Literal[429, 502, 503]],
+        _other(
+            "status",
+            "Answer of a backend after which the next one is asked, within the retry budget.",
+            flag="--retry-status",
+            key="retry.statuses",
+        ),
+    ] = frozenset()
+    health_path: Annotated[
+        str,
+        _other(
+            "/PATH",
+            "Where each backend is asked for its health: a GET that it answers with 2xx or 3xx. One that fails is asked for nothing "
+            "while others can be. Empty for no checks.",
+            key="health.path",
+        ),
+    ] = ""
+    health_interval: Annotated[
+        float, _seconds("Time between two checks of a backend.", 3600, least=0.1, key="health.interval")
+    ] = 5.0
+    health_timeout: Annotated[
+        float, _seconds("Time for a check to be answered.", 3600, least=0.01, key="health.timeout")
+    ] = 2.0
+    health_rise: Annotated[
+        int, _count("checks", "Checks in a row that a backend must pass to be used again.", 1, 1000, key="health.rise")
+    ] = 1
+    health_fall: Annotated[
+        int, _count("checks", "Checks in a row that it must fail to be left out.", 1, 1000, key="health.fall")
+    ] = 3
+    on_midstream_error: Annotated[
+        Literal["close", "event"],
+        _other("choice", "When a backend fails inside an event stream: just close, or write one error event first."),
+    ] = "close"
+    comments_count_as_content: Annotated[
+        bool,
+        _other(
+            "switch",
+            "Comments in an event stream, which some engines send while they work on the prompt, count for the TTFT and idle "
+            "time-outs.",
+        ),
+    ] = False
+
+
+class Pool(Struct, frozen=True, kw_only=True):
+    """Backends that serve the same models."""
+
+    name: str
+    settings: PoolSettings
+    models: tuple[str, ...] = ()
+    """Names that requests say; one with a * at its end stands for all that begin so."""
+    aliases: dict[str, str] = field(default_factory=dict)
+    """Further names, and the model's name that its backends get in their place."""
+
+
+class Route(Struct, frozen=True, kw_only=True):
+    """What leads to a pool whatever the model is: a path, a field of the head, or both."""
+
+    pool: str
+    path: str = ""
+    header: str = ""
+    """A field's name, or `name: value`."""
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """What each engine is told."""
+
+    process: ProcessSettings = field(default_factory=ProcessSettings)
+    pool: PoolSettings = field(default_factory=PoolSettings)
+    """What holds where no pool is known, and the one pool where no other is named."""
+    pools: tuple[Pool, ...] = ()
+    routes: tuple[Route, ...] = ()
+    default_pool: str = ""
+    """The pool of requests that nothing else leads anywhere; empty for none."""
+
+    @property
+    def all_pools(self) -> tuple[Pool, ...]:
+        """Those of the file, or the one of `--backend`."""
+        return self.pools or (Pool(name="default", settings=self.pool),)
+
+    @property
+    def backends(self) -> tuple[Backend, ...]:
+        """Every backend, once."""
+        return tuple(dict.fromkeys(backend for pool in self.all_pools for backend in pool.settings.backends))
+
+
+class ServeConfig(Struct, frozen=True, kw_only=True):
     """What `llmpipe serve` was asked to do."""
 
-    listen: tuple[tuple[str, int], ...]
-    admin: tuple[str, int] | None
-    admin_hosts: tuple[str, ...]
-    """Names under which a browser may ask the admin endpoint, beside the one it listens at."""
-    backends: tuple[Backend, ...]
-    workers: int
-    max_connections: int
-    """Client connections that are served at the same time; 0 is no limit but the descriptors'."""
-    max_connections_per_ip: int
-    """The same, of one client address."""
-    drain_timeout: float
-    demo: bool
-    log_query: bool
-    """Whether access lines show queries as they came."""
     settings: Settings
+    demo: bool
+    """Whether a mock inference server is the backend."""
+    path: str = ""
+    """Of the configuration file; empty where there is none."""
+    reload: Callable[[], Settings] | None = None
+    """Reads the file again; raises UsageError where it cannot work."""

@@ -1,20 +1,42 @@
 """What happens besides closing when a client has left.
 
-The engine has closed the upstream before this is called: closing is the signal that stops an inference server. Here the
-control plane says so. It runs within a moment of the disconnect, not with the access log's timer.
+The engine has closed the upstream before anything here runs: closing is the signal that stops an inference server. Here the
+control plane tells who listens. Then the engines wake it for each client that leaves, and it does not wait for the access log's
+timer. Where nobody listens, nobody is woken, and a client that leaves costs Python nothing.
 """
+
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
 
 from llmpipe import log
 
 
-def signal(*, request_id: str, backend: str | None, phase: str, close_ms: float | None, client: str) -> None:
-    """Reports a client that left.
+class Abort(NamedTuple):
+    """A client that left.
 
-    Args:
-        request_id: of the exchange; the backend got the same.
-        backend: that worked on it, None where none did yet.
-        phase: of the exchange when it left.
-        close_ms: milliseconds from its disconnect to the upstream's close, None where the backend may finish.
+    Attributes:
         client: its address.
+        phase: of the exchange when it left.
+        backend: that worked on it, None where none did yet.
+        close_ms: milliseconds from its disconnect to the upstream's close, None where the backend may finish.
+        request_id: of the exchange; the backend got the same.
     """
-    log.debug("client left", client=client, phase=phase, backend=backend, close_ms=close_ms, request_id=request_id)
+
+    client: str
+    phase: str
+    backend: str | None
+    close_ms: float | None
+    request_id: str
+
+
+Listener = Callable[[Abort], None]
+
+
+def listener() -> Listener | None:
+    """Who is to be told of clients that leave: the log, where it writes that much. None where nobody is."""
+    return _write if log.enabled(logging.DEBUG) else None
+
+
+def _write(abort: Abort) -> None:
+    log.debug("client left", **abort._asdict())

@@ -15,7 +15,7 @@ from llmpipe._pipe import BUCKETS, DISCARDS, OUTCOMES, REASONS
 
 if TYPE_CHECKING:
     from llmpipe._pipe import BackendStats, Histogram, Stats
-    from llmpipe.config import Backend
+    from llmpipe.fleet import Fleet
 
 NO_ERROR = ("ok", "client_abort")
 """Outcomes that are not failures of forwarding."""
@@ -44,18 +44,18 @@ class EngineCollector(Collector):
     def __init__(
         self,
         stats: Callable[[], list[Stats]],
-        backends: tuple[Backend, ...],
+        fleet: Fleet,
         dropped_lines: Callable[[], int],
         draining: Callable[[], bool],
     ) -> None:
         """Args:
         stats: takes a snapshot of each engine.
-        backends: in the order of their slots.
+        fleet: knows the backends that counters name.
         dropped_lines: log lines that were lost behind the engines' rings.
         draining: whether the proxy drains.
         """
         self._stats = stats
-        self._backends = backends
+        self._fleet = fleet
         self._dropped_lines = dropped_lines
         self._draining = draining
 
@@ -81,7 +81,9 @@ class EngineCollector(Collector):
         )
         yield _counter("request_bytes", "Bytes of requests received from clients.", total(lambda s: s["bytes_up"]))
         yield _counter(
-            "events_forwarded", "Pieces of response bodies forwarded, one a recv.", total(lambda s: s["events"])
+            "events_forwarded",
+            "Pieces of response bodies forwarded, one a recv.",
+            total(lambda s: s["reads_forwarded"]),
         )
         yield _gauge(
             "clients",
@@ -175,12 +177,16 @@ class EngineCollector(Collector):
         # What the engines share each of them tells alike.
         shared: list[tuple[str, str, Callable[[BackendStats], float]]] = [
             ("in_flight", "Exchanges that a backend works on now.", lambda b: b["in_flight"]),
-            ("backend_up", "1 unless the backend is left out.", lambda b: float(not b["left_out"])),
+            ("backend_up", "1 unless others are asked in its place.", lambda b: float(not b["out"])),
+        ]
+        # One table's, all of it: another may come at any moment.
+        numbered = [
+            found for found in self._fleet.numbered() if all(found[0] in stats["backends"] for stats in snapshots)
         ]
         for name, text, read in shared:
             gauge = GaugeMetricFamily(f"llmpipe_{name}", text, labels=["backend"])
-            for slot, backend in enumerate(self._backends):
-                gauge.add_metric([backend.url], read(snapshots[0]["backends"][slot]))
+            for number, backend in numbered:
+                gauge.add_metric([backend.name], read(snapshots[0]["backends"][number]))
             yield gauge
         gauges: list[tuple[str, str, Callable[[BackendStats], int]]] = [
             ("upstream_idle", "Idle upstream connections.", lambda b: b["idle"]),
@@ -197,13 +203,13 @@ class EngineCollector(Collector):
         ]
         for name, text, get in gauges:
             gauge = GaugeMetricFamily(f"llmpipe_{name}", text, labels=["backend"])
-            for slot, backend in enumerate(self._backends):
-                gauge.add_metric([backend.url], sum(get(stats["backends"][slot]) for stats in snapshots))
+            for number, backend in numbered:
+                gauge.add_metric([backend.name], sum(get(stats["backends"][number]) for stats in snapshots))
             yield gauge
         for name, text, get in counters:
             counter = CounterMetricFamily(f"llmpipe_{name}", text, labels=["backend"])
-            for slot, backend in enumerate(self._backends):
-                counter.add_metric([backend.url], sum(get(stats["backends"][slot]) for stats in snapshots))
+            for number, backend in numbered:
+                counter.add_metric([backend.name], sum(get(stats["backends"][number]) for stats in snapshots))
             yield counter
 
 

@@ -1,4 +1,4 @@
-"""Event records of the engine, turned into log lines: access lines, disconnects, backends that went and came back, pauses."""
+"""Records of the engines, turned into log lines: access lines, disconnects, backends that went and came back, pauses."""
 
 from __future__ import annotations
 
@@ -9,22 +9,15 @@ import re
 import time
 from typing import TYPE_CHECKING
 
-from llmpipe import disconnect, log
-from llmpipe._pipe import (
-    EVENT_ACCEPT_ENDED,
-    EVENT_ACCEPT_PAUSED,
-    EVENT_ACCEPT_RESUMED,
-    EVENT_BACKEND_DOWN,
-    EVENT_BACKEND_UP,
-    EVENT_EXCHANGE,
-    OUTCOMES,
-    PHASES,
-    REASONS,
-)
+from llmpipe import log
+from llmpipe._pipe import OUTCOMES, PHASES, REASONS
+from llmpipe.disconnect import Abort
+from llmpipe.record_kinds import AcceptEnded, AcceptPaused, AcceptResumed, BackendDown, BackendUp, ExchangeEnded
 
 if TYPE_CHECKING:
-    from llmpipe._pipe import EventRecord
-    from llmpipe.config import Backend
+    from llmpipe.disconnect import Listener
+    from llmpipe.fleet import Fleet
+    from llmpipe.record_kinds import Record
 
 CLIENT_ABORT = OUTCOMES.index("client_abort")
 BAD_REQUEST = OUTCOMES.index("bad_request")
@@ -32,92 +25,104 @@ BAD_REQUEST = OUTCOMES.index("bad_request")
 _METHOD = re.compile(rb"[A-Z][A-Z_-]*")
 
 
-def _milliseconds(seconds: float) -> float | None:
-    return round(seconds * 1000, 3) if seconds >= 0 else None
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 3)
 
 
 class RecordLog:
-    """Writes what the engines report."""
+    """Writes what the engines report.
 
-    def __init__(self, backends: tuple[Backend, ...], *, log_query: bool = False) -> None:
+    Attributes:
+        accept_ended: whether another process has shut a listening socket down.
+    """
+
+    def __init__(self, fleet: Fleet, *, log_query: bool = False, on_abort: Listener | None = None) -> None:
         """Args:
-        backends: in the order of their slots.
+        fleet: knows the backends that records name.
         log_query: whether access lines show queries as they came.
+        on_abort: called for each client that left.
         """
+        self._on_abort = on_abort
         self._shown = log.mask_user if log_query else log.mask_secrets
-        self._urls = [backend.url for backend in backends]
+        self._fleet = fleet
         self._out: set[str] = set()
+        self.accept_ended = False
 
-    def write(self, record: EventRecord) -> None:
+    def write(self, record: Record) -> None:
         """Writes one record."""
-        kind = record[0]
-        if kind == EVENT_EXCHANGE:
-            self._exchange(record)
-        elif kind == EVENT_BACKEND_DOWN:
-            self._backend_down(record)
-        elif kind == EVENT_BACKEND_UP:
-            self._backend_up(record)
-        elif kind == EVENT_ACCEPT_PAUSED:
-            self._accept_paused(record)
-        elif kind == EVENT_ACCEPT_RESUMED:
-            log.info("accept resumed", clients=record[12])
-        elif kind == EVENT_ACCEPT_ENDED:
-            error = os.strerror(record[16])
-            log.error("accept ended", error=error, hint="another process has shut the listening socket down; restart")
+        match record:
+            case ExchangeEnded():
+                self._exchange(record)
+            case BackendDown():
+                self._backend_down(record)
+            case BackendUp():
+                self._backend_up(record)
+            case AcceptPaused():
+                self._accept_paused(record)
+            case AcceptResumed():
+                log.info("accept resumed", clients=record.clients)
+            case AcceptEnded():
+                self.accept_ended = True
+                error = os.strerror(record.error)
+                log.error(
+                    "accept ended", error=error, hint="another process has shut the listening socket down; restart"
+                )
 
-    def _exchange(self, record: EventRecord) -> None:
-        (_, age, slot, client, method, target, request_id, status, outcome, phase, ttft, duration, bytes_up, bytes_down,
-         attempts, close_time, _, reason) = record  # fmt: skip
-        backend = self._urls[slot] if slot >= 0 else None
-        if outcome == CLIENT_ABORT:
-            disconnect.signal(
-                request_id=request_id.decode("latin-1"),
-                backend=backend,
-                phase=PHASES[phase],
-                close_ms=_milliseconds(close_time),
-                client=client.decode("latin-1"),
-            )
+    def _exchange(self, record: ExchangeEnded) -> None:
+        backend = None if record.backend is None else self._fleet.name(record.backend)
+        client = record.client.decode("latin-1")
+        request_id = record.request_id.decode("latin-1")
+        phase = PHASES[record.phase]
+        close_ms = _milliseconds(record.close_time)
+        if record.outcome == CLIENT_ABORT and self._on_abort is not None:
+            self._on_abort(Abort(client, phase, backend, close_ms, request_id))
         if not log.enabled(logging.INFO):
             return
-        if outcome == BAD_REQUEST and not _METHOD.fullmatch(method):
+        method, target = record.method, record.target
+        if record.outcome == BAD_REQUEST and not _METHOD.fullmatch(method):
             method = target = b""  # not a request line: it may be anything, the middle of a body for one
         fields = {
-            "client": client.decode("latin-1"),
+            "client": client,
             "method": method.decode("latin-1"),
             "path": self._shown(target.decode("latin-1")),
-            "status": status or None,
-            "outcome": OUTCOMES[outcome],
-            "phase": PHASES[phase],
+            "status": record.status or None,
+            "outcome": OUTCOMES[record.outcome],
+            "phase": phase,
             "backend": backend,
-            "ttft_ms": _milliseconds(ttft),
-            "duration_ms": _milliseconds(duration),
-            "bytes_up": bytes_up,
-            "bytes_down": bytes_down,
-            "attempts": attempts,
-            "reason": REASONS[reason] or None,
-            "request_id": request_id.decode("latin-1"),
-            "close_ms": _milliseconds(close_time),
+            "ttft_ms": _milliseconds(record.ttft),
+            "duration_ms": _milliseconds(record.duration),
+            "bytes_up": record.bytes_up,
+            "bytes_down": record.bytes_down,
+            "attempts": record.attempts,
+            "reason": REASONS[record.reason] or None,
+            "request_id": request_id,
+            "close_ms": close_ms,
         }
-        log.event(logging.INFO, "access", fields, at=time.time() - age)
+        log.event(logging.INFO, "access", fields, at=time.time() - record.age)
 
     @staticmethod
-    def _accept_paused(record: EventRecord) -> None:
-        clients, error = record[12], record[16]
+    def _accept_paused(record: AcceptPaused) -> None:
+        error = record.error
         reason = {0: "clients", errno.EAGAIN: "mailbox"}.get(error, "error")
         if error in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC):
             reason = "descriptors"
-        log.warning("accept paused", reason=reason, clients=clients, error=os.strerror(error) if error else None)
+        log.warning("accept paused", reason=reason, clients=record.clients, error=os.strerror(error) if error else None)
 
-    def _backend_down(self, record: EventRecord) -> None:
+    def _backend_down(self, record: BackendDown) -> None:
         # It is left out again each time that a try fails; one line says that it went.
-        url = self._urls[record[2]]
-        level = logging.DEBUG if url in self._out else logging.WARNING
-        self._out.add(url)
-        fields = {"backend": url, "seconds": record[11], "reason": REASONS[record[17]], "errno": record[16] or None}
-        log.event(level, "backend left out", fields, at=time.time() - record[1])
+        name = self._fleet.name(record.backend)
+        level = logging.DEBUG if name in self._out else logging.WARNING
+        self._out.add(name)
+        fields = {
+            "backend": name,
+            "seconds": record.seconds,
+            "reason": REASONS[record.reason],
+            "errno": record.error or None,
+        }
+        log.event(level, "backend left out", fields, at=time.time() - record.age)
 
-    def _backend_up(self, record: EventRecord) -> None:
-        url = self._urls[record[2]]
-        level = logging.INFO if url in self._out else logging.DEBUG
-        self._out.discard(url)
-        log.event(level, "backend back", {"backend": url}, at=time.time() - record[1])
+    def _backend_up(self, record: BackendUp) -> None:
+        name = self._fleet.name(record.backend)
+        level = logging.INFO if name in self._out else logging.DEBUG
+        self._out.discard(name)
+        log.event(level, "backend back", {"backend": name}, at=time.time() - record.age)

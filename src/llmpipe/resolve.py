@@ -13,7 +13,7 @@ import contextlib
 import ipaddress
 import socket
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from llmpipe import log
@@ -115,8 +115,7 @@ def _route_error(host: str, port: int) -> OSError | None:
 class Resolver:
     """Knows the addresses of every backend."""
 
-    def __init__(self, backends: tuple[Backend, ...], names: Names) -> None:
-        self._backends = backends
+    def __init__(self, names: Names) -> None:
         self._names = names
         self._addresses: dict[Backend, Addresses] = {}
 
@@ -124,14 +123,16 @@ class Resolver:
         """Those of the last look-up that succeeded, in the order to try them."""
         return self._addresses[backend]
 
-    async def start(self) -> None:
-        """Resolves every name, all at once, and looks up the routes. Nothing is sent: a backend that is not up yet is no error.
+    async def take(self, backends: Sequence[Backend]) -> None:
+        """Resolves the names of these backends from now on, all at once those that are new, and looks up the routes. Nothing is sent:
+        a backend that is not up yet is no error.
 
         Raises:
-            UsageError: a name cannot be resolved, or there is no way to a backend.
+            UsageError: a name cannot be resolved, or there is no way to a backend; then those of before stay.
         """
-        found = await asyncio.gather(*map(self._first, self._backends))
-        self._addresses = dict(zip(self._backends, found, strict=True))
+        new = [backend for backend in backends if backend not in self._addresses]
+        found = dict(zip(new, await asyncio.gather(*map(self._first, new)), strict=True))
+        self._addresses = {**{backend: self._addresses.get(backend, ()) for backend in backends}, **found}
 
     async def _look_up(self, backend: Backend) -> Addresses:
         answers = await self._names.look_up(backend.host)
@@ -146,13 +147,13 @@ class Resolver:
         except OSError as error:
             reason = error.strerror or error
             raise UsageError(
-                f"backend {backend.url}: the host name cannot be resolved ({reason}); check its spelling"
+                f"backend {backend.name}: the host name cannot be resolved ({reason}); check its spelling"
             ) from None
         if not addresses:
-            raise UsageError(f"backend {backend.url}: the host name has no usable address")
+            raise UsageError(f"backend {backend.name}: the host name has no usable address")
         errors = [_route_error(host, port) for host, port in addresses]
         if all(errors):
-            raise UsageError(f"backend {backend.url} cannot be reached from here ({errors[0]}); check its address")
+            raise UsageError(f"backend {backend.name} cannot be reached from here ({errors[0]}); check its address")
         return addresses
 
     async def refresh(self, on_change: Callable[[], None]) -> None:
@@ -161,15 +162,17 @@ class Resolver:
         Args:
             on_change: called where addresses changed, as soon as they are known: a name that hangs holds up no other.
         """
-        await asyncio.gather(*(self._again(backend, on_change) for backend in self._backends if not _fixed(backend)))
+        await asyncio.gather(
+            *(self._again(backend, on_change) for backend in tuple(self._addresses) if not _fixed(backend))
+        )
 
     async def _again(self, backend: Backend, on_change: Callable[[], None]) -> None:
         try:
             addresses = await self._look_up(backend)
         except OSError as error:
-            log.warning("name not resolved", backend=backend.url, error=str(error.strerror or error))
+            log.warning("name not resolved", backend=backend.name, error=str(error.strerror or error))
             return
-        if addresses and set(addresses) != set(self._addresses[backend]):
-            log.info("name resolved anew", backend=backend.url, addresses=",".join(host for host, _ in addresses))
+        if addresses and set(addresses) != set(self._addresses.get(backend, addresses)):  # gone meanwhile: as they were
+            log.info("name resolved anew", backend=backend.name, addresses=",".join(host for host, _ in addresses))
             self._addresses[backend] = addresses
             on_change()

@@ -6,40 +6,72 @@ Everything that crosses to the data plane passes here, but for the accepted desc
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from llmpipe import log
 from llmpipe._pipe import Engine
+from llmpipe.routing import make_routing
 
 if TYPE_CHECKING:
-    from llmpipe._pipe import EventRecord, Stats
+    from llmpipe._pipe import Backend as EngineBackend
+    from llmpipe._pipe import Stats
     from llmpipe.config import Backend, Settings
+    from llmpipe.fleet import Fleet
+    from llmpipe.record_kinds import Record
     from llmpipe.resolve import Resolver
 
 RECORD_INTERVAL = 0.1
 """Seconds between two looks at records that nobody was woken for."""
 
 
+def make_table(settings: Settings, resolver: Resolver) -> list[EngineBackend]:
+    """The backends as `Engine.configure` takes them."""
+    return [
+        (
+            backend.name.encode(),
+            backend.authority.encode(),
+            backend.host_field.encode(),
+            resolver.addresses(backend),
+            backend.finish_on_abort,
+        )
+        for backend in settings.backends
+    ]
+
+
 class Runner:
-    """Starts, feeds and ends the engines. All methods are called by the control plane's thread."""
+    """Starts, feeds and ends the engines.
+
+    All methods are called by the control plane's thread, but for `stats` and `usable_backends`, which are the admin endpoint's too.
+    """
 
     def __init__(
-        self, workers: int, settings: Settings, backends: tuple[Backend, ...], on_record: Callable[[EventRecord], None]
+        self,
+        workers: int,
+        settings: Settings,
+        fleet: Fleet,
+        on_record: Callable[[Record], None],
+        *,
+        wake_on_abort: bool = False,
     ) -> None:
         """Args:
         workers: engine threads.
         settings: what every engine is told.
-        backends: their order gives each its slot.
-        on_record: called with each event record.
+        fleet: gets the backends of each table, and their numbers.
+        on_record: called with each record.
+        wake_on_abort: whether it is called at once for a client that left, and not with the next batch.
 
         Raises:
             OSError: a descriptor could not be made.
         """
-        self.backends = backends
+        self.fleet = fleet
+        self._settings = settings
         self.engines = [Engine(settings)]
         self.engines += [Engine(settings, self.engines[0]) for _ in range(workers - 1)]
+        for engine in self.engines:
+            engine.wake_on_abort = wake_on_abort
         self._threads = [
             threading.Thread(target=self._run, args=(number, engine), name=f"worker-{number}", daemon=True)
             for number, engine in enumerate(self.engines)
@@ -56,7 +88,7 @@ class Runner:
     def start(self) -> None:
         """Starts the threads; `configure` may be called before or after."""
         for engine in self.engines:
-            self._loop.add_reader(engine.events_fd, self._take_records, engine)
+            self._loop.add_reader(engine.records_fd, self._take_records, engine)
         self._running = len(self._threads)
         for thread in self._threads:
             thread.start()
@@ -80,21 +112,24 @@ class Runner:
         if self._running == 0:
             self.ended.set()
 
-    def configure(self, resolver: Resolver) -> None:
-        """Hands the routing table to every engine."""
-        table = [
-            (
-                slot,
-                backend.url.encode(),
-                backend.authority.encode(),
-                backend.host_field.encode(),
-                resolver.addresses(backend),
-                backend.finish_on_abort,
-            )
-            for slot, backend in enumerate(self.backends)
-        ]
+    def configure(self, resolver: Resolver, settings: Settings | None = None) -> None:
+        """Hands a routing table to every engine.
+
+        Args:
+            resolver: has the backends' addresses.
+            settings: the pools from now on; None for those there are.
+
+        Raises:
+            ValueError: an engine has no room for something in it.
+        """
+        settings = settings or self._settings
+        backends = settings.backends
+        table = make_table(settings, resolver)
+        routing = make_routing(settings)
         for engine in self.engines:
-            engine.configure(table)
+            numbers = engine.configure(table, routing)  # which all engines give alike
+        self.fleet.number(numbers, backends)
+        self._settings = settings
 
     def drain(self) -> None:
         """Lets live exchanges finish; `ended` is set after the last one."""
@@ -116,11 +151,24 @@ class Runner:
 
     def usable_backends(self) -> int:
         """Backends that are not left out."""
-        backends = self.engines[0].stats()["backends"]
-        return sum(not backends[slot]["left_out"] for slot in range(len(self.backends)))
+        return sum(not backend["out"] for backend in self.engines[0].stats()["backends"].values())
+
+    def mark(self, backend: Backend, down: bool) -> None:
+        """Notes whether a backend's health checks fail."""
+        number = self.fleet.number_of(backend)
+        if number is not None:
+            self.engines[0].mark(number, down)
+
+    def content_age(self, backend: Backend) -> float:
+        """Seconds since a byte of content came from a backend; infinite for never."""
+        number = self.fleet.number_of(backend)
+        if number is None:
+            return math.inf
+        ages = [stats["backends"][number]["content_age"] for stats in self.stats()]
+        return min((age for age in ages if age is not None), default=math.inf)
 
     def _take_records(self, engine: Engine) -> None:
-        for record in engine.drain_events():
+        for record in engine.take_records():
             self._on_record(record)
 
     def take_records(self) -> None:
@@ -140,6 +188,6 @@ class Runner:
             if thread.ident is not None:  # it was started
                 thread.join()
         for engine in self.engines:
-            self._loop.remove_reader(engine.events_fd)
+            self._loop.remove_reader(engine.records_fd)
             self._take_records(engine)
             engine.close()

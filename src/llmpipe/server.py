@@ -8,28 +8,29 @@ first moment to the last.
 """
 
 import asyncio
-import errno
-import ipaddress
 import os
-import resource
 import signal
 import socket
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
+from pathlib import Path
 from typing import Any
 
 import uvloop
+from msgspec.structs import replace
 
-from llmpipe import __version__, activation, admin, log, metrics, mock, resolve
+from llmpipe import __version__, activation, admin, disconnect, log, metrics, mock, resolve, status
 from llmpipe.background import BACKLOG as ADMIN_BACKLOG
 from llmpipe.background import BackgroundServer
-from llmpipe.config import Backend, Serve, format_address, parse_backend
+from llmpipe.config import Backend, ServeConfig, Settings, parse_backend
 from llmpipe.errors import UsageError
+from llmpipe.fleet import Fleet
+from llmpipe.health import HealthChecks
 from llmpipe.notify import Notifier
 from llmpipe.records import RecordLog
 from llmpipe.runner import Runner
+from llmpipe.sockets import bind, bind_all, bound_address, local_only, raise_descriptor_limit, take_over
 
-BACKLOG = 4096
 RESERVED_DESCRIPTORS = 64
 """Descriptors that are kept for what is neither client nor upstream, with one engine; the admin endpoint has the most of them."""
 
@@ -39,108 +40,11 @@ ENGINE_DESCRIPTORS = 3
 LOOK_UP_DESCRIPTORS = 2
 """Descriptors that a look-up may hold while a name server does not answer."""
 
+WATCH_INTERVAL = 1.0
+"""Seconds between two looks at a file that is watched."""
+
 LISTEN_INTERVAL = 0.001
 """Seconds between two looks whether listening has ended."""
-
-
-def _open(family: int, sockaddr: tuple[Any, ...], backlog: int, *, both: bool) -> socket.socket:
-    """A listening TCP socket, non-blocking; an IPv6 one for IPv4 too where `both` says so."""
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setblocking(False)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not both)
-        listener.bind(sockaddr)
-        listener.listen(backlog)
-    except OSError:
-        listener.close()
-        raise
-    return listener
-
-
-async def bind(address: tuple[str, int], option: str, names: resolve.Names, backlog: int = BACKLOG) -> socket.socket:
-    """A listening TCP socket, non-blocking. `[::]` is every address of both families, but for an IPv4 one of the same port
-    that has a socket already.
-
-    Raises:
-        UsageError: the address cannot be bound; the text names `option`.
-    """
-    host, port = address
-    where = format_address(host, port)
-    try:
-        answers = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-    except (OSError, UnicodeError):
-        try:
-            answers = await names.look_up(host)
-        except OSError as error:
-            raise UsageError(f"{option} {where}: the host cannot be resolved ({error.strerror or error})") from None
-    family, _, _, _, found = answers[0]
-    sockaddr = (found[0], port, *found[2:])
-    both = family == socket.AF_INET6 and found[0] == "::"
-    try:
-        try:
-            return _open(family, sockaddr, backlog, both=both)
-        except OSError as error:
-            if not both or error.errno != errno.EADDRINUSE:
-                raise
-            listener = _open(family, sockaddr, backlog, both=False)
-            log.info("IPv6 only", address=where, reason="another socket has this port for IPv4")
-            return listener
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise UsageError(
-                f"{option} {where}: the port is in use; stop what listens there, or choose another"
-            ) from None
-        raise UsageError(f"{option} {where}: cannot listen there ({error.strerror or error})") from None
-
-
-def bind_now(address: tuple[str, int], option: str) -> socket.socket:
-    """As bind(), for who has no event loop yet."""
-    return asyncio.run(bind(address, option, resolve.Names()))
-
-
-async def bind_all(
-    addresses: Sequence[tuple[str, int]], option: str, names: resolve.Names, stack: AsyncExitStack
-) -> list[socket.socket]:
-    """A listening socket for each address, in their order; `stack` closes them.
-
-    Raises:
-        UsageError: an address cannot be bound; the text names `option`.
-    """
-    bound = {}
-    # Those of IPv4 before one for both families.
-    for at in sorted(range(len(addresses)), key=lambda at: ":" in addresses[at][0]):
-        bound[at] = stack.enter_context(await bind(addresses[at], option, names))
-    return [bound[at] for at in range(len(addresses))]
-
-
-def take_over(given: socket.socket, option: str) -> socket.socket:
-    """A listening socket that a service manager handed over, in place of an option's."""
-    given.setblocking(False)
-    log.info("socket taken over", descriptor=given.fileno(), instead_of=option)
-    return given
-
-
-def bound_address(listener: socket.socket) -> str:
-    """Where a socket really listens, as host:port."""
-    host, port = listener.getsockname()[:2]
-    return format_address(host, port)
-
-
-def local_only(listener: socket.socket) -> bool:
-    """Whether only this machine can reach a listening socket."""
-    host = ipaddress.ip_address(listener.getsockname()[0].partition("%")[0])
-    mapped = host.ipv4_mapped if isinstance(host, ipaddress.IPv6Address) else None
-    return (mapped or host).is_loopback
-
-
-def raise_descriptor_limit() -> int:
-    """Raises the soft limit of open files to the hard one and returns it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 class Acceptor:
@@ -150,31 +54,32 @@ class Acceptor:
     untouched, and who is not waits in the backlog (rule G2). The operator's own limits are lower, and are answered.
     """
 
-    def __init__(self, listeners: Sequence[socket.socket], runner: Runner, config: Serve, descriptors: int) -> None:
+    def __init__(
+        self, listeners: Sequence[socket.socket], runner: Runner, settings: Settings, descriptors: int
+    ) -> None:
         self._listeners = listeners
         self._runner = runner
-        self._config = config
+        self._settings = settings.process
         reserved = RESERVED_DESCRIPTORS + ENGINE_DESCRIPTORS * (len(runner.engines) - 1)
-        reserved += LOOK_UP_DESCRIPTORS * resolve.names(runner.backends) + len(listeners) - 1
+        reserved += LOOK_UP_DESCRIPTORS * resolve.names(settings.backends) + len(listeners) - 1
         self._most_clients = max(1, (descriptors - reserved) // 2)
-        if config.max_connections >= self._most_clients:
-            log.warning(
-                "max-connections is out of reach", max_connections=config.max_connections, descriptors=descriptors
-            )
+        most = settings.process.max_connections
+        if most >= self._most_clients:
+            log.warning("max-connections is out of reach", max_connections=most, descriptors=descriptors)
 
     def start(self) -> None:
         """Begins to accept."""
         # Some must have left before accepting goes on, or it would pause again for each that leaves.
         resume_at = self._most_clients - max(1, self._most_clients // 50)
         engines = self._runner.engines
-        config = self._config
+        settings = self._settings
         engines[0].listen(
             [listener.fileno() for listener in self._listeners],
             engines,
-            self._most_clients,
-            resume_at,
-            config.max_connections,
-            config.max_connections_per_ip,
+            most=self._most_clients,
+            resume_at=resume_at,
+            max_connections=settings.max_connections,
+            max_per_address=settings.max_connections_per_ip,
         )
 
     async def close(self) -> None:
@@ -187,20 +92,36 @@ class Acceptor:
             listener.close()
 
 
+def _look(path: str) -> tuple[int, ...] | None:
+    """What tells one state of a file from another; None where it is not there, since it is being replaced."""
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino, found.st_dev, found.st_size
+
+
 class Server:
     """One `llmpipe serve`, from its sockets to its exit code."""
 
-    def __init__(self, config: Serve) -> None:
+    def __init__(self, config: ServeConfig) -> None:
         self._config = config
+        self._settings = config.settings
+        self._faults: tuple[str, ...] = ()
+        """Of the last reload."""
+        self._seen = _look(config.path)
+        self._process = config.settings.process
         self._draining = False
         self._notifier = Notifier(os.environ)
         self._names = resolve.Names()
         self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
         self._hung_up = asyncio.Event()
 
-    def _why_not_ready(self, runner: Runner) -> str | None:
+    def _why_not_ready(self, runner: Runner, records: RecordLog) -> str | None:
         if self._draining:
             return "draining"
+        if records.accept_ended:
+            return "a listening socket was shut down"
         if not runner.usable_backends():
             return "no backend is usable"
         return None
@@ -221,65 +142,81 @@ class Server:
                 log.info("stopped", signal=number.name, clean=True)
                 return 0
             acceptor, runner, resolver = starting.result()
-            reloading = asyncio.create_task(self._reload_on_demand(resolver, runner))
+            checks = HealthChecks(runner, resolver)
+            checks.configure(self._settings)
+            stack.callback(checks.close)
+            reloading = asyncio.create_task(self._reload_on_demand(resolver, runner, checks))
             stack.callback(reloading.cancel)
+            if self._process.watch:
+                stack.callback(asyncio.create_task(self._watch_file()).cancel)
             return await self._serve(acceptor, runner)
 
     async def _start(self, stack: AsyncExitStack, lines: log.Log) -> tuple[Acceptor, Runner, resolve.Resolver]:
-        config = self._config
-        given = activation.take(os.environ)
-        if given.admin is not None and config.admin is None:
+        process = self._process
+        inherited = activation.take(os.environ)
+        if inherited.admin is not None and process.admin is None:
             raise UsageError("a socket named admin was handed over, but --admin is off; leave one of them out")
-        if given.http:
-            listeners = [stack.enter_context(take_over(listener, "--listen")) for listener in given.http]
+        if inherited.http:
+            listeners = [stack.enter_context(take_over(listener, "--listen")) for listener in inherited.http]
         else:
-            listeners = await bind_all(config.listen, "--listen", self._names, stack)
+            listeners = await bind_all(process.listen, "--listen", self._names, stack)
         admin_listener = None
-        if given.admin is not None:
-            admin_listener = stack.enter_context(take_over(given.admin, "--admin"))
-        elif config.admin is not None:
-            admin_listener = stack.enter_context(await bind(config.admin, "--admin", self._names, ADMIN_BACKLOG))
-        backends = config.backends
-        if config.demo:
-            backends = (await self._start_mock(stack),)
-        resolver = resolve.Resolver(backends, self._names)
-        await resolver.start()
-        records = RecordLog(backends, log_query=config.log_query)
+        if inherited.admin is not None:
+            admin_listener = stack.enter_context(take_over(inherited.admin, "--admin"))
+        elif process.admin is not None:
+            admin_listener = stack.enter_context(await bind(process.admin, "--admin", self._names, ADMIN_BACKLOG))
+        if self._config.demo:
+            pool = replace(self._settings.pool, backends=(await self._start_mock(stack),))
+            self._settings = replace(self._settings, pool=pool)
+        resolver = resolve.Resolver(self._names)
+        await resolver.take(self._settings.backends)
+        fleet = Fleet()
+        on_abort = disconnect.listener()
+        records = RecordLog(fleet, log_query=process.log_query, on_abort=on_abort)
         descriptors = raise_descriptor_limit()
         try:
-            runner = Runner(config.workers, config.settings, backends, records.write)
+            runner = Runner(process.workers, self._settings, fleet, records.write, wake_on_abort=on_abort is not None)
         except OSError as error:  # each engine has descriptors of its own
-            raise UsageError(f"--workers {config.workers}: {error.strerror}; raise the limit or start fewer") from None
+            raise UsageError(f"--workers {process.workers}: {error.strerror}; raise the limit or start fewer") from None
         stack.callback(runner.close)
         try:
             runner.configure(resolver)
         except ValueError as error:  # the engine knows the room for addresses and paths
-            raise UsageError(f"--backend: {error}") from None
+            raise UsageError(f"{self._config.path or '--backend'}: {error}") from None
         runner.start()
         stack.callback(runner.stop)
         if admin_listener is not None:
-            self._start_admin(stack, admin_listener, runner, lines)
-        acceptor = Acceptor(listeners, runner, config, descriptors)
+            self._start_admin(stack, admin_listener, runner, records, lines)
+        acceptor = Acceptor(listeners, runner, self._settings, descriptors)
         acceptor.start()
-        self._announce(listeners, admin_listener, backends)
+        self._announce(listeners, admin_listener, self._settings.backends)
         self._notifier.ready()
         return acceptor, runner, resolver
 
     async def _start_mock(self, stack: AsyncExitStack) -> Backend:
         listener = await bind(("127.0.0.1", 0), "--demo", self._names)
         backend = parse_backend(f"http://{bound_address(listener)}")
-        server = BackgroundServer(mock.make_app(mock.Pace()), listener)
+        server = BackgroundServer(mock.MockApp(mock.Pace(), mock.Capacity()), listener)
         server.start()
         stack.push_async_callback(server.stop)
         return backend
 
-    def _start_admin(self, stack: AsyncExitStack, listener: socket.socket, runner: Runner, lines: log.Log) -> None:
-        collector = metrics.EngineCollector(
-            runner.stats, runner.backends, lambda: lines.dropped, lambda: self._draining
+    def _start_admin(
+        self, stack: AsyncExitStack, listener: socket.socket, runner: Runner, records: RecordLog, lines: log.Log
+    ) -> None:
+        collector = metrics.EngineCollector(runner.stats, runner.fleet, lambda: lines.dropped, lambda: self._draining)
+        process = self._process
+        hosts = {*process.admin_hosts, *(process.admin[:1] if process.admin else ())}
+
+        def why_not_ready() -> str | None:
+            return self._why_not_ready(runner, records)
+
+        app = admin.make_app(
+            metrics.make_registry(collector),
+            why_not_ready,
+            lambda: status.make(self._settings, runner, why_not_ready(), self._faults),
+            hosts,
         )
-        config = self._config
-        hosts = {*config.admin_hosts, *(config.admin[:1] if config.admin else ())}
-        app = admin.make_app(metrics.make_registry(collector), lambda: self._why_not_ready(runner), hosts)
         server = BackgroundServer(app, listener, bounded=True)
         server.start()
         stack.push_async_callback(server.stop)
@@ -294,8 +231,8 @@ class Server:
             log.info(
                 "listening",
                 address=bound_address(listener),
-                workers=self._config.workers,
-                backends=",".join(backend.url for backend in backends),
+                workers=self._process.workers,
+                backends=",".join(backend.name for backend in backends),
                 version=__version__,
             )
         if admin_listener is not None:
@@ -322,28 +259,68 @@ class Server:
             loop.add_signal_handler(number, self._signals.put_nowait, number)
         loop.add_signal_handler(signal.SIGHUP, self._hung_up.set)  # several before one was looked at are one
 
-    async def _reload_on_demand(self, resolver: resolve.Resolver, runner: Runner) -> None:
-        """Resolves names anew at every SIGHUP, and without one now and then. It may take as long as a name server likes."""
+    async def _reload_on_demand(self, resolver: resolve.Resolver, runner: Runner, checks: HealthChecks) -> None:
+        """Loads the file and resolves names anew at every SIGHUP, and names without one now and then. It may take as long as a name
+        server likes."""
 
         def configure() -> None:
             runner.configure(resolver)
 
         while True:
-            asked = True
-            try:
+            with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._hung_up.wait(), resolve.INTERVAL)
-            except asyncio.TimeoutError:
-                asked = False
+            asked = self._hung_up.is_set()
             self._hung_up.clear()
             if asked:
                 self._notifier.reloading()
             try:
+                loaded = not asked or await self._load_file(resolver, runner)
+                checks.configure(self._settings)
                 await resolver.refresh(configure)
             except Exception as error:  # no memory for a table; the next one may find some
                 log.error("reload failed", error=repr(error))
+                loaded = False
             if asked:
-                log.info("reloaded")
+                if loaded:
+                    log.info("reloaded", backends=",".join(backend.name for backend in self._settings.backends))
                 self._notifier.ready()
+
+    async def _load_file(self, resolver: resolve.Resolver, runner: Runner) -> bool:
+        """Takes the pools and routes that the file has now, all of it or nothing (rule I4). Whether nothing went wrong."""
+        if self._config.reload is None:
+            return True
+        try:
+            loaded = self._config.reload()
+            await resolver.take((*self._settings.backends, *loaded.backends))
+            runner.configure(resolver, loaded)
+        except (UsageError, ValueError, MemoryError) as error:
+            self._faults = getattr(error, "faults", (str(error),))
+            for fault in self._faults:
+                log.error("reload failed", error=fault, hint="the configuration of before stays")
+            return False
+        changed = [
+            name
+            for name in self._process.__struct_fields__
+            if getattr(loaded.process, name) != getattr(self._process, name)
+        ]
+        if changed:
+            log.warning("settings that a restart changes", settings=",".join(changed))
+        self._settings = loaded
+        self._faults = ()
+        await resolver.take(loaded.backends)
+        return True
+
+    async def _watch_file(self) -> None:
+        """Has the file loaded again when it is another one, or has changed. Where it is a link, what it leads to counts: that is
+        how Kubernetes changes a mounted ConfigMap."""
+
+        seen = self._seen
+        while True:
+            await asyncio.sleep(WATCH_INTERVAL)
+            now = _look(self._config.path)
+            if now is not None and now != seen:
+                seen = now
+                self._hung_up.set()
 
     async def _signal_or(self, *others: asyncio.Future[Any], timeout: float | None = None) -> signal.Signals | None:
         """The next signal that ends; None where one of `others` was done, or the time-out passed, before it."""
@@ -371,10 +348,10 @@ class Server:
 
         self._draining = True
         self._notifier.stopping()
-        log.info("draining", signal=number.name, clients=runner.clients(), seconds=self._config.drain_timeout)
+        log.info("draining", signal=number.name, clients=runner.clients(), seconds=self._process.drain_timeout)
         beginning = asyncio.create_task(begin())
         loop = asyncio.get_running_loop()
-        limit = self._config.drain_timeout
+        limit = self._process.drain_timeout
         end = loop.time() + limit
         clean = True
         while not runner.ended.is_set():
@@ -398,7 +375,7 @@ def _end_at_once(*_: object) -> None:
     os._exit(1)
 
 
-def run(config: Serve, lines: log.Log) -> int:
+def run(config: ServeConfig, lines: log.Log) -> int:
     """Serves on a uvloop event loop; the process's exit code. Behind it a signal ends the process at once.
 
     Raises:

@@ -19,10 +19,21 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 BUILT = ROOT / "build" / "fuzz"
-TARGETS = ("request_head", "response_head", "chunked", "conversation", "conversation_small")
+TARGETS = (
+    "request_head",
+    "response_head",
+    "chunked",
+    "json",
+    "conversation",
+    "conversation_small",
+    "exchange",
+    "exchange_small",
+)
 SMALL = "_small"  # of a target's name: the same in the world with small constants, from the same corpus
 CORPUS_MOST = 50  # inputs a target that `--keep` chooses
-SHARES = {"conversation": 3, "conversation_small": 3}  # of the time; the others have 1
+# Of the time; the others have 1.
+SHARES = {"conversation": 3, "conversation_small": 3, "exchange": 2, "exchange_small": 2}
+LENGTHS = {"conversation": 2048, "exchange": 200}  # of inputs at most, where they are no bytes of HTTP but scripts
 
 
 def ask_clang(*arguments: str) -> str:
@@ -124,10 +135,10 @@ def main() -> int:
         options = [f"-max_total_time={seconds}", "-print_final_stats=1", "-timeout=10", "-rss_limit_mb=4096"]
         options.append(f"-seed={arguments.seed}")
         options += [
-            "-max_len=2048" if target.startswith("conversation") else "-max_len=600",
+            f"-max_len={LENGTHS.get(target.removesuffix(SMALL), 600)}",
             f"-artifact_prefix={crashes}/{target}-",
         ]
-        if not target.startswith("conversation"):
+        if target.removesuffix(SMALL) not in LENGTHS:
             options.append(f"-dict={HERE / 'http.dict'}")
         result = fuzz(target, [*options, str(found), str(corpus)])
         print(report(target, result.stdout), flush=True)

@@ -111,14 +111,13 @@ cdef void fleet_run_engine() noexcept nogil:
     while True:
         fleet_leave()
 
-cdef void fleet_tell(uint32_t *word, int i) noexcept nogil:
-    sys_store_release(word, 1)
-    io_ring(world.workers[i].mail.in_fd, &world.workers[i].mail.in_rung)
+cdef void fleet_tell(uint32_t command, int i) noexcept nogil:
+    mail_command(&world.workers[i].mail, command)
 
 cdef void fleet_drain() noexcept nogil:
     # As server.py does: accepting ends, and then, when the first engine says that it has, all drain.
-    if not sys_load_acquire(&world.worker.mail.closing):
-        fleet_tell(&world.worker.mail.closing, 0)
+    if not sys_load_acquire(&world.worker.mail.closed):
+        fleet_tell(COMMAND_END_LISTENING, 0)
     fleet.drains = True
 
 cdef void fleet_drain_now() noexcept nogil:
@@ -126,7 +125,7 @@ cdef void fleet_drain_now() noexcept nogil:
     if fleet.drains and (sys_load_acquire(&world.worker.mail.closed) or fleet.done[0]):
         fleet.drains = False
         for i in range(world.worker_count):
-            fleet_tell(&world.workers[i].mail.draining, i)
+            fleet_tell(COMMAND_DRAIN, i)
 
 cdef bint fleet_woken(int i) noexcept nogil:
     # Whether the control plane was woken for an engine's records.
@@ -140,11 +139,11 @@ cdef void fleet_check_mail(WorkerC *w) noexcept nogil:
         sim_fail("it lies in a mailbox, and nobody was woken", "clients", w.mail.in_tail - w.mail.in_head)
     if w.new_table is not NULL or w.new_listener is not NULL:
         sim_fail("it was not taken, and nobody was woken", "a table, or a listener", 0)
-    if w.mail.draining and not w.draining:
-        sim_fail("it was not told, and nobody was woken", "to drain", 0)
+    if w.mail.commands:
+        sim_fail("they were not taken, and nobody was woken", "commands", w.mail.commands)
     while at != w.mail.out_tail:
         record = &w.mail.records[at & (MAIL_OUT - 1)]
-        if record.kind != KIND_EXCHANGE or record.outcome == OUTCOME_CLIENT_ABORT:
+        if record.kind != RECORD_EXCHANGE or (record.outcome == OUTCOME_CLIENT_ABORT and w.mail.wake_on_abort):
             sim_fail("it waits, and the control plane was not woken", "a record of kind", record.kind)
         at += 1
 
@@ -189,7 +188,7 @@ cdef class _Records:
     cdef take(self, int i):
         cdef list records
         fleet.gives_way = True
-        records = (<Engine>self.engines[i]).drain_events()
+        records = (<Engine>self.engines[i]).take_records()
         fleet.gives_way = False
         if fleet_woken(i) and not records:
             self.idle += 1
@@ -230,12 +229,13 @@ def run_fleet(bytes script not None, int workers, uint32_t seed, uint32_t pause,
     listener = sim_open(END_LISTENER)
     for i, engine in enumerate(engines):
         engine.__init__(settings, engines[0] if i else None)
+        engine.wake_on_abort = seed & 1
         world.workers[i] = engine.w
         world.worker_count += 1
         if fiber_make(&fleet.engines[i], fleet_run_engine) < 0:
             raise MemoryError
     world.worker = world.workers[0]
-    (<Engine>engines[0]).listen([listener], engines, 1000, 900, *((3, 2) if world.n and world.script[0] & 128 else (0, 0)))
+    (<Engine>engines[0]).listen([listener], engines, most=1000, resume_at=900, **_limits())
     world_table(world.script[1] if world.n > 1 else 0, 0)
     world.at = 2
     fleet.active = True
@@ -268,7 +268,7 @@ def run_fleet(bytes script not None, int workers, uint32_t seed, uint32_t pause,
     sim.step = NULL
     world_check_closed()
     outcomes = {name: sum(one["outcomes"][i] for one in stats) for i, name in enumerate(OUTCOMES)}
-    records = sum(record[0] == EVENT_EXCHANGE for record in taken.records)
+    records = sum(isinstance(record, ExchangeEnded) for record in taken.records)
     dropped = sum(one["records_dropped"] for one in stats)
     if not records <= sum(outcomes.values()) <= records + dropped:
         sim_fail("counted wrongly", "records of exchanges", records)

@@ -107,6 +107,7 @@ struct sim_end {
     int64_t told_at;            /* the engine last sent one */
     int64_t shut_at;            /* the engine sent its FIN */
     int64_t closed_at;
+    int64_t freed_at;           /* there was no room, and then there was */
 };
 
 struct sim_fault {
@@ -186,6 +187,7 @@ SIM_API void sim_step(void) {
 #define __atomic_exchange_n(word, value, order) (sim_step(), __atomic_exchange_n(word, value, order))
 #define __atomic_compare_exchange_n(word, seen, value, weak, done, failed) \
     (sim_step(), __atomic_compare_exchange_n(word, seen, value, weak, done, failed))
+#define __atomic_or_fetch(word, bits, order) (sim_step(), __atomic_or_fetch(word, bits, order))
 #define __atomic_add_fetch(word, n, order) (sim_step(), __atomic_add_fetch(word, n, order))
 
 /* Counts a call. 0, or the errno that it must fail with; negative: it may take only so many bytes. */
@@ -403,13 +405,14 @@ SIM_API void sim_feed_reset(struct sim_end *end) {
 }
 
 SIM_API void sim_feed_room(struct sim_end *end, size_t room) {
-    if (end->dead)
+    if (end->dead || end->closed)
         return;
     end->room = room;
     if (!room)
         end->starved = 1;       /* poll finds no room, and asks to be told of it (tcp_poll) */
     if (room && end->starved) {
         end->starved = 0;
+        end->freed_at = sim.now;
         sim_wake(end);
     }
 }

@@ -7,11 +7,14 @@ crash. It may not do anything that the engine does not do; it only shows what th
 
 include "_pipe/sys.pxi"
 include "_pipe/rc.pxi"
-include "_pipe/buf.pxi"
+include "_pipe/outcome.pxi"
 include "_pipe/text.pxi"
 include "_pipe/head.pxi"
+include "_pipe/forward.pxi"
 include "_pipe/chunk.pxi"
+include "_pipe/json.pxi"
 include "_pipe/sse.pxi"
+include "_pipe/buf.pxi"
 include "_pipe/io.pxi"
 include "_pipe/trust.pxi"
 include "_pipe/quota.pxi"
@@ -210,6 +213,45 @@ cdef class SseScanner:
         guarded = Guarded(data)
         content = sse_follow(&self.state, (<Guarded>guarded).data, (<Guarded>guarded).n)
         return bool(content), self.state == SSE_EVENT_START
+
+
+cdef class JsonReader:
+    """Follows a request's JSON: False where it was refused."""
+
+    cdef JsonC json
+
+    def __cinit__(self, bint guessed=False):
+        memset(&self.json, 0, sizeof(JsonC))
+        self.json.guessed = guessed
+
+    def feed(self, bytes data not None):
+        guarded = Guarded(data)
+        return json_scan(&self.json, (<Guarded>guarded).data, (<Guarded>guarded).n) == RC_OK
+
+    @property
+    def model(self):
+        """The model, where its name is whole; None where not, or where it is longer than any name."""
+        return _bytes(self.json.text, self.json.length) if self.json.found and not self.json.too_long else None
+
+    @property
+    def place(self):
+        """Where the name stands, between its quotes; None where it does not."""
+        return (self.json.from_at, self.json.to_at) if self.json.found else None
+
+    @property
+    def whole(self):
+        """Whether nothing lacks."""
+        return bool(json_whole(&self.json))
+
+    @property
+    def other(self):
+        """Whether it is something else than an object, which it need not be."""
+        return self.json.state == JSON_OTHER
+
+    @property
+    def why(self):
+        """Why it was refused."""
+        return REASONS[self.json.fault]
 
 
 cdef bytes _written(WriterC *out):

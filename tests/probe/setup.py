@@ -86,26 +86,35 @@ def write_world(folder: Path, name: str, constants: dict[str, int]) -> str:
         (folder / name / part).write_text(text)
         source = source.replace(f'include "_pipe/{part}"', f'include "{name}/{part}"')
     path = folder / f"{name}.pyx"
-    behind = ("world.pxi", "trace.pxi", "fleet.pxi", "targets.pxi")
+    behind = ("world.pxi", "trace.pxi", "fleet.pxi", "places.pxi", "targets.pxi")
     path.write_text(source + "\n\n" + "".join(f'include "{part}"\n' for part in behind))
     return str(path)
 
 
-flavour = build["chosen_flavour"]()
-options = build["cython_options"](flavour)
-options["include_path"] = [*options["include_path"], str(HERE)]
-options["force"] = True  # what is included is not looked at
-extensions = [
-    build["extension"]("llmpipe_probe", str(HERE / "llmpipe_probe.pyx"), flavour),
-    *(
-        build["extension"](name, write_world(Path(build["build_base"](flavour)) / "world", name, constants), flavour)
-        for name, constants in {"llmpipe_world": {}, "llmpipe_world_small": SMALL, "llmpipe_fleet": FLEET}.items()
-    ),
-]
-for extension in extensions:
-    extension.include_dirs.append(str(HERE))
-if flavour == "fuzz":
-    extensions = extensions[1:]
+if __name__ == "__main__":  # Cython's processes import this file where they are not forked, as of Python 3.14
+    flavour = build["chosen_flavour"]()
+    options = build["cython_options"](flavour)
+    options["include_path"] = [*options["include_path"], str(HERE)]
+    options["force"] = True  # what is included is not looked at
+    extensions = [
+        build["extension"]("llmpipe_probe", str(HERE / "llmpipe_probe.pyx"), flavour),
+        *(
+            build["extension"](
+                name, write_world(Path(build["build_base"](flavour)) / "world", name, constants), flavour
+            )
+            for name, constants in {"llmpipe_world": {}, "llmpipe_world_small": SMALL, "llmpipe_fleet": FLEET}.items()
+        ),
+    ]
     for extension in extensions:
-        extension.extra_link_args += libfuzzer()
-setup(name="llmpipe-probe", ext_modules=cythonize(extensions, **options))
+        extension.include_dirs.append(str(HERE))
+        extension.define_macros.append(("LLMPIPE_CHECKS", None))
+    if flavour == "fuzz":
+        extensions = extensions[1:]
+        for extension in extensions:
+            extension.extra_link_args += libfuzzer()
+            extension.define_macros.append(("__SANITIZE_ADDRESS__", None))  # only gcc says so by itself
+    setup(
+        name="llmpipe-probe",
+        ext_modules=cythonize(extensions, **options),
+        options={"build_ext": {"parallel": True}},
+    )

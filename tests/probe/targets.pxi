@@ -31,10 +31,12 @@ cdef enum:
     TARGET_RESPONSE_HEAD = 1
     TARGET_CHUNKED = 2
     TARGET_CONVERSATION = 3
+    TARGET_EXCHANGE = 4
+    TARGET_JSON = 5
     MOST_INPUT = 4096
     MOST_OPS = 256
 
-TARGETS = ("request_head", "response_head", "chunked", "conversation")
+TARGETS = ("request_head", "response_head", "chunked", "conversation", "exchange", "json")
 
 cdef HeadC target_head
 cdef HeadC target_again
@@ -280,6 +282,40 @@ cdef void target_chunked(const uint8_t *data, size_t n) noexcept nogil:
         target_same("events: content", content[0] == content[1], content[1])
         target_same("events: between two", at_start[0] == at_start[1], at_start[1])
 
+cdef void target_json(const uint8_t *data, size_t n) noexcept nogil:
+    # The first byte says whether it is known to be JSON, and how long pieces are.
+    cdef JsonC whole
+    cdef JsonC cut
+    cdef size_t step
+    cdef size_t there = 0
+    cdef size_t part
+    cdef int rc[2]
+    if n == 0:
+        return
+    memset(&whole, 0, sizeof(whole))
+    memset(&cut, 0, sizeof(cut))
+    whole.guessed = cut.guessed = data[0] & 1
+    step = 1 + (data[0] >> 1) % 7
+    data += 1
+    n -= 1
+    rc[0] = json_scan(&whole, data, n)
+    rc[1] = RC_OK
+    while there < n and rc[1] == RC_OK:
+        part = step if step < n - there else n - there
+        rc[1] = json_scan(&cut, data + there, part)
+        there += part
+    target_same("JSON: verdict", rc[0] == rc[1], rc[1])
+    target_same("JSON: a reason", (rc[0] == RC_OK) == (whole.fault == REASON_NONE), whole.fault)
+    target_same("JSON: the reason", whole.fault == cut.fault, cut.fault)
+    target_same("JSON: found", whole.found == cut.found and whole.too_long == cut.too_long, cut.found)
+    target_same("JSON: name", text_same_exactly(whole.text, whole.length, cut.text, cut.length), cut.length)
+    if whole.found:
+        target_same("JSON: place", whole.from_at == cut.from_at and whole.to_at == cut.to_at, cut.from_at)
+        target_same("JSON: quotes", 0 < whole.from_at <= whole.to_at < <int64_t>n and data[whole.from_at - 1] == c'"'
+                    and data[whole.to_at] == c'"', whole.from_at)
+    if rc[0] == RC_OK:
+        target_same("JSON: end", json_whole(&whole) == json_whole(&cut), 0)
+
 cdef void target_reader(const uint8_t *data, size_t n) noexcept nogil:
     # An input for one of the readers, in an allocation of its own.
     cdef uint8_t *copy
@@ -295,6 +331,8 @@ cdef void target_reader(const uint8_t *data, size_t n) noexcept nogil:
         target_request(copy, n)
     elif target_now == TARGET_RESPONSE_HEAD:
         target_response(copy, n)
+    elif target_now == TARGET_JSON:
+        target_json(copy, n)
     else:
         target_chunked(copy, n)
     free(copy)
@@ -351,6 +389,8 @@ cdef size_t mutate_script(uint8_t *data, size_t n, size_t most, unsigned int see
     cdef uint8_t op[3]
     cdef uint32_t how
     mutate_seed = seed | 1
+    if target_now == TARGET_EXCHANGE and n <= MOST_INPUT and mutate_roll(16):
+        return mutate_events(data, n, most)
     if target_now != TARGET_CONVERSATION or n > MOST_INPUT or mutate_roll(16) == 0:
         return LLVMFuzzerMutate(data, n, most)
     if n < 2:
@@ -416,6 +456,44 @@ cdef size_t mutate_script(uint8_t *data, size_t n, size_t most, unsigned int see
     data[starts[one] + 2] = <uint8_t>other
     return n - size + 3 + other
 
+cdef int EVENT_COUNT = EVENTS
+
+cdef size_t mutate_events(uint8_t *data, size_t n, size_t most) noexcept nogil:
+    # An input of `exchange` with an event taken out, doubled elsewhere, put in or changed, or with another place, table or end.
+    cdef uint8_t event[EVENT_SIZE]
+    cdef uint32_t how = mutate_roll(12)
+    cdef size_t count
+    cdef size_t one
+    cdef size_t other
+    if most < EXCHANGE_HEAD + EVENT_SIZE:
+        return LLVMFuzzerMutate(data, n, most)
+    if n < EXCHANGE_HEAD:
+        memset(data + n, 0, EXCHANGE_HEAD - n)
+        n = EXCHANGE_HEAD
+    if how == 0:
+        data[mutate_roll(EXCHANGE_HEAD)] = <uint8_t>mutate_roll(256)
+        return n
+    count = (n - EXCHANGE_HEAD) // EVENT_SIZE
+    n = EXCHANGE_HEAD + count * EVENT_SIZE
+    one = EXCHANGE_HEAD + mutate_roll(<uint32_t>count) * EVENT_SIZE
+    other = EXCHANGE_HEAD + mutate_roll(<uint32_t>count + 1) * EVENT_SIZE
+    if count == 0 or (how < 8 and n + EVENT_SIZE <= most):
+        event[0] = <uint8_t>mutate_roll(EVENT_COUNT) | (EVENT_TOGETHER if mutate_roll(4) == 0 else 0)
+        event[1] = <uint8_t>mutate_roll(256)
+        if how == 7 and count:
+            memcpy(event, data + one, EVENT_SIZE)
+        memmove(data + other + EVENT_SIZE, data + other, n - other)
+        memcpy(data + other, event, EVENT_SIZE)
+        return n + EVENT_SIZE
+    if how < 10:            # out
+        memmove(data + one, data + one + EVENT_SIZE, n - one - EVENT_SIZE)
+        return n - EVENT_SIZE
+    if how == 10:           # at once with the next, or not
+        data[one] ^= EVENT_TOGETHER
+    else:
+        data[one + 1] = <uint8_t>mutate_roll(256)
+    return n
+
 # ------------------------------------------------------------------------------------------------------------ to Python
 
 cdef object fuzz_judge = None
@@ -423,10 +501,13 @@ cdef object fuzz_judge = None
 
 cdef int fuzz_one(const uint8_t *data, size_t n) noexcept:
     sim.aborts = True
-    if target_now == TARGET_CONVERSATION:
+    if target_now == TARGET_CONVERSATION or target_now == TARGET_EXCHANGE:
         script = (<const char *>data)[:n] if n else b""
         try:
-            fuzz_judge(run(script, aborts=True), script)
+            if target_now == TARGET_CONVERSATION:
+                fuzz_judge(run(script, aborts=True), script)
+            else:
+                fuzz_judge(*run_exchange(script, aborts=True))
         except BaseException:
             # libFuzzer writes the input of a process that aborts, and nothing else stops it.
             traceback.print_exc()
@@ -442,6 +523,9 @@ def check(str target not None, bytes data not None):
     target_now = TARGETS.index(target)
     if target_now == TARGET_CONVERSATION:
         run(data)
+        return
+    if target_now == TARGET_EXCHANGE:
+        run_exchange(data)
         return
     sim.aborts = False
     target_reader(data, len(data))

@@ -28,7 +28,8 @@ cdef struct NoteC:
     int who
     int n
     int place                   # in sim.ends, of an upstream
-    size_t taken                # bytes of an answer that the engine had taken from it
+    size_t taken                # bytes that the engine had taken from it
+    size_t answer               # of a request that was sent whole: those taken before its first line, behind which its answer is
 
 cdef struct TraceC:
     sim_bytes notes             # NoteC
@@ -50,12 +51,16 @@ cdef NoteC *trace_note(int i) noexcept nogil:
 
 cdef void trace_add(int kind, int who, int n, int place) noexcept nogil:
     cdef NoteC note
+    cdef int i
     note.at = sim.now
     note.kind = kind
     note.who = who
     note.n = n
     note.place = place
-    note.taken = sim.ends[place].taken if place >= 0 else 0
+    note.taken = note.answer = sim.ends[place].taken if place >= 0 else 0
+    for i in range(trace_count() if kind == NOTE_SENT else 0):
+        if trace_note(i).kind == NOTE_BEGUN and trace_note(i).place == place and trace_note(i).n == n:
+            note.answer = trace_note(i).taken
     sim_append(&trace.notes, &note, sizeof(note))
 
 cdef void trace_clear() noexcept nogil:
@@ -126,8 +131,8 @@ cdef bint trace_may_retry(const NoteC *note, const WorkerC *w) noexcept nogil:
     # Whether the answer that came to a request allows another try: not a byte of it, or a whole head with a status that is
     # named for that.
     cdef const sim_end *end = &sim.ends[note.place]
-    cdef const uint8_t *data = end.rx.data + note.taken
-    cdef size_t n = end.taken - note.taken
+    cdef const uint8_t *data = end.rx.data + note.answer
+    cdef size_t n = end.taken - note.answer
     cdef size_t length = 0
     cdef uint32_t scanned
     while n:
@@ -136,9 +141,9 @@ cdef bint trace_may_retry(const NoteC *note, const WorkerC *w) noexcept nogil:
                 &answer_head, data, length, HEAD_MAX_FIELDS, False) != RC_OK:
             return False
         if answer_head.status >= 200:
-            return (answer_head.status == 429 and w.settings.retry_429) or (
-                answer_head.status == 502 and w.settings.retry_502) or (
-                answer_head.status == 503 and w.settings.retry_503)
+            return (answer_head.status == 429 and w.limits.retry_429) or (
+                answer_head.status == 502 and w.limits.retry_502) or (
+                answer_head.status == 503 and w.limits.retry_503)
         data += length
         n -= length
         if n == 0:
@@ -163,7 +168,7 @@ cdef void trace_sent(int place, uint32_t serial) noexcept nogil:
             sim_fail("sent again, after a byte of an answer came", "request", serial)
     if times >= 2:
         sim_fail("sent whole more than twice", "request", serial)
-    if first and world.worker.settings.ttft_timeout and sim.now > first + world.worker.settings.ttft_timeout + LATE:
+    if first and world.worker.limits.ttft_timeout and sim.now > first + world.worker.limits.ttft_timeout + LATE:
         sim_fail("sent again, after the time for a first token was over", "request", serial)
     trace_add(NOTE_SENT, sim.ends[place].port % SERVERS, <int>serial, place)
 
@@ -208,7 +213,7 @@ cdef void trace_check_idle(WorkerC *w) noexcept nogil:
     cdef int mask = trace_note(trace.table).n if trace.notes.n else 0
     cdef ConnC *conn = w.all
     while conn is not NULL:
-        if conn.side == SIDE_UPSTREAM and conn.exchange is NULL and not (<UpstreamC *>conn).lingers and not (
+        if conn.kind == CONN_UPSTREAM and conn.exchange is NULL and not (<UpstreamC *>conn).lingers and not (
                 mask >> (sim.ends[conn.fd - SIM_FIRST].port % SERVERS)) & 1:
             sim_fail("idle, and its peer is not in the table", "upstream", conn.fd)
         conn = conn.all_next

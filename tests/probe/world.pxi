@@ -45,7 +45,9 @@ cdef extern from "kernel.h" nogil:
         size_t taken
         sim_bytes told
         size_t room
+        uint8_t shut
         uint8_t starved
+        uint8_t watched
         uint8_t lazy
         size_t seen
         size_t lost
@@ -57,6 +59,7 @@ cdef extern from "kernel.h" nogil:
         int64_t told_at
         int64_t shut_at
         int64_t closed_at
+        int64_t freed_at
         uint64_t count
     cdef struct sim_fault:
         int call
@@ -224,6 +227,13 @@ REQUESTS = (
     b"GET /q-@@@@- HTTP/1.1\r\nHo",
     b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
     b"0\r\nX-Trailer: t\r\n\r\n",
+    # Those that a table by model reads; elsewhere they are like others.
+    b"POST /q-@@@@- HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 24\r\n\r\n"
+    b'{"a":"@@@@","model":"m"}',
+    b"POST /q-@@@@- HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b'8\r\n{"model"\r\n5\r\n:"m"}\r\n0\r\n\r\n',
+    b"POST /q-@@@@- HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nExpect: 100-continue\r\nContent-Length: 16\r\n\r\n",
+    b'{"model": "nil"}',
 )
 RESPONSES = (
     b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nq-@@@@-",
@@ -263,7 +273,7 @@ cdef struct MessageC:
     bint good                   # it is a whole answer, that says no more than that the request was carried out
 
 # Bytes of a peer that go out in pieces, one each time the engine has done what it could.
-cdef struct PendingC:
+cdef struct QueuedC:
     sim_bytes bytes
     size_t at
     size_t piece
@@ -297,12 +307,18 @@ cdef struct WorldC:
     uint8_t answers[SERVERS]    # by server
     uint8_t dies[SERVERS]
     size_t answered[512]        # bytes of an upstream's `told` that were answered; SIM_ENDS of them
-    PendingC pending[512]
+    QueuedC pending[512]
     bint stayed[512]
     size_t filled[512]          # bytes that "fill" and "chunk" gave so far
     LedgerC ledgers[512]
     uint64_t accounted          # exchanges whose account was held
+    uint64_t begun              # exchanges
+    uint64_t ended
     bint checks
+    bint settles                # after the last operation nobody is told to stop before all has ended by itself
+    int place                   # that the script's first operations lead to, as far as `placed_at`; see places.pxi
+    size_t placed_at
+    bint placed                 # it was reached
 
 cdef MessageC requests[MOST_MESSAGES]
 cdef MessageC responses[MOST_MESSAGES]
@@ -370,7 +386,7 @@ cdef sim_end *world_upstream(int who, bint connecting) noexcept nogil:
 
 cdef void world_say(sim_end *end, const void *data, size_t n, size_t piece, bint fin) noexcept nogil:
     # Has the peer send, at once or in pieces; in order behind what it has not sent yet.
-    cdef PendingC *pending
+    cdef QueuedC *pending
     if end is NULL:
         return
     pending = &world.pending[end - sim.ends]
@@ -478,7 +494,7 @@ cdef void world_die(sim_end *end, MessageC *message, int how) noexcept nogil:
 
 cdef bint world_feed() noexcept nogil:
     # One piece of all that goes out in pieces. Whether there is more.
-    cdef PendingC *pending
+    cdef QueuedC *pending
     cdef size_t n
     cdef bint more = False
     cdef int i
@@ -544,8 +560,11 @@ cdef void world_address(AddressC *to, int server, int family) noexcept nogil:
 cdef void world_table(int n, int how) noexcept nogil:
     # A new routing table: bit 0 a second backend, bit 1 finish on abort, bit 2 none at all, bit 3 two addresses for each,
     # bit 4 two backends more, bit 5 the first address is of IPv6, bit 6 it is a Unix socket, bit 7 it is another.
-    # `how`: bit 0 the addresses stand in the other order, bit 1 the first backend is gone.
+    # `how`: bit 0 the addresses stand in the other order, bit 1 the first backend is gone, bit 2 requests are routed by their
+    # model, whatever it is, to the default pool.
     cdef TableC *tables[MOST_WORLD_WORKERS]
+    cdef PoolStateC *state
+    cdef PoolC *pool
     cdef RouteC *route
     cdef int server
     cdef int slot
@@ -560,7 +579,7 @@ cdef void world_table(int n, int how) noexcept nogil:
             masks[slot] |= 1 << world_server(slot, i, (n & 128) != 0)
         mask |= masks[slot]
     for k in range(world.worker_count):
-        tables[k] = <TableC *>calloc(1, sizeof(TableC))
+        tables[k] = table_make(&world.workers[k].limits, WORLD_BACKENDS, 1, WORLD_BACKENDS)
         if tables[k] is NULL:
             for i in range(k):
                 table_free(tables[i])
@@ -575,7 +594,9 @@ cdef void world_table(int n, int how) noexcept nogil:
             route.backend = backend_find(world.worker.shared, world_names[slot], 1)
             if route.backend is NULL:
                 break           # no memory: the table ends here
+            route.backend.id = slot     # a name, a slot
             route.finish_on_abort = (n & 2) != 0
+            route.upstream_idle_timeout = -1
             route.address_count = 2 if n & 8 else 1
             memcpy(route.authority, b"backend", 7)
             for i in range(route.address_count):
@@ -583,8 +604,19 @@ cdef void world_table(int n, int how) noexcept nogil:
                 world_address(&route.addresses[route.address_count - 1 - i if how & 1 else i], server,
                               AF_INET if i else AF_UNIX if n & 64 else AF_INET6 if n & 32 else AF_INET)
             tables[k].count = slot + 1
+        state = pool_state_find(world.worker.shared, b"", 0)
+        if state is not NULL:
+            pool = pool_add(tables[k], state, &world.workers[k].limits)
+            sys_add_shared(&state.users, <uint32_t>-1)      # the table's is left
+            for slot in range(tables[k].count):
+                if tables[k].routes[slot].backend is not NULL:
+                    pool_put(tables[k], pool, slot, 1, 0)
+            if how & 4:
+                table_choose(tables[k])
+                tables[k].reads_model = True
+                tables[k].default_pool = 0
         table_free(<TableC *>sys_exchange_pointer(&world.workers[k].new_table, tables[k]))
-        io_ring(world.workers[k].mail.in_fd, &world.workers[k].mail.in_rung)
+        io_wake_post(world.workers[k].mail.in_fd, &world.workers[k].mail.in_wake_pending)
 
 cdef void world_do(int what, int who, int n, const uint8_t *data) noexcept nogil:
     # One operation.
@@ -667,13 +699,13 @@ cdef void world_do(int what, int who, int n, const uint8_t *data) noexcept nogil
         fleet.gives_way = True
         if what == OP_STOP:
             for i in range(world.worker_count):
-                fleet_tell(&world.workers[i].mail.stopping, i)
+                fleet_tell(COMMAND_STOP, i)
         elif what == OP_END_LISTENING:
-            fleet_tell(&w.mail.closing, 0)
+            fleet_tell(COMMAND_END_LISTENING, 0)
         elif world.worker_count > 1:
             fleet_drain()
         else:
-            fleet_tell(&w.mail.draining, 0)
+            fleet_tell(COMMAND_DRAIN, 0)
         fleet.gives_way = False
 
 cdef void world_do_edge(int what, int who, int n) noexcept nogil:
@@ -746,7 +778,6 @@ cdef void world_runs_away() noexcept nogil:
     # The engine turns without end: that was noted, and the run ends here.
     cdef int i
     for i in range(world.worker_count):
-        sys_store_release(&world.workers[i].mail.stopping, 1)
         world.workers[i].stopping = True
 
 cdef void world_fault(int call, uint64_t nth, uint64_t row, int error) noexcept nogil:
@@ -795,7 +826,7 @@ cdef int world_idle(int64_t until) noexcept nogil:
     trace_requests()
     if world.checks:
         world_check_idle()
-    if world.stage > 2:
+    if world.stage > (4 if world.settles else 2):
         sim_fail("the engine sleeps though it was told to stop", "", sim.now)
         world.worker.stopping = True
         world.stage += 1
@@ -812,10 +843,14 @@ cdef int world_idle(int64_t until) noexcept nogil:
             return 0
         sim.now = world.until
         return 1
+    if world.placed_at and world.at == world.placed_at:
+        world.placed |= place_reached(world.worker)
     if world_next():
         return 1
     if world.stage == 0 and world_uncork():
         return 1
+    if world.settles:
+        return world_settle()
     if world.stage == 0:
         for i in range(world.client_count):
             end = &sim.ends[world.clients[i]]
@@ -829,13 +864,53 @@ cdef int world_idle(int64_t until) noexcept nogil:
     world.stage += 1
     return 1
 
+cdef enum:
+    SETTLED = 900000000         # us in which every time-out ends, one after the other
+
+cdef int world_settle() noexcept nogil:
+    # The script is over. Silence ends whatever has a time-out; then the clients leave and the backends, and nothing is left.
+    cdef WorkerC *w = world.worker
+    cdef sim_end *end
+    cdef int i
+    if world.stage == 0:
+        world.until = sim.now + SETTLED
+    elif world.stage == 1:
+        if (w.settings.head_timeout and w.settings.send_timeout and w.limits.connect_timeout and w.limits.ttft_timeout
+                and w.limits.idle_timeout and w.exchange_count):
+            sim_fail("never ended, though every time-out is on", "exchanges", w.exchange_count)
+        for i in range(world.client_count):
+            end = &sim.ends[world.clients[i]]
+            world.stayed[world.clients[i]] = not end.fin and not end.dead
+            sim_see(end, False)
+            sim_feed_fin(end)
+    elif world.stage == 2:
+        for i in range(sim.count):
+            end = &sim.ends[i]
+            if end.kind == END_UPSTREAM and not end.closed:
+                trace_spoil(end)
+                sim_settle(end, ECONNREFUSED)
+                sim_feed_fin(end)
+        world.until = sim.now + SETTLED
+    elif world.stage == 3:
+        # Where the send time-out is off, two peers that have sent their FIN and take nothing may stay for as long as they like.
+        for i in range(sim.count):
+            end = &sim.ends[i]
+            if not end.closed and (end.kind == END_UPSTREAM or end.accepted):
+                sim_feed_reset(end)
+        world.until = sim.now + SETTLED
+    else:
+        world_check_settled(w)
+        world_do(OP_STOP, 0, 0, NULL)
+    world.stage += 1
+    return 1
+
 # ------------------------------------------------------------------------------------------------------- what must be true
 
 cdef void world_check_conn(WorkerC *w, ConnC *conn) noexcept nogil:
     # A connection of an engine that sleeps: nothing may be left that it could do.
     cdef sim_end *end = &sim.ends[conn.fd - SIM_FIRST]
     cdef ExchangeC *x = conn.exchange
-    cdef const char *name = b"client" if conn.side == SIDE_CLIENT else b"upstream"
+    cdef const char *name = b"client" if conn.kind == CONN_CLIENT else b"upstream"
     cdef bint waits = sim_unread(end) > 0 or end.fin or end.dead
     cdef uint8_t outcome = 0
     cdef int64_t deadline
@@ -845,13 +920,22 @@ cdef void world_check_conn(WorkerC *w, ConnC *conn) noexcept nogil:
         return
     if waits and not conn.readable:
         sim_fail("forgotten: there is something to read", name, conn.fd)
+    if (end.fin or end.dead) and end.watched and not conn.hung_up:
+        sim_fail("forgotten: its peer has left", name, conn.fd)
+    if (end.connected and end.watched and end.room and not end.starved and not end.dead and not end.shut and not conn.writable
+            and not (x is not NULL and (x.deaf if conn.kind == CONN_CLIENT else x.up_broken))):
+        sim_fail("forgotten: there is room, and no event will tell of it", name, conn.fd)
     if x is NULL:
         if waits:
             sim_fail("not read, and no exchange", name, conn.fd)
+        deadline = (client_deadline(w, <ClientC *>conn) if conn.kind == CONN_CLIENT else
+                    upstream_deadline(w, <UpstreamC *>conn))
+        if deadline and (not conn.due or conn.due > deadline):
+            sim_fail("no timer for its deadline, and no exchange", name, conn.fd)
         return
-    if conn.side == SIDE_CLIENT:
+    if conn.kind == CONN_CLIENT:
         if waits and (x.state == STATE_HEAD or (not x.up.unsent and (x.state == STATE_TUNNEL or (
-                not x.up_done and not x.up_broken and (x.state == STATE_WAIT or x.state == STATE_STREAM))))):
+                not x.up_body.done and not x.up_broken and (x.state == STATE_WAIT or x.state == STATE_STREAM))))):
             sim_fail("not read, and nothing is in its way", name, conn.fd)
         # In a tunnel a FIN stands behind the bytes that came before it, whatever follows it; nothing else excuses an RST.
         if (end.fin or end.dead) and not (x.state == STATE_TUNNEL and x.up.unsent and end.fin):
@@ -868,8 +952,11 @@ cdef void world_check_conn(WorkerC *w, ConnC *conn) noexcept nogil:
         # FIN came before it: then all was sent.
         if end.dead and not end.fin and x.state == STATE_TUNNEL:
             sim_fail("it left, and nobody noticed", name, conn.fd)
-        if x.up.unsent and end.room and end.connected and not x.up_broken and x.state != STATE_FINISH:
+        if x.up.unsent and end.room and end.connected and not x.up_broken and x.state != STATE_DETACHED:
             sim_fail("not sent, though there is room", name, conn.fd)
+        deadline = exchange_deadline(w, x, &outcome)
+        if x.client is NULL and deadline and (not conn.due or conn.due > deadline):
+            sim_fail("no timer for its deadline, and no client", name, conn.fd)
 
 cdef int64_t world_in_flight(int slot) noexcept nogil:
     # As all workers count it for a backend; 0 where it was never configured.
@@ -899,22 +986,22 @@ cdef void world_check_time(WorkerC *w, ExchangeC *x) noexcept nogil:
     if client.woken or (upstream is not NULL and upstream.woken):
         return
     if x.down.unsent:
-        world_overdue(b"send time-out", world_latest(client.told_at, x.taken), w.settings.send_timeout)
+        world_overdue(b"send time-out", world_latest(client.told_at, x.client_at), w.settings.send_timeout)
     if upstream is NULL or x.state == STATE_CONNECT:
         return
     down = world_latest(upstream.took_at, client.told_at)
     if x.state == STATE_TUNNEL and x.up.unsent:
-        world_overdue(b"send time-out", world_latest(upstream.told_at, x.moved), w.settings.send_timeout)
+        world_overdue(b"send time-out", world_latest(upstream.told_at, x.request_at), w.settings.send_timeout)
     elif x.state == STATE_TUNNEL and not x.down.unsent:
         world_overdue(b"idle time-out, tunnel", world_latest(down, world_latest(client.took_at, upstream.told_at)),
-                      w.settings.idle_timeout)
+                      w.limits.idle_timeout)
     elif x.state == STATE_STREAM and x.content and not x.down.unsent:
-        world_overdue(b"idle time-out, answer", down, w.settings.idle_timeout)
+        world_overdue(b"idle time-out, answer", down, w.limits.idle_timeout)
     elif x.state == STATE_WAIT and x.up.unsent and not x.up_broken and not x.down.unsent:
-        world_overdue(b"idle time-out, request", world_latest(upstream.told_at, client.took_at), w.settings.idle_timeout)
-    elif x.state == STATE_WAIT and x.up_done and not x.down.unsent:
+        world_overdue(b"idle time-out, request", world_latest(upstream.told_at, client.took_at), w.limits.idle_timeout)
+    elif x.state == STATE_WAIT and x.up_body.done and not x.down.unsent:
         world_overdue(b"TTFT time-out", world_latest(down, world_latest(upstream.told_at, client.took_at)),
-                      w.settings.ttft_timeout)
+                      w.limits.ttft_timeout)
 
 # The account of an exchange's bytes (rule C1): what was received of either peer has been forwarded or is held, or there is a
 # reason for which it was thrown away. It is taken from what both peers' kernels have, byte by byte, when the exchange ends.
@@ -936,6 +1023,7 @@ cdef void exchange_set_state(WorkerC *w, ExchangeC *x, uint8_t state) noexcept n
         client = &sim.ends[x.client.conn.fd - SIM_FIRST]
         ledger = &world.ledgers[x.client.conn.fd - SIM_FIRST]
         if state == STATE_HEAD:
+            world.begun += 1
             ledger.answers = client.told.n
             ledger.discarded = world_discarded(w)
             ledger.upstream = -1
@@ -962,11 +1050,17 @@ cdef void exchange_end(WorkerC *w, ExchangeC *x, uint8_t phase, uint8_t outcome)
     cdef uint64_t missing = 0
     if x.client is not NULL:
         ledger = &world.ledgers[x.client.conn.fd - SIM_FIRST]
-        inbox_holds(&x.client.inbox, &data, &n)
+        pending_holds(&x.client.pending, &data, &n)
         asks = sim.ends[x.client.conn.fd - SIM_FIRST].taken - n
         if ledger.upstream >= 0 and world.checks:
             missing = world_account_down(w, x, ledger, outcome) + world_account_up(w, x, ledger, outcome)
+        if outcome == OUTCOME_OK and x.state == STATE_TUNNEL and (x.up_broken or x.deaf):
+            sim_fail("a tunnel of which one side took no more ends well", b"state", x.state)
     engine_exchange_end(w, x, phase, outcome)
+    world.ended += 1
+    # Its pointers may not be used any more: AddressSanitizer tells of it.
+    sys_poison(&x.counted, sizeof(x.counted) + sizeof(x.quota) + sizeof(x.host))
+    sys_poison(&x.up, sizeof(x.up) + sizeof(x.down))
     if ledger is not NULL:
         if missing > world_discarded(w) - ledger.discarded:
             sim_fail("account: thrown away, and not counted", b"bytes",
@@ -1011,14 +1105,30 @@ cdef bint world_framing_ends(ExchangeC *x, const uint8_t *data, size_t n, size_t
     cdef size_t used = 0
     cdef ChunkC chunk
     cdef int rc = RC_OK
-    if x.framing_down == FRAMING_LENGTH:
-        return x.down_left == 0
-    if x.framing_down != FRAMING_CHUNKED:
-        return x.framing_down == FRAMING_NONE
+    if x.down_body.framing == FRAMING_LENGTH:
+        return x.down_body.chunk.left == 0
+    if x.down_body.framing != FRAMING_CHUNKED:
+        return x.down_body.framing == FRAMING_NONE
     memset(&chunk, 0, sizeof(chunk))
     while rc == RC_OK:
         rc = chunk_next(&chunk, data, n, &used, &body, &length)
     return rc != RC_AGAIN and used == at
+
+cdef bint world_only_ends(ExchangeC *x, const uint8_t *data, size_t n, size_t at) noexcept nogil:
+    # Whether a client that left had all the data of a chunked response, and what stands at `at` is its end (rule D).
+    cdef const uint8_t *body = NULL
+    cdef size_t length = 0
+    cdef size_t used = 0
+    cdef ChunkC chunk
+    cdef int rc = RC_OK
+    if x.down_body.framing != FRAMING_CHUNKED or not x.client.conn.hung_up:
+        return False
+    memset(&chunk, 0, sizeof(chunk))
+    while rc == RC_OK:
+        rc = chunk_next(&chunk, data, n, &used, &body, &length)
+        if rc == RC_OK and used > at:
+            return False
+    return rc == RC_DONE
 
 cdef uint64_t world_account_down(WorkerC *w, ExchangeC *x, LedgerC *ledger, uint8_t outcome) noexcept nogil:
     cdef sim_end *client = &sim.ends[x.client.conn.fd - SIM_FIRST]
@@ -1047,13 +1157,15 @@ cdef uint64_t world_account_down(WorkerC *w, ExchangeC *x, LedgerC *ledger, uint
     while same < shown and same < length and came[same] == went.data[sent + same]:
         same += 1
     if not head or not sent:
-        if outcome != OUTCOME_CLIENT_ABORT:     # the send of the head may have found it gone
+        # The send of the head may have found it gone, or no memory for the rest.
+        if outcome != OUTCOME_CLIENT_ABORT and outcome != OUTCOME_OVERLOAD:
             sim_fail("account: no head was forwarded", b"outcome", outcome)
-    elif same < length and not (outcome != OUTCOME_OK and w.settings.midstream_error_event and memmem(
+    elif same < length and not (outcome != OUTCOME_OK and w.limits.midstream_error_event and memmem(
             went.data + sent + same, length - same, b'data: {"error"', 14) is not NULL):
         sim_fail("account: the client got what never came", b"bytes", <int64_t>(length - same))
     elif (same < n and outcome != OUTCOME_CLIENT_ABORT and outcome != OUTCOME_OVERLOAD and not x.deaf
-            and not (x.state != STATE_TUNNEL and world_framing_ends(x, came, n, same))):
+            and not (x.state != STATE_TUNNEL and (
+                world_framing_ends(x, came, n, same) or world_only_ends(x, came, n, same)))):
         # A send that finds the client gone, or no memory to hold a piece, are the reasons; and what stands behind the body.
         sim_fail("account: dropped for no reason", b"down", <int64_t>(n - same))
     if outcome == OUTCOME_OK and x.down.unsent:
@@ -1083,7 +1195,7 @@ cdef uint64_t world_account_up(WorkerC *w, ExchangeC *x, LedgerC *ledger, uint8_
     world_hold(&went, &x.up)
     head = world_head(came, n, False, False)
     sent = world_head(went.data, went.n, False, False)
-    if inbox_holds(&x.client.inbox, &data, &more):
+    if pending_holds(&x.client.pending, &data, &more):
         sim_append(&went, data, more)
     came += head
     n -= head
@@ -1135,14 +1247,14 @@ cdef void world_check_bounds() noexcept nogil:
         conn = w.all
         while conn is not NULL:
             x = conn.exchange
-            if conn.side == SIDE_CLIENT:
+            if conn.kind == CONN_CLIENT:
                 open_clients += 1
-                clients += not (<ClientC *>conn).refusal
-            elif conn.side == SIDE_UPSTREAM:
+                clients += not (<ClientC *>conn).refuse_status
+            elif conn.kind == CONN_UPSTREAM:
                 upstreams += 1
                 idle += x is NULL
                 finishing += x is not NULL and x.client is NULL
-            if x is not NULL and (conn.side == SIDE_CLIENT or x.client is NULL):
+            if x is not NULL and (conn.kind == CONN_CLIENT or x.client is NULL):
                 kept += x.kept
             conn = conn.all_next
     if upstreams > open_clients + finishing + idle:
@@ -1170,11 +1282,11 @@ cdef void world_check_worker(WorkerC *w, int64_t *in_flight) noexcept nogil:
     while conn is not NULL:
         world_check_conn(w, conn)
         x = conn.exchange
-        if x is not NULL and x.client is not NULL and conn.side == SIDE_CLIENT:
+        if x is not NULL and x.client is not NULL and conn.kind == CONN_CLIENT:
             world_check_time(w, x)
-        clients += conn.side == SIDE_CLIENT
-        upstreams += conn.side == SIDE_UPSTREAM
-        if x is not NULL and (conn.side == SIDE_CLIENT or x.client is NULL):
+        clients += conn.kind == CONN_CLIENT
+        upstreams += conn.kind == CONN_UPSTREAM
+        if x is not NULL and (conn.kind == CONN_CLIENT or x.client is NULL):
             exchanges += 1
             streams += state_streams(x.state)
             if x.counted is not NULL:
@@ -1189,14 +1301,14 @@ cdef void world_same(const char *what, int64_t is_, int64_t counted) noexcept no
     if is_ != counted:
         sim_fail("counted wrongly", what, counted - is_)
 
-cdef int64_t world_slab_missing(WorkerC *w, SlabC *slab, uint8_t side) noexcept nogil:
+cdef int64_t world_slab_missing(WorkerC *w, SlabC *slab, uint8_t kind) noexcept nogil:
     # Structs of a slab that were neither given back nor closed in the last turn.
     cdef void *block = slab.blocks
     cdef void *item = slab.available
-    cdef ConnC *conn = w.parked if side else NULL
+    cdef ConnC *conn = w.parked if kind else NULL
     cdef int64_t count = 0
     while conn is not NULL:
-        count -= conn.side == side
+        count -= conn.kind == kind
         conn = conn.all_next
     while block is not NULL:
         block = (<void **>block)[0]
@@ -1205,6 +1317,22 @@ cdef int64_t world_slab_missing(WorkerC *w, SlabC *slab, uint8_t side) noexcept 
         item = (<void **>item)[0]
         count -= 1
     return count
+
+cdef void world_check_settled(WorkerC *w) noexcept nogil:
+    # Everybody has left, and all time is over: a worker that goes on holds nothing, before it is told to stop.
+    world_same("exchanges, with nobody there", 0, w.exchange_count)
+    world_same("clients, with nobody there", 0, w.client_count)
+    world_same("upstreams, with nobody there", 0, w.stats.upstreams)
+    world_same("upstreams that linger, with nobody there", 0, w.lingering)
+    world_same("places of clients, with nobody there", w.stats.accepted, w.stats.closed)
+    world_same("buffers, with nobody there", 1, w.bufs.held)
+    world_same("areas for long heads, with nobody there", 0, w.long_heads_held)
+    world_same("client structs, with nobody there", 0, world_slab_missing(w, &w.clients, CONN_CLIENT))
+    world_same("upstream structs, with nobody there", 0, world_slab_missing(w, &w.upstreams, CONN_UPSTREAM))
+    world_same("exchange structs, with nobody there", 0, world_slab_missing(w, &w.exchanges, 0))
+    world_same("linger structs, with nobody there", 0, world_slab_missing(w, &w.lingers, 0))
+    if w.all is not NULL:
+        sim_fail("a connection, with nobody there", "", w.all.fd)
 
 cdef void world_check_end() noexcept nogil:
     # As world_check_engine_end, and its records are all in the ring.
@@ -1216,8 +1344,10 @@ cdef void world_check_end() noexcept nogil:
     world_check_engine_end()
     for i in range(OUTCOME_COUNT):
         outcomes += w.stats.outcomes[i]
+    world_same("exchanges that began", <int64_t>world.begun, <int64_t>world.ended)
+    world_same("exchanges that ended", <int64_t>world.ended, <int64_t>outcomes)
     for at in range(w.mail.out_tail):
-        records += w.mail.records[at & (MAIL_OUT - 1)].kind == KIND_EXCHANGE
+        records += w.mail.records[at & (MAIL_OUT - 1)].kind == RECORD_EXCHANGE
     world_same("records of exchanges", outcomes, records + w.stats.records_dropped)
 
 cdef void world_check_engine_end() noexcept nogil:
@@ -1236,15 +1366,15 @@ cdef void world_check_engine_end() noexcept nogil:
         world_same("exchanges in flight", 0, world_in_flight(i) if i < WORLD_BACKENDS else 0)
         world_same("idle upstreams", 0, w.stats.backends[i].idle)
     loop_reap(w)        # the last turn has none
-    world_same("client structs", 0, world_slab_missing(w, &w.clients, SIDE_CLIENT))
-    world_same("upstream structs", 0, world_slab_missing(w, &w.upstreams, SIDE_UPSTREAM))
+    world_same("client structs", 0, world_slab_missing(w, &w.clients, CONN_CLIENT))
+    world_same("upstream structs", 0, world_slab_missing(w, &w.upstreams, CONN_UPSTREAM))
     world_same("exchange structs", 0, world_slab_missing(w, &w.exchanges, 0))
     world_same("linger structs", 0, world_slab_missing(w, &w.lingers, 0))
-    world_same("areas for long heads", 0, w.wides_held)
+    world_same("areas for long heads", 0, w.long_heads_held)
     for slot in range(WHEEL_SLOTS):
         conn = w.wheel[slot]
         while conn is not NULL:
-            if conn.side != SIDE_LISTENER:
+            if conn.kind != CONN_LISTENER:
                 sim_fail("a timer is armed", "", conn.fd)
             conn = conn.timer_next
 
@@ -1266,22 +1396,27 @@ Peer.__doc__ = """A client or an upstream: what it sent and how it left, what it
 whether it left only because the script was over.
 """
 
-Trace = namedtuple("Trace", "in_time lost room fed left shut closed")
+Trace = namedtuple("Trace", "in_time lost room fed left shut closed freed")
 Trace.__doc__ = """More of a peer: how many of its bytes came before we closed, how many of ours an RST destroyed, how many it
-would still take; when (us, 0 for never) it last sent a byte and left, before we closed, and when our FIN and our close came.
+would still take; when (us, 0 for never) it last sent a byte and left, before we closed, when our FIN and our close came, and when
+it last took bytes again.
 """
+
+
+Trust = namedtuple("Trust", "networks unix")
 
 
 class _Settings:
     """Short time-outs, and what the first byte of a script says."""
+
+    process = pool = property(lambda self: self)    # here nothing needs them apart
 
     max_request_line = 8192
     max_head = 32768
     max_fields = 128
     max_response_head = 65536
     max_response_fields = 512
-    trusted_proxies = ((b"\x7f\0\0\0", 8),)
-    trust_unix = True
+    trusted_proxies = Trust(((b"\x7f\0\0\0", 8),), True)
     head_timeout = 2.0
     keepalive_timeout = 4.0
     connect_timeout = 1.0
@@ -1294,7 +1429,7 @@ class _Settings:
     kept_memory = 1 << 28
 
     def __init__(self, bits):
-        self.midstream_error_event = bool(bits & 1)
+        self.on_midstream_error = "event" if bits & 1 else "close"
         self.comments_count_as_content = bool(bits & 2)
         self.failover_body = 64 if bits & 2 else 1 << 20
         self.total_timeout = 6.0 if bits & 4 else 0.0
@@ -1305,7 +1440,7 @@ class _Settings:
             self.max_response_head, self.max_response_fields = 320, 10
         if bits & 64:
             self.keepalive_timeout = 0.0
-            self.trusted_proxies = ((b"\0\0\0\0", 0),)       # every peer
+            self.trusted_proxies = Trust(((b"\0\0\0\0", 0),), True)       # every peer
 
 
 SETTINGS = tuple(EDGES)
@@ -1329,6 +1464,11 @@ def settings_of(bytes script not None):
     return settings
 
 
+cdef dict _limits():
+    # Of clients, by the script's first byte.
+    return {"max_connections": 3, "max_per_address": 2} if world.n and world.script[0] & 128 else {}
+
+
 cdef bytes _bytes(const uint8_t *p, size_t n):
     return (<const char *>p)[:n] if n else b""
 
@@ -1350,13 +1490,14 @@ cdef list _traces(int kind):
     for i in range(sim.count):
         end = &sim.ends[i]
         if end.kind == kind:
-            traces.append(Trace(end.in_time, end.lost, end.room, end.fed_at, end.left_at, end.shut_at, end.closed_at))
+            traces.append(Trace(end.in_time, end.lost, end.room, end.fed_at, end.left_at, end.shut_at, end.closed_at,
+                                end.freed_at))
     return traces
 
 
 cdef list _ends_of(list records):
     # When the exchanges of records that were just handed over ended, in us of the simulated clock.
-    return [sim.now - <int64_t>(record[1] * 1e6) for record in records]
+    return [sim.now - <int64_t>(record.age * 1e6) for record in records]
 
 
 cdef void _world_clear(bytes script):
@@ -1378,11 +1519,12 @@ cdef void _world_clear(bytes script):
 
 
 def run(bytes script not None, faults=(), size_t most_recv=0, size_t most_send=0, bint interrupts=False,
-        bint aborts=False):
+        bint aborts=False, bint settles=False, int place=-1):
     """Runs a script. `faults` are (call, nth call of this kind from 1, errno), or a negative number for no more than so
     many bytes; with a fourth number as many calls in a row fail, FOR_EVER are all. What the peers saw, the records of
     exchanges, the outcomes, the calls by kind; or an AssertionError that says which rule was broken (with `aborts` the
-    process ends).
+    process ends). With `settles` the engine is told to stop only when everything has ended by itself. `place` is one of PLACES
+    that the script begins with: whether it was reached is in the result.
     """
     cdef Engine engine = Engine.__new__(Engine)
     cdef int listener
@@ -1393,6 +1535,10 @@ def run(bytes script not None, faults=(), size_t most_recv=0, size_t most_send=0
     sim.most_recv = most_recv
     sim.most_send = most_send
     sim.interrupts = interrupts
+    world.settles = settles
+    if place >= 0:
+        world.place = place
+        world.placed_at = 2 + len(PLACES[place].operations)
     for call, nth, error, *row in faults:
         world_fault(CALLS.index(call), nth, row[0] if row else 1, error)
     result = {"failed": None, "outcomes": {}, "stats": {}, "records": records, "ended": []}
@@ -1402,7 +1548,7 @@ def run(bytes script not None, faults=(), size_t most_recv=0, size_t most_send=0
         engine.__init__(result["settings"])
         world.worker = world.workers[0] = engine.w
         world.worker_count = 1
-        engine.listen([listener], [engine], 1000, 900, *((3, 2) if world.n and world.script[0] & 128 else (0, 0)))
+        engine.listen([listener], [engine], most=1000, resume_at=900, **_limits())
         world_table(world.script[1] if world.n > 1 else 0, 0)
         world.at = 2
         engine.run()
@@ -1412,9 +1558,10 @@ def run(bytes script not None, faults=(), size_t most_recv=0, size_t most_send=0
         if engine.started:
             trace_requests()
             world_check_end()
+        engine._know(engine.w.table)    # it was handed over without configure()
         result["stats"] = engine.stats()
         result["outcomes"] = {OUTCOMES[i]: n for i, n in enumerate(result["stats"]["outcomes"]) if n}
-        records += engine.drain_events()
+        records += engine.take_records()
         result["ended"] = _ends_of(records)
         engine.close()
     world_check_closed()
@@ -1424,6 +1571,7 @@ def run(bytes script not None, faults=(), size_t most_recv=0, size_t most_send=0
     result["client_traces"] = _traces(END_CLIENT)
     result["upstream_traces"] = _traces(END_UPSTREAM)
     result["accounted"] = world.accounted
+    result["placed"] = bool(world.placed)
     result["calls"] = {name: sim.calls[i] for i, name in enumerate(CALLS)}
     result["injected"] = sim.injected
     result["short"] = sim.short_calls
@@ -1464,7 +1612,7 @@ def kernel_events(list steps not None):
         elif step == "inline":
             setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &one, sizeof(one))
         elif step == "recv" or step == "peek":
-            n = io_recv(fd, room, sizeof(room)) if step == "recv" else io_look(fd, room, sizeof(room))
+            n = io_recv_into(fd, room, sizeof(room)) if step == "recv" else io_peek(fd, room, sizeof(room))
             got.append(_bytes(room, n) if n >= 0 else None if n == -EAGAIN else -n)
         elif step == "shut":
             io_shut(fd)

@@ -1,4 +1,4 @@
-"""`llmpipe bench`: what was asked for becomes works and targets; what was found is printed and written."""
+"""`llmpipe bench`: what was asked for becomes workloads and targets; what was found is printed and written."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from urllib.parse import urlsplit
 
 from llmpipe.bench import display, generator, measure, process, report
 from llmpipe.bench.measure import Outcome, Schedule, Target
-from llmpipe.bench.work import NEEDS_SOURCE, SHAPES, Request, Work
+from llmpipe.bench.workload import NEEDS_SOURCE, SHAPES, Request, Workload
 from llmpipe.config import format_address, parse_address
 from llmpipe.errors import UsageError
-from llmpipe.server import raise_descriptor_limit
+from llmpipe.sockets import raise_descriptor_limit
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells give it."""
@@ -108,25 +108,25 @@ def parse_header(text: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
-def _read_request(given: dict[str, Any], path: str) -> Request:
-    headers = [parse_header(text) for text in given["header"]]
-    if given["api_key"]:
-        headers.append(("Authorization", f"Bearer {given['api_key']}"))
+def _read_request(options: dict[str, Any], path: str) -> Request:
+    headers = [parse_header(text) for text in options["header"]]
+    if options["api_key"]:
+        headers.append(("Authorization", f"Bearer {options['api_key']}"))
     body = None
-    if given["body"]:
+    if options["body"]:
         try:
-            body = Path(given["body"]).read_bytes()
+            body = Path(options["body"]).read_bytes()
         except OSError as error:
-            raise UsageError(f"--body {given['body']}: {error.strerror}") from None
-    return Request(path=path, model=given["model"], prompt=given["prompt"], headers=tuple(headers), body=body)
+            raise UsageError(f"--body {options['body']}: {error.strerror}") from None
+    return Request(path=path, model=options["model"], prompt=options["prompt"], headers=tuple(headers), body=body)
 
 
-def _check_descriptors(work: Work, has_source: bool) -> None:
+def _check_descriptors(workload: Workload, has_source: bool) -> None:
     limit = raise_descriptor_limit()
-    needed = (work.streams + work.leavers) * (2 if has_source else 1) + 64
+    needed = (workload.streams + workload.disconnecting) * (2 if has_source else 1) + 64
     if needed > limit:
         raise UsageError(
-            f"--streams {work.streams}: that takes {needed:,} descriptors, and the limit is {limit:,}; raise it with "
+            f"--streams {workload.streams}: that takes {needed:,} descriptors, and the limit is {limit:,}; raise it with "
             f"'ulimit -n {needed}', or start fewer"
         )
 
@@ -140,17 +140,17 @@ def _pin(cpu: int | None) -> None:
         raise UsageError(f"--cpu {cpu}: this process may run on {sorted(os.sched_getaffinity(0))} only") from None
 
 
-def read_targets(given: dict[str, Any]) -> tuple[list[Target], str]:
+def read_targets(options: dict[str, Any]) -> tuple[list[Target], str]:
     """The targets, the one straight at the source first, and the path of the requests.
 
     Raises:
         UsageError: they cannot work.
     """
-    shape, path = given["shape"], "/v1/chat/completions"
-    targets = [parse_proxy(text) for text in given["proxy"]]
-    if given["target_only"]:
+    shape, path = options["shape"], "/v1/chat/completions"
+    targets = [parse_proxy(text) for text in options["proxy"]]
+    if options["target_only"]:
         targets = [Target(one.name, "url", one.address, host=one.host) for one in targets]
-    for text in given["url"]:
+    for text in options["url"]:
         target, path = parse_url(text)
         targets.append(target)
     if not targets:
@@ -161,70 +161,72 @@ def read_targets(given: dict[str, Any]) -> tuple[list[Target], str]:
     if shape in NEEDS_SOURCE and any(not target.marked for target in targets):
         usable = ", ".join(name for name in SHAPES if name not in NEEDS_SOURCE)
         raise UsageError(f"{shape} needs the bundled token source behind the target; for others there are {usable}")
-    if any(target.marked for target in targets) and given["direct"]:
-        host, port = given["source"]
+    if any(target.marked for target in targets) and options["direct"]:
+        host, port = options["source"]
         targets.insert(0, Target("direct", "direct", _numeric(host, port, "--source"), host=format_address(host, port)))
     names = [target.name for target in targets]
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"two targets are called {name}; name them, as NAME=HOST:PORT")
-    add_pids(targets, given["pid"])
+    add_pids(targets, options["pid"])
     return targets, path
 
 
-def run(given: dict[str, Any]) -> int:
+def run(options: dict[str, Any]) -> int:
     """Runs one shape against the targets; the process's exit code: 0, 1 where a request failed, 130 after Ctrl-C.
 
     Raises:
         UsageError: what was asked for cannot work.
     """
-    targets, path = read_targets(given)
+    targets, path = read_targets(options)
     has_source = any(target.marked for target in targets)
-    work = Work(
-        shape=given["shape"],
-        streams=given["streams"],
-        rate=given["rate"],
-        event_size=given["event_size"],
-        tokens=given["tokens"],
-        arrivals=given["arrivals_per_second"],
-        leavers=given["leavers"],
-        timeout=given["timeout"],
+    workload = Workload(
+        shape=options["shape"],
+        streams=options["streams"],
+        rate=options["rate"],
+        event_size=options["event_size"],
+        tokens=options["tokens"],
+        arrivals=options["arrivals_per_second"],
+        disconnecting=options["disconnecting"],
+        timeout=options["timeout"],
         sourced=has_source,
-        request=_read_request(given, path),
+        request=_read_request(options, path),
     )
-    if given["html"]:
+    if options["html"]:
         load_page()
-    _check_descriptors(work, has_source)
-    _pin(given["cpu"])
-    schedule = Schedule(given["rounds"], given["settle"], given["duration"])
+    _check_descriptors(workload, has_source)
+    _pin(options["cpu"])
+    schedule = Schedule(options["rounds"], options["settle"], options["duration"])
     outcome: Outcome | None = None
     complete = True
-    with generator.running(given["source"] if has_source else None) as load:
+    with generator.running(options["source"] if has_source else None) as load:
         try:
-            with display.choose(given["quiet"]) as shown:
-                for found in measure.run_work(load, work, targets, schedule, shown):
+            with display.choose(options["quiet"]) as shown:
+                for found in measure.run_workload(load, workload, targets, schedule, shown):
                     outcome = found
         except KeyboardInterrupt:
             complete = False
-    made = report.make([outcome] if outcome else [], complete, given["cpu"])
-    write(made, given["json"], given["html"])
+    made = report.make([outcome] if outcome else [], complete, options["cpu"])
+    write(made, options["json"], options["html"])
     print(report.text(made))
     if not complete:
         print("interrupted; these are the rounds that were complete", file=sys.stderr)
         return INTERRUPTED
-    return 1 if any(report.errors(target) for one in made["works"] for target in one["targets"]) else 0
+    return 1 if any(report.errors(target) for one in made["workloads"] for target in one["targets"]) else 0
 
 
 def load_page() -> Any:
     """The module that makes the page.
 
     Raises:
-        UsageError: the plotting library is not installed.
+        UsageError: a library that it needs is not installed.
     """
     try:
-        from llmpipe.bench import page  # noqa: PLC0415 - plotly is an extra
+        from llmpipe.bench import page  # noqa: PLC0415 - its libraries are an extra
     except ModuleNotFoundError:
-        raise UsageError("--html needs a plotting library; install it with: pip install 'llmpipe[bench]'") from None
+        raise UsageError(
+            "--html needs libraries that are not installed; install them with: pip install 'llmpipe[bench]'"
+        ) from None
     return page
 
 

@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import Protocol
 
 from llmpipe.bench.measure import Round, Target, Watcher
-from llmpipe.bench.report import columns_of_round, label, quantity, unit
-from llmpipe.bench.work import Work
+from llmpipe.bench.report import line
+from llmpipe.bench.workload import Workload
 
 
 class Display(Watcher, Protocol):
@@ -22,19 +22,11 @@ class Display(Watcher, Protocol):
     ) -> None: ...
 
 
-def short(work: Work, result: Round) -> str:
-    """A round's most telling figures, on one line."""
-    parts = [f"{label(name)} {quantity(result.figures[name], unit(name))}" for name in columns_of_round(work, result)]
-    if result.errors:
-        parts.append("errors: " + ", ".join(f"{count:,} {name}" for name, count in result.errors.items()))
-    return ", ".join(parts + result.warnings)
-
-
 class Lines:
     """One line a round."""
 
     def __init__(self) -> None:
-        self._work: Work | None = None
+        self._workload: Workload | None = None
         self._rounds = 0
 
     def __enter__(self) -> Lines:
@@ -45,9 +37,9 @@ class Lines:
     ) -> None:
         pass
 
-    def work(self, work: Work, targets: Sequence[Target], rounds: int) -> None:
-        self._work, self._rounds = work, rounds
-        print(f"{work.title}: {', '.join(target.name for target in targets)}", file=sys.stderr, flush=True)
+    def workload(self, workload: Workload, targets: Sequence[Target], rounds: int) -> None:
+        self._workload, self._rounds = workload, rounds
+        print(f"{workload.title}: {', '.join(target.name for target in targets)}", file=sys.stderr, flush=True)
 
     def phase(self, target: Target, number: int, phase: str) -> None:
         pass
@@ -56,9 +48,9 @@ class Lines:
         pass
 
     def round(self, target: Target, number: int, result: Round) -> None:
-        assert self._work is not None, "a work began"
+        assert self._workload is not None, "a workload began"
         print(
-            f"  round {number + 1}/{self._rounds} {target.name}: {short(self._work, result)}",
+            f"  round {number + 1}/{self._rounds} {target.name}: {line(self._workload, result)}",
             file=sys.stderr,
             flush=True,
         )
@@ -67,7 +59,7 @@ class Lines:
 class Silent(Lines):
     """Nothing at all."""
 
-    def work(self, work: Work, targets: Sequence[Target], rounds: int) -> None:
+    def workload(self, workload: Workload, targets: Sequence[Target], rounds: int) -> None:
         pass
 
     def round(self, target: Target, number: int, result: Round) -> None:

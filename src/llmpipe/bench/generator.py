@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from llmpipe._load import Load
-from llmpipe.bench.work import LoadPlan
+from llmpipe.bench.workload import LoadPlan
 from llmpipe.errors import UsageError
-from llmpipe.server import bind_now
+from llmpipe.sockets import bind_now
 
 FINISH_TIME = 5.0
 """Seconds that answers have to end well when a round is over."""

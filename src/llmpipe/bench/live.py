@@ -10,10 +10,10 @@ from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from llmpipe.bench.display import short
+from llmpipe.bench.figures import quantity
 from llmpipe.bench.measure import Round, Target
-from llmpipe.bench.report import quantity
-from llmpipe.bench.work import Work
+from llmpipe.bench.report import line
+from llmpipe.bench.workload import Workload
 
 
 class Live:
@@ -27,7 +27,7 @@ class Live:
             TimeRemainingColumn(),
         )
         self._task = self._progress.add_task("", total=1.0)
-        self._work: Work | None = None
+        self._workload: Workload | None = None
         self._rounds = 0
         self._base = 0
         self._running = ""
@@ -45,8 +45,8 @@ class Live:
     ) -> None:
         self._live.stop()
 
-    def work(self, work: Work, targets: Sequence[Target], rounds: int) -> None:
-        self._work, self._rounds = work, rounds
+    def workload(self, workload: Workload, targets: Sequence[Target], rounds: int) -> None:
+        self._workload, self._rounds = workload, rounds
         self._results = {target.name: [] for target in targets}
         self._base = 0
         self._progress.reset(self._task, total=float(len(targets) * rounds))
@@ -71,16 +71,16 @@ class Live:
         self._progress.update(self._task, completed=self._base)
 
     def _render(self) -> RenderableType:
-        table = Table(title=self._work.title if self._work else None, title_justify="left")
+        table = Table(title=self._workload.title if self._workload else None, title_justify="left")
         for heading in ("target", "rounds", "now", "last round"):
             table.add_column(heading)
         for name, results in self._results.items():
             now = ""
             if name == self._running and self._latest:
-                now = f"{self._latest['events_per_second']:,.0f}/s"
+                now = quantity(self._latest["events_per_second"], "1/s")
                 now += "".join(
                     f"  {key} {quantity(self._latest[key], 's')}" for key in ("p50", "p99") if key in self._latest
                 )
-            last = short(self._work, results[-1]) if results and self._work else ""
+            last = line(self._workload, results[-1]) if results and self._workload else ""
             table.add_row(name, f"{len(results)}/{self._rounds}", now, last)
         return Group(table, self._progress)

@@ -1,4 +1,4 @@
-"""Rounds: each work runs against each target in turn, several times, and each time gives a set of figures.
+"""Rounds: each workload runs against each target in turn, several times, and each time gives a set of figures.
 
 Targets alternate within one run, so that what else the machine does meets all of them. A round settles before it
 measures. Figures of a target are medians over its rounds, with the least and the greatest.
@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from llmpipe._load import LEAVE_PHASES, TIMES, Load
-from llmpipe.bench import generator, histogram, process
+from llmpipe.bench import figures, generator, histogram, process
+from llmpipe.bench.figures import quantity
 from llmpipe.bench.histogram import PERCENTILES, Pairs
-from llmpipe.bench.work import Work, make_plan
+from llmpipe.bench.workload import Workload, make_plan
 
 TICK = 0.25
 """Seconds between two looks at what was counted."""
@@ -34,21 +35,6 @@ MEANINGS = {
 }
 """What errors mean that look like answers."""
 
-UNITS = {
-    "cpu_per_event": "s",
-    "cpu_per_request": "s",
-    "cpu_used": "CPUs",
-    "memory_per_stream": "B",
-    "events_per_second": "1/s",
-    "requests_per_second": "1/s",
-    "tokens_per_second": "1/s",
-    "bytes_per_second": "B/s",
-    "closes_per_second": "1/s",
-    "attacks_per_second": "1/s",
-    "attackers_open": "connections",
-    "errors": "",
-}
-
 
 @dataclass
 class Target:
@@ -66,8 +52,8 @@ class Target:
     version: str | None = None
     about: str | None = None
     resident_before: int | None = None
-    """Bytes, before the first load of this work."""
-    gave_up: bool = False
+    """Bytes, before the first load of this workload."""
+    timed_out: bool = False
     """Whether it could not open all streams in time; it is not asked again, as each try takes so long."""
 
     @property
@@ -106,9 +92,9 @@ class Schedule:
 
 @dataclass
 class Outcome:
-    """A work and the rounds of each target, in the order they were made."""
+    """A workload and the rounds of each target, in the order they were made."""
 
-    work: Work
+    workload: Workload
     schedule: Schedule
     targets: list[Target]
     results: dict[str, list[Round]]
@@ -117,8 +103,8 @@ class Outcome:
 class Watcher(Protocol):
     """Who shows how far it is."""
 
-    def work(self, work: Work, targets: Sequence[Target], rounds: int) -> None:
-        """A work begins."""
+    def workload(self, workload: Workload, targets: Sequence[Target], rounds: int) -> None:
+        """A workload begins."""
 
     def phase(self, target: Target, number: int, phase: str) -> None:
         """A round of a target is starting, settling, measuring or finishing."""
@@ -130,11 +116,11 @@ class Watcher(Protocol):
         """A round is over."""
 
 
-def _main_time(work: Work, target: Target) -> tuple[str, ...]:
+def _main_time(workload: Workload, target: Target) -> tuple[str, ...]:
     """The histograms whose percentiles say how it goes."""
-    if work.shape == "disconnect":
+    if workload.shape == "disconnect":
         return tuple(f"close:{phase}" for phase in LEAVE_PHASES)
-    return ("latency",) if work.endless and target.marked else ("ttft",)
+    return ("latency",) if workload.endless and target.marked else ("ttft",)
 
 
 def _interval(load: Load, names: tuple[str, ...], before: Pairs) -> tuple[Pairs, Pairs]:
@@ -143,11 +129,11 @@ def _interval(load: Load, names: tuple[str, ...], before: Pairs) -> tuple[Pairs,
     return pairs, histogram.since(pairs, before)
 
 
-def _watch(load: Load, work: Work, target: Target, duration: float, watcher: Watcher) -> list[dict[str, float]]:
+def _watch(load: Load, workload: Workload, target: Target, duration: float, watcher: Watcher) -> list[dict[str, float]]:
     """Waits while it measures; the series of its intervals."""
     series: list[dict[str, float]] = []
-    names = _main_time(work, target)
-    counted = "events" if work.endless else "answers"
+    names = _main_time(workload, target)
+    counted = "events" if workload.endless else "answers"
     start = last = time.monotonic()
     pairs: Pairs = []
     events = 0
@@ -168,61 +154,65 @@ def _watch(load: Load, work: Work, target: Target, duration: float, watcher: Wat
 
 
 def _time_figures(histograms: dict[str, tuple[Pairs, int]]) -> dict[str, float]:
-    figures: dict[str, float] = {}
+    found: dict[str, float] = {}
     for name, (pairs, most) in histograms.items():
         if name == "late" or not pairs:
             continue
         for label, percent in PERCENTILES.items():
             value = histogram.percentile(pairs, percent)
             assert value is not None, "there are counts"
-            figures[f"{name}_{label}"] = value
-        figures[f"{name}_max"] = most / 1e9
-    return figures
+            found[f"{name}_{label}"] = value
+        found[f"{name}_max"] = most / 1e9
+    return found
 
 
 def _warnings(
-    work: Work,
+    workload: Workload,
     counts: dict[str, int],
     histograms: dict[str, tuple[Pairs, int]],
     elapsed: float,
     errors: dict[str, int],
 ) -> list[str]:
     found = [f"{name}: {meaning}" for name, meaning in MEANINGS.items() if name in errors]
-    if not work.endless and not counts["answers"]:
+    if not workload.endless and not counts["answers"]:
         found.append("no answer was complete within the time that was measured")
     late = histogram.percentile(histograms["late"][0], 99.0) if "late" in histograms else None
-    if late is not None and late > LATE_LIMIT:
+    if late is not None and late > LATE_LIMIT:  # a coarse number, so that rounds share a warning
         found.append(f"the generator was the limit: 1 % of its events were sent more than {late * 1e3:.1f} ms late")
     busy = counts["busy"] / 1e9 / elapsed
-    if busy > BUSY_LIMIT and work.shape != "hold":
+    if busy > BUSY_LIMIT and workload.shape != "hold":
         found.append(f"the generator was the limit: it worked {busy:.0%} of the time; the target might do more")
     return found
 
 
-def _rate_figures(work: Work, target: Target, counts: dict[str, int], elapsed: float, cpu: float) -> dict[str, float]:
-    figures: dict[str, float] = {}
+def _rate_figures(
+    workload: Workload, target: Target, counts: dict[str, int], elapsed: float, cpu: float
+) -> dict[str, float]:
+    found: dict[str, float] = {}
     if target.pids:
-        figures["cpu_used"] = cpu / elapsed
-    if work.shape == "hold":
-        return figures
-    if work.shape != "disconnect" or work.streams:
-        figures["events_per_second"] = counts["events"] / elapsed
-        figures["bytes_per_second"] = counts["bytes"] / elapsed
-    if work.shape == "disconnect":
-        figures["closes_per_second"] = counts["left"] / elapsed
-    if not work.endless:
-        figures["requests_per_second"] = counts["answers"] / elapsed
+        found["cpu_used"] = cpu / elapsed
+    if workload.shape == "hold":
+        return found
+    if workload.shape != "disconnect" or workload.streams:
+        found["events_per_second"] = counts["events"] / elapsed
+        found["bytes_per_second"] = counts["bytes"] / elapsed
+    if workload.shape == "disconnect":
+        found["closes_per_second"] = counts["left"] / elapsed
+    if not workload.endless:
+        found["requests_per_second"] = counts["answers"] / elapsed
     if not target.marked:
-        figures["tokens_per_second"] = counts["tokens"] / elapsed
+        found["tokens_per_second"] = counts["tokens"] / elapsed
     if target.pids:
-        if work.endless and work.shape != "disconnect" and counts["events"]:
-            figures["cpu_per_event"] = cpu / counts["events"]
-        if not work.endless and counts["answers"]:
-            figures["cpu_per_request"] = cpu / counts["answers"]
-    return figures
+        if workload.endless and workload.shape != "disconnect" and counts["events"]:
+            found["cpu_per_event"] = cpu / counts["events"]
+        if not workload.endless and counts["answers"]:
+            found["cpu_per_request"] = cpu / counts["answers"]
+    return found
 
 
-def run_round(load: Load, work: Work, target: Target, *, number: int, schedule: Schedule, watcher: Watcher) -> Round:
+def run_round(
+    load: Load, workload: Workload, target: Target, *, number: int, schedule: Schedule, watcher: Watcher
+) -> Round:
     """One round of one target, the one of this number.
 
     Raises:
@@ -232,20 +222,22 @@ def run_round(load: Load, work: Work, target: Target, *, number: int, schedule: 
     if target.pids and target.resident_before is None:
         target.resident_before = process.resident_bytes(pids)
     watcher.phase(target, number, "starting")
-    generator.begin(load, make_plan(work, target.address, target.marked))
+    generator.begin(load, make_plan(workload, target.address, target.marked))
     warnings: list[str] = []
     try:
-        if work.endless and not generator.wait_flowing(load, work.streams):
+        if workload.endless and not generator.wait_flowing(load, workload.streams):
             flowing = load.stats()["flowing"]
-            target.gave_up = True
-            warnings.append(f"only {flowing:,} of {work.streams:,} streams began within {generator.READY_TIME:.0f} s")
+            target.timed_out = True
+            warnings.append(
+                f"only {flowing:,} of {workload.streams:,} streams began within {quantity(generator.READY_TIME, 's')}"
+            )
         watcher.phase(target, number, "settling")
         time.sleep(schedule.settle)
         watcher.phase(target, number, "measuring")
         pids = target.tree()
         cpu, start = process.cpu_seconds(pids), time.monotonic()
         load.measure()
-        series = _watch(load, work, target, schedule.duration, watcher)
+        series = _watch(load, workload, target, schedule.duration, watcher)
         load.halt()
         cpu, elapsed = process.cpu_seconds(pids) - cpu, time.monotonic() - start
         resident = process.resident_bytes(pids)
@@ -262,16 +254,16 @@ def run_round(load: Load, work: Work, target: Target, *, number: int, schedule: 
     closes = [found for name, found in histograms.items() if name.startswith("close:")]
     if closes:
         histograms["close"] = histogram.merge(pairs for pairs, _ in closes), max(most for _, most in closes)
-    figures = _time_figures(histograms) | _rate_figures(work, target, counts, elapsed, cpu)
-    if target.pids and work.endless and work.streams and target.resident_before is not None:
-        figures["memory_per_stream"] = max(0, resident - target.resident_before) / work.streams
-    fidelity = {name: counts[name] for name in ("events", "alone", "merged", "split", "altered", "out_of_order")}
+    measured = _time_figures(histograms) | _rate_figures(workload, target, counts, elapsed, cpu)
+    if target.pids and workload.endless and workload.streams and target.resident_before is not None:
+        measured["memory_per_stream"] = max(0, resident - target.resident_before) / workload.streams
+    fidelity = {name: counts[name] for name in figures.FIDELITY}
     result = Round(
-        figures=figures,
+        figures=measured,
         errors=errors,
         status=stats["status"],
-        fidelity=fidelity if target.marked and work.shape not in ("flood", "hold") else {},
-        warnings=warnings + _warnings(work, counts, histograms, elapsed, errors),
+        fidelity=fidelity if target.marked and workload.shape not in ("flood", "hold") else {},
+        warnings=warnings + _warnings(workload, counts, histograms, elapsed, errors),
         histograms=histograms,
         series=[{"round": number, **point} for point in series],
     )
@@ -279,24 +271,24 @@ def run_round(load: Load, work: Work, target: Target, *, number: int, schedule: 
     return result
 
 
-def run_work(
-    load: Load, work: Work, targets: Sequence[Target], schedule: Schedule, watcher: Watcher
+def run_workload(
+    load: Load, workload: Workload, targets: Sequence[Target], schedule: Schedule, watcher: Watcher
 ) -> Iterator[Outcome]:
     """Yields the outcome so far, after each round of each target.
 
     Raises:
         UsageError: a plan cannot work.
     """
-    outcome = Outcome(work, schedule, list(targets), {target.name: [] for target in targets})
-    watcher.work(work, targets, schedule.rounds)
+    outcome = Outcome(workload, schedule, list(targets), {target.name: [] for target in targets})
+    watcher.workload(workload, targets, schedule.rounds)
     for number in range(schedule.rounds):
         # The order turns with each round: nobody is always the one that runs behind somebody else.
         shift = number % len(targets)
         for target in [*targets[shift:], *targets[:shift]]:
-            if target.gave_up:
+            if target.timed_out:
                 continue
             outcome.results[target.name].append(
-                run_round(load, work, target, number=number, schedule=schedule, watcher=watcher)
+                run_round(load, workload, target, number=number, schedule=schedule, watcher=watcher)
             )
             yield outcome
 
@@ -310,6 +302,6 @@ def summary(rounds: Sequence[Round]) -> dict[str, dict[str, Any]]:
             "median": statistics.median(values),
             "min": min(values),
             "max": max(values),
-            "unit": UNITS.get(name, "s"),
+            "unit": figures.of(name).unit,
         }
     return found

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from llmpipe import __version__
-from llmpipe.bench import histogram, measure
+from llmpipe.bench import figures, histogram, measure
+from llmpipe.bench.figures import percentage, quantity, spread
 from llmpipe.bench.measure import Outcome, Round, Target
-from llmpipe.bench.work import Work
+from llmpipe.bench.workload import Workload
 from llmpipe.config import format_address
 
 Report = dict[str, Any]
@@ -44,62 +45,22 @@ SERVER_COLUMNS = ("itl_p50", "itl_p99", "tokens_per_second")
 ATTACK_COLUMNS = ("attackers_open", "attacks_per_second")
 """Of targets that were attacked meanwhile."""
 
-LABELS = {
-    "latency": "event latency",
-    "ttft": "TTFT",
-    "jitter": "gap jitter",
-    "itl": "ITL",
-    "duration": "whole answer",
-    "close": "close",
-    "cpu_per_event": "CPU per event",
-    "cpu_per_request": "CPU per request",
-    "cpu_used": "CPUs used",
-    "memory_per_stream": "memory per stream",
-    "events_per_second": "events/s",
-    "requests_per_second": "requests/s",
-    "tokens_per_second": "tokens/s",
-    "bytes_per_second": "throughput",
-    "closes_per_second": "closes/s",
-    "attackers_open": "attackers open",
-    "attacks_per_second": "attacks/s",
-}
 
-
-def label(figure: str) -> str:
-    """What a figure is called in a table."""
-    if figure in LABELS:
-        return LABELS[figure]
-    name, _, percentile = figure.rpartition("_")
-    name, _, phase = name.partition(":")
-    return " ".join(part for part in (LABELS.get(name, name), phase, percentile) if part)
-
-
-def unit(figure: str) -> str:
-    """The unit of a figure; most are seconds."""
-    return measure.UNITS.get(figure, "s")
-
-
-def columns_of_round(work: Work, result: Round) -> list[str]:
+def columns_of_round(workload: Workload, result: Round) -> list[str]:
     """The figures of its shape that a round has."""
-    wanted = COLUMNS[work.shape] if result.fidelity or work.endless else (*COLUMNS[work.shape], *SERVER_COLUMNS)
+    wanted = (
+        COLUMNS[workload.shape] if result.fidelity or workload.endless else (*COLUMNS[workload.shape], *SERVER_COLUMNS)
+    )
     return [name for name in (*wanted, *ATTACK_COLUMNS) if name in result.figures]
 
 
-def quantity(value: float, unit: str) -> str:
-    """A figure with a unit that suits its size."""
-    if unit == "s":
-        for factor, name in ((1e6, "µs"), (1e3, "ms")):
-            if value * factor < 1000:
-                return f"{value * factor:.3g} {name}" if value * factor < 100 else f"{value * factor:.0f} {name}"
-        return f"{value:.3g} s"
-    if unit in ("B", "B/s"):
-        for factor, name in ((1, "B"), (1e3, "KB"), (1e6, "MB"), (1e9, "GB")):
-            if value / factor < 1000 or name == "GB":
-                shown = f"{value / factor:.0f}" if value / factor >= 100 or name == "B" else f"{value / factor:.3g}"
-                return f"{shown} {name}{unit[1:]}"
-    if unit in ("1/s", "connections"):
-        return f"{value:,.0f}"
-    return f"{value:.3g}"
+def line(workload: Workload, result: Round) -> str:
+    """A round's most telling figures, on one line."""
+    shown = (figures.of(name) for name in columns_of_round(workload, result))
+    parts = [f"{figure.label} {quantity(result.figures[figure.name], figure.unit)}" for figure in shown]
+    if result.errors:
+        parts.append("errors: " + ", ".join(f"{count:,} {name}" for name, count in result.errors.items()))
+    return ", ".join(parts + result.warnings)
 
 
 def _program() -> list[str]:
@@ -154,7 +115,6 @@ def _target(target: Target, outcome: Outcome) -> dict[str, Any]:
     merged = {
         name: histogram.merge(one.histograms[name][0] for one in rounds if name in one.histograms) for name in names
     }
-    figures = measure.summary(rounds)
     return {
         "name": target.name,
         "kind": target.kind,
@@ -170,7 +130,7 @@ def _target(target: Target, outcome: Outcome) -> dict[str, Any]:
             }
             for one in rounds
         ],
-        "figures": figures,
+        "figures": measure.summary(rounds),
         "histograms": {name: {"buckets": [list(pair) for pair in pairs]} for name, pairs in merged.items()},
         "series": [point for one in rounds for point in one.series],
     }
@@ -189,15 +149,15 @@ def _add_differences(targets: list[dict[str, Any]]) -> None:
         }
 
 
-def _work(outcome: Outcome) -> dict[str, Any]:
-    work = outcome.work
+def _workload(outcome: Outcome) -> dict[str, Any]:
+    workload = outcome.workload
     targets = [_target(target, outcome) for target in outcome.targets if outcome.results[target.name]]
     _add_differences(targets)
     return {
-        "name": work.name or work.shape,
-        "title": work.title,
-        "shape": work.shape,
-        "plan": work.described,
+        "name": workload.name or workload.shape,
+        "title": workload.title,
+        "shape": workload.shape,
+        "plan": workload.described,
         "rounds": outcome.schedule.rounds,
         "settle": outcome.schedule.settle,
         "duration": outcome.schedule.duration,
@@ -208,78 +168,92 @@ def _work(outcome: Outcome) -> dict[str, Any]:
 def make(outcomes: Iterable[Outcome], complete: bool, cpu: int | None) -> Report:
     """The whole report; `cpu` is the one that the generator was pinned to."""
     return {
-        "schema": 1,
+        "schema": 2,
         "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join([*_program(), *sys.argv[1:]]),
         "complete": complete,
         "machine": machine(cpu),
         "versions": versions(),
-        "works": [_work(outcome) for outcome in outcomes],
+        "workloads": [_workload(outcome) for outcome in outcomes],
         "goals": [],
     }
 
 
-def columns(work: dict[str, Any]) -> list[str]:
-    """The figures that a table of this work shows: those of its shape that somebody has."""
-    wanted = list(COLUMNS[work["shape"]])
-    if any(target["kind"] == "url" for target in work["targets"]):
+def without_samples(report: Report) -> Report:
+    """The same with medians and spreads only: no histograms, no series, and no figures of single rounds.
+
+    Tables, goals and everything of a page but its curves are made of it.
+    """
+    return report | {
+        "workloads": [
+            workload
+            | {
+                "targets": [
+                    {key: value for key, value in target.items() if key not in ("histograms", "series")}
+                    | {"rounds": [{k: v for k, v in one.items() if k != "figures"} for one in target["rounds"]]}
+                    for target in workload["targets"]
+                ]
+            }
+            for workload in report["workloads"]
+        ]
+    }
+
+
+def columns(workload: dict[str, Any]) -> list[str]:
+    """The figures that a table of this workload shows: those of its shape that somebody has."""
+    wanted = list(COLUMNS[workload["shape"]])
+    if any(target["kind"] == "url" for target in workload["targets"]):
         wanted += SERVER_COLUMNS
     wanted += ATTACK_COLUMNS
-    return [name for name in wanted if any(name in target["figures"] for target in work["targets"])]
+    return [name for name in wanted if any(name in target["figures"] for target in workload["targets"])]
 
 
-def errors(target: dict[str, Any]) -> dict[str, int]:
-    """All rounds' errors by kind."""
+def totals(target: dict[str, Any], what: str) -> dict[str, int]:
+    """Counts of all rounds together."""
     found: dict[str, int] = {}
     for one in target["rounds"]:
-        for name, count in one["errors"].items():
+        for name, count in one[what].items():
             found[name] = found.get(name, 0) + count
     return found
 
 
+def errors(target: dict[str, Any]) -> dict[str, int]:
+    """All rounds' errors by kind."""
+    return totals(target, "errors")
+
+
 def fidelity(target: dict[str, Any]) -> str:
     """In a word: how many events came as they were sent."""
-    totals: dict[str, int] = {}
-    for one in target["rounds"]:
-        for name, count in one["fidelity"].items():
-            totals[name] = totals.get(name, 0) + count
-    if not totals.get("events"):
+    found = totals(target, "fidelity")
+    if not found.get("events"):
         return ""
-    parts = [f"{totals['alone'] / totals['events']:.2%} alone".replace("100.00%", "100%")]
-    parts += [
-        f"{totals[name]:,} {name.replace('_', ' ')}" for name in ("split", "altered", "out_of_order") if totals[name]
+    faults = [
+        f"{found[name]:,} {figures.FIDELITY[name][0]}" for name in ("split", "altered", "out_of_order") if found[name]
     ]
-    return ", ".join(parts)
+    return ", ".join([f"{percentage(found['alone'], found['events'])} alone", *faults])
 
 
-def rows(work: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells of a work's table."""
-    names = columns(work)
-    headings = ["target", *(label(name) for name in names), "events", "errors"]
+def rows(workload: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of a workload's table."""
+    names = columns(workload)
+    headings = ["target", *(figures.of(name).label for name in names), "events", "errors"]
     cells = []
-    for target in work["targets"]:
+    for target in workload["targets"]:
         row = [target["name"]]
         for name in names:
             figure = target["figures"].get(name)
-            row.append(_cell(figure) if figure else "")
+            row.append(spread(figure) if figure else "")
         found = errors(target)
         row += [fidelity(target), ", ".join(f"{count:,} {name}" for name, count in found.items()) or "none"]
         cells.append(row)
     return headings, cells
 
 
-def _cell(figure: dict[str, Any]) -> str:
-    text = quantity(figure["median"], figure["unit"])
-    if figure["min"] != figure["max"]:
-        text += f" ({quantity(figure['min'], figure['unit'])} to {quantity(figure['max'], figure['unit'])})"
-    return text
-
-
-def warnings(work: dict[str, Any]) -> list[str]:
+def warnings(workload: dict[str, Any]) -> list[str]:
     """Each round's warnings, with whose they are."""
     return [
         f"{target['name']}, round {number + 1}: {warning}"
-        for target in work["targets"]
+        for target in workload["targets"]
         for number, one in enumerate(target["rounds"])
         for warning in one["warnings"]
     ]
@@ -313,11 +287,11 @@ def markdown(report: Report) -> str:
             [goal["title"], goal["text"], goal["measured"], "yes" if goal["met"] else "**no**"]
             for goal in report["goals"]
         ]
-        parts.append("## Goals\n\n" + markdown_table(["work", "goal", "measured", "met"], cells))
-    for work in report["works"]:
-        text = f"## {work['title']}\n\n" + markdown_table(*rows(work))
-        text += f"\n\n{work['rounds']} rounds of {work['duration']:g} s, each after {work['settle']:g} s of settling."
-        notes = warnings(work)
+        parts.append("## Goals\n\n" + markdown_table(["workload", "goal", "measured", "met"], cells))
+    for workload in report["workloads"]:
+        text = f"## {workload['title']}\n\n" + markdown_table(*rows(workload))
+        text += f"\n\n{workload['rounds']} rounds of {workload['duration']:g} s, each after {workload['settle']:g} s of settling."
+        notes = warnings(workload)
         if notes:
             text += "\n\n" + "\n".join(f"- {note}" for note in notes)
         parts.append(text)
@@ -327,8 +301,8 @@ def markdown(report: Report) -> str:
 def text(report: Report) -> str:
     """The report's tables, as plain text."""
     parts = []
-    for work in report["works"]:
-        lines = [work["title"], "", text_table(*rows(work))]
-        lines += [f"! {note}" for note in warnings(work)]
+    for workload in report["workloads"]:
+        lines = [workload["title"], "", text_table(*rows(workload))]
+        lines += [f"! {note}" for note in warnings(workload)]
         parts.append("\n".join(lines))
     return "\n\n".join(parts)

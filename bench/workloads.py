@@ -1,4 +1,4 @@
-"""The works that the benchmark runs, and the goals that their figures are held against.
+"""The workloads that the benchmark runs, and the goals that their figures are held against.
 
 A goal is a ratio, or an amount of time or memory, that must hold on any machine; what it compares was measured in the
 same run, in alternating rounds.
@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bench.attacks import Attack
-from llmpipe.bench.report import quantity
-from llmpipe.bench.work import Work
+from llmpipe.bench.figures import of, quantity
+from llmpipe.bench.workload import Workload
 
 US = "llmpipe"
 
@@ -31,7 +31,7 @@ Rounds = Callable[[str, str], list[float]]
 
 @dataclass(frozen=True)
 class Goal:
-    """One promise about one work."""
+    """One promise about one workload."""
 
     text: str
     judge: Callable[[Rounds], Measured | None]
@@ -40,9 +40,9 @@ class Goal:
 
 @dataclass(frozen=True)
 class Task:
-    """A work, its goals, and how long a round of it takes; times in seconds."""
+    """A workload, its goals, and how long a round of it takes; times in seconds."""
 
-    work: Work
+    workload: Workload
     goals: Sequence[Goal] = ()
     seconds: float = 2.0
     """How long a round measures."""
@@ -74,7 +74,7 @@ def at_most(figure: str, factor: float, other: str = "floor") -> Goal:
         return Measured(f"{_median(ratios):.2f} x {other}", _median(ratios) <= factor)
 
     what = "" if factor == 1 else f"{factor:g} x "
-    return Goal(f"{NAMES[figure]}: at most {what}{other}", judge)
+    return Goal(f"{of(figure).label}: at most {what}{other}", judge)
 
 
 def at_least(figure: str, factor: float, other: str) -> Goal:
@@ -87,7 +87,7 @@ def at_least(figure: str, factor: float, other: str) -> Goal:
         return Measured(f"{_median(ratios):.2f} x {other}", _median(ratios) >= factor)
 
     what = "" if factor == 1 else f"{factor:g} x "
-    return Goal(f"{NAMES[figure]}: at least {what}{other}", judge)
+    return Goal(f"{of(figure).label}: at least {what}{other}", judge)
 
 
 def near(figure: str, seconds: float, other: str = "floor") -> Goal:
@@ -101,11 +101,12 @@ def near(figure: str, seconds: float, other: str = "floor") -> Goal:
         sign = "-" if middle < 0 else "+"
         return Measured(f"{other} {sign} {quantity(abs(middle), 's')}", middle <= seconds)
 
-    return Goal(f"{NAMES[figure]}: at most {other} + {quantity(seconds, 's')}", judge)
+    return Goal(f"{of(figure).label}: at most {other} + {quantity(seconds, 's')}", judge)
 
 
-def within(figure: str, limit: float, unit: str = "s") -> Goal:
+def within(figure: str, limit: float) -> Goal:
     """Ours is at most so much."""
+    unit = of(figure).unit
 
     def judge(rounds: Rounds) -> Measured | None:
         values = rounds(US, figure)
@@ -113,7 +114,7 @@ def within(figure: str, limit: float, unit: str = "s") -> Goal:
             return None
         return Measured(quantity(_median(values), unit), _median(values) <= limit)
 
-    return Goal(f"{NAMES[figure]}: at most {quantity(limit, unit)}", judge)
+    return Goal(f"{of(figure).label}: at most {quantity(limit, unit)}", judge)
 
 
 def without_errors() -> Goal:
@@ -143,7 +144,7 @@ def _beside(name: str, attack: Attack | None, settle: float = 0.4) -> Task:
     """
     title = attack.title if attack else "nothing"
     return Task(
-        Work("paced", f"beside-{name}", streams=40, rate=25, beside=title),
+        Workload("paced", f"beside-{name}", streams=40, rate=25, beside=title),
         (without_errors(), intact(), within("latency_p99", 1e-3)),
         seconds=2.0,
         settle=settle,
@@ -153,25 +154,11 @@ def _beside(name: str, attack: Attack | None, settle: float = 0.4) -> Task:
     )
 
 
-NAMES = {
-    "cpu_per_event": "CPU per event",
-    "cpu_per_request": "CPU per request",
-    "latency_p50": "event latency p50",
-    "latency_p99": "event latency p99",
-    "ttft_p50": "TTFT p50",
-    "requests_per_second": "requests/s",
-    "bytes_per_second": "bytes/s",
-    "memory_per_stream": "memory per stream",
-    "close_p50": "close to EOF p50",
-    "close_p99": "close to EOF p99",
-    **{f"close:{phase}_p50": f"close to EOF p50, {phase}" for phase in ("body", "wait", "silent", "stream", "blocked")},
-}
-
 KILOBYTE = 1024.0
 
 TASKS = (
     Task(
-        Work("paced", "paced-1000x25", streams=1000, rate=25, event_size=200),
+        Workload("paced", "paced-1000x25", streams=1000, rate=25, event_size=200),
         (
             at_most("cpu_per_event", 1.15),
             at_most("cpu_per_event", 1, "haproxy"),
@@ -183,35 +170,35 @@ TASKS = (
         seconds=3.0,
     ),
     Task(
-        Work("requests", "requests-1", streams=1),
+        Workload("requests", "requests-1", streams=1),
         (near("ttft_p50", 15e-6), at_most("ttft_p50", 1, "haproxy")),
     ),
     Task(
-        Work("requests", "requests-32", streams=32),
+        Workload("requests", "requests-32", streams=32),
         (at_most("cpu_per_request", 1.15), at_most("cpu_per_request", 1, "haproxy")),
     ),
     Task(
-        Work("churn", "churn-16", streams=16),
+        Workload("churn", "churn-16", streams=16),
         (at_least("requests_per_second", 1, "nginx"), at_least("requests_per_second", 1, "envoy")),
     ),
-    Task(Work("flood", "flood-10", streams=10), (at_least("bytes_per_second", 0.95, "floor"),)),
+    Task(Workload("flood", "flood-10", streams=10), (at_least("bytes_per_second", 0.95, "floor"),)),
     Task(
-        Work("hold", "hold-5000", streams=5000),
-        (within("memory_per_stream", KILOBYTE, "B"),),
+        Workload("hold", "hold-5000", streams=5000),
+        (within("memory_per_stream", KILOBYTE),),
         seconds=1.0,
         direct=False,
     ),
     Task(
-        Work("paced", "flowing-5000x5", streams=5000, rate=5),
-        (within("memory_per_stream", KILOBYTE, "B"),),
+        Workload("paced", "flowing-5000x5", streams=5000, rate=5),
+        (within("memory_per_stream", KILOBYTE),),
         direct=False,
     ),
     Task(
-        Work("paced", "live-9000x5", streams=9000, rate=5),
+        Workload("paced", "live-9000x5", streams=9000, rate=5),
         (without_errors(), at_most("latency_p99", 1, "haproxy")),
     ),
     Task(
-        Work("disconnect", "disconnect-idle", streams=0, leavers=8),
+        Workload("disconnect", "disconnect-idle", streams=0, disconnecting=8),
         (
             *(within(f"close:{phase}_p50", 0.3e-3) for phase in ("body", "wait", "silent", "stream", "blocked")),
             within("close_p99", 5e-3),
@@ -219,7 +206,7 @@ TASKS = (
         seconds=3.0,
     ),
     Task(
-        Work("disconnect", "disconnect-5000", streams=5000, rate=5, leavers=8),
+        Workload("disconnect", "disconnect-5000", streams=5000, rate=5, disconnecting=8),
         (within("close_p99", 50e-3),),
         seconds=3.0,
     ),

@@ -1,35 +1,11 @@
-# accept: one worker accepts for all, each connection for the worker with the fewest clients.
+# listener: one worker accepts for all, each connection for the worker with the fewest clients.
 #
 # The control plane decides when accepting begins and ends and how many clients there may be. It does not accept itself: a
 # Python call, a wake-up of another thread and a socket object for each connection cost more than the connection. Nor does
 # each worker for itself: the kernel would give most connections to whichever worker wakes first, and streams live long.
 
-cdef void client_adopt(WorkerC *w, AdoptC *adopt) noexcept nogil:
-    # A client connection that was accepted here, or by another worker. Without memory for it, it is closed.
-    cdef ClientC *client = <ClientC *>slab_get(&w.clients)
-    sys_add_counter(&w.stats.accepted, 1)
-    if client is NULL:
-        sys_add_counter(&w.stats.over_memory, 1)
-        io_close(adopt.fd)
-        client_uncount(w, adopt.refusal, adopt.quota)
-        return
-    conn_open(w, &client.conn, adopt.fd, SIDE_CLIENT)
-    w.client_count += 1
-    client.trusted = adopt.trusted
-    client.refusal = adopt.refusal
-    client.quota = adopt.quota
-    memcpy(client.address, adopt.address, ADDRESS_ROOM)
-    if io_watch(w.epfd, adopt.fd, &client.conn) < 0:
-        sys_add_counter(&w.stats.over_memory, 1)
-        client_close(w, client, False)
-        return
-    client_await(w, client, CLIENT_NEW)
-
-cdef int64_t worker_clients(WorkerC *w) noexcept nogil:
-    return <int64_t>(sys_read_counter(&w.mail.adopted) - sys_read_counter(&w.stats.closed))
-
 cdef void listener_post(WorkerC *w, uint8_t kind, int64_t clients, int error) noexcept nogil:
-    # Tells the control plane how accepting goes; the number of clients is in `bytes_up`.
+    # Tells the control plane how accepting goes.
     cdef RecordC *record = mail_next_record(&w.mail)
     if record is NULL:
         sys_add_counter(&w.stats.records_dropped, 1)
@@ -37,10 +13,7 @@ cdef void listener_post(WorkerC *w, uint8_t kind, int64_t clients, int error) no
     memset(record, 0, sizeof(RecordC))
     record.kind = kind
     record.at = w.now
-    record.backend = -1
-    record.ttft = -1
-    record.close_time = -1
-    record.bytes_up = clients
+    record.clients = clients
     record.error = error
     mail_post(&w.mail, True)
 
@@ -49,7 +22,7 @@ cdef void listener_pause(WorkerC *w, int64_t clients, int error) noexcept nogil:
     w.listener.paused = True
     timer_arm(w, &w.listener.conn, w.now + ACCEPT_PAUSE)
     if not w.listener.failing:
-        listener_post(w, KIND_ACCEPT_PAUSED, clients, error)
+        listener_post(w, RECORD_ACCEPT_PAUSED, clients, error)
 
 cdef void listener_end(WorkerC *w, ListenerC *ended) noexcept nogil:
     # Accepts no more at this socket. A service manager, or the next process, may hold it too.
@@ -80,8 +53,7 @@ cdef bint listener_make_room(WorkerC *w) noexcept nogil:
     if oldest is w:
         clients_give_way(w)
     elif oldest is not NULL:
-        sys_store_release(&oldest.mail.room, 1)
-        io_ring(oldest.mail.in_fd, &oldest.mail.in_rung)
+        mail_command(&oldest.mail, COMMAND_MAKE_ROOM)
     return oldest is not NULL
 
 cdef void listener_works(WorkerC *w, int64_t clients) noexcept nogil:
@@ -89,7 +61,7 @@ cdef void listener_works(WorkerC *w, int64_t clients) noexcept nogil:
     w.listener.failed = 0
     if w.listener.failing:
         w.listener.failing = False
-        listener_post(w, KIND_ACCEPT_RESUMED, clients, 0)
+        listener_post(w, RECORD_ACCEPT_RESUMED, clients, 0)
 
 cdef void listener_error(WorkerC *w, ListenerC *socket, int64_t clients, int error) noexcept nogil:
     # An accept failed. Mostly the connection was gone before it could be accepted, and the next is asked for; accept(2) names
@@ -97,7 +69,7 @@ cdef void listener_error(WorkerC *w, ListenerC *socket, int64_t clients, int err
     # again and again, by a security module or a firewall, is asked again after a pause only: no error may keep a worker busy.
     cdef ListenerC *listener = w.listener
     if error == EINVAL or error == EBADF or error == ENOTSOCK:
-        listener_post(w, KIND_ACCEPT_ENDED, clients, error)
+        listener_post(w, RECORD_ACCEPT_ENDED, clients, error)
         listener_end(w, socket)
         return
     listener.failed += 1
@@ -105,80 +77,51 @@ cdef void listener_error(WorkerC *w, ListenerC *socket, int64_t clients, int err
         listener_pause(w, clients, error)
         listener.failing = True
 
-cdef int64_t listener_clients(ListenerC *listener, WorkerC **best) noexcept nogil:
-    # Clients of all workers, and the worker that gets the next; NULL where every mailbox is full.
-    cdef int64_t total = 0
-    cdef int64_t fewest = 0
-    cdef int64_t clients
-    cdef int i
-    best[0] = NULL
-    for i in range(listener.count):
-        clients = worker_clients(listener.workers[i])
-        total += clients
-        if (best[0] is NULL or clients < fewest) and not mail_full(&listener.workers[i].mail):
-            best[0] = listener.workers[i]
-            fewest = clients
-    return total
-
-cdef int64_t listener_refused(ListenerC *listener) noexcept nogil:
-    # Open connections that only get an error answer.
-    cdef int64_t total = 0
-    cdef WorkerC *worker
-    cdef int i
-    for i in range(listener.count):
-        worker = listener.workers[i]
-        total += <int64_t>(sys_read_counter(&worker.mail.refused) - sys_read_counter(&worker.stats.refused_closed))
-    return total
-
-cdef bint listener_admits(WorkerC *w, const sockaddr_storage *peer, int64_t clients, AdoptC *adopt) noexcept nogil:
-    # Counts a new client in its address and decides whether it is served, or gets an error answer to its request. False
-    # where it gets not even that: its address has as many refused connections as it may have served ones. A trusted proxy
-    # stands for many clients, and is not counted in its address.
+cdef inline WorkerC *listener_place(WorkerC *w, int64_t *clients) noexcept nogil:
+    # The worker that gets the next client, and how many there are; NULL where there is no place now: then a pause has begun, or
+    # others make room.
     cdef ListenerC *listener = w.listener
-    cdef uint64_t key[2]
-    adopt.refusal = 0
-    adopt.quota = NULL
-    adopt.trusted = trust_peer(&w.settings.trust, peer)
-    if not adopt.trusted and listener.quotas is not NULL and quota_key(peer, key):
-        adopt.quota = quota_find(listener.quotas, key)
-        if adopt.quota is NULL:
-            sys_add_counter(&w.stats.over_memory, 1)
-            return False
-        if <int64_t>sys_load_acquire(&adopt.quota.served) >= listener.max_per_address:
-            sys_add_counter(&w.stats.over_address, 1)
-            if <int64_t>sys_load_acquire(&adopt.quota.refused) >= listener.max_per_address:
-                return False
-            adopt.refusal = 429
-    if not adopt.refusal and listener.max_connections and clients - listener_refused(listener) >= listener.max_connections:
-        sys_add_counter(&w.stats.over_total, 1)
-        adopt.refusal = 503
-    if adopt.quota is not NULL:
-        sys_add_shared(&adopt.quota.refused if adopt.refusal else &adopt.quota.served, 1)
-    return True
+    cdef WorkerC *best = NULL
+    clients[0] = listener_clients(w, &best)
+    if clients[0] >= listener.most and listener_make_room(w):
+        clients[0] = listener_clients(w, &best)
+        if clients[0] >= listener.most:
+            timer_arm(w, &listener.conn, w.now + 1)     # another worker makes room
+            return NULL
+    if clients[0] >= listener.most or best is NULL:
+        listener_pause(w, clients[0], 0 if clients[0] >= listener.most else EAGAIN)
+        return NULL
+    return best
+
+cdef inline void listener_give(WorkerC *w, WorkerC *best, const sockaddr_storage *peer, int64_t clients, AdoptC *adopt) noexcept nogil:
+    # A client is here: that worker serves or refuses it, or it is closed.
+    if not listener_admits(w, peer, clients, adopt):
+        io_close(adopt.fd)
+        return
+    io_address_text(peer, adopt.address, ADDRESS_ROOM)
+    if adopt.refuse_status:
+        sys_add_counter(&best.mail.refused, 1)
+    sys_add_counter(&best.mail.adopted, 1)
+    if best is w:
+        client_adopt(w, adopt)
+    else:
+        mail_put(&best.mail, adopt)
 
 cdef void step_listener(WorkerC *w, ConnC *conn) noexcept nogil:
     # Accepts what waits at one of the listening sockets, a turn's share of it.
-    cdef ListenerC *listener = w.listener
-    cdef WorkerC *best = NULL
+    cdef WorkerC *best
     cdef sockaddr_storage peer
     cdef AdoptC adopt
-    cdef int64_t clients
+    cdef int64_t clients = 0
     cdef int i
     for i in range(ACCEPTS_A_TURN):
-        if not conn.readable or listener.paused:
+        if not conn.readable or w.listener.paused:
             return
-        clients = listener_clients(listener, &best)
-        if clients >= listener.most and listener_make_room(w):
-            clients = listener_clients(listener, &best)
-            if clients >= listener.most:
-                timer_arm(w, &listener.conn, w.now + 1)     # another worker makes room
-                return
-        if clients >= listener.most or best is NULL:
-            listener_pause(w, clients, 0 if clients >= listener.most else EAGAIN)
+        best = listener_place(w, &clients)
+        if best is NULL:
             return
-        adopt.fd = io_accept(conn.fd, &peer)
+        adopt.fd = conn_accept(conn, &peer)
         if adopt.fd == -EAGAIN:
-            conn.readable = False
             listener_works(w, clients)
             return
         if adopt.fd == -EMFILE or adopt.fd == -ENFILE or adopt.fd == -ENOBUFS or adopt.fd == -ENOMEM:
@@ -190,18 +133,28 @@ cdef void step_listener(WorkerC *w, ConnC *conn) noexcept nogil:
                 return
             continue
         listener_works(w, clients)
-        if not listener_admits(w, &peer, clients, &adopt):
-            io_close(adopt.fd)
-            continue
-        io_address_text(&peer, adopt.address, ADDRESS_ROOM)
-        if adopt.refusal:
-            sys_add_counter(&best.mail.refused, 1)
-        sys_add_counter(&best.mail.adopted, 1)
-        if best is w:
-            client_adopt(w, &adopt)
-        else:
-            mail_put(&best.mail, &adopt)
+        listener_give(w, best, &peer, clients, &adopt)
     conn_queue(w, conn)
+
+cdef void listener_adopt(WorkerC *w) noexcept nogil:
+    # Takes what was accepted elsewhere, a turn's share of it. Without a place it waits in the mailbox, as others in the backlog.
+    cdef WorkerC *best
+    cdef AddressC peer
+    cdef AdoptC adopt
+    cdef int64_t clients = 0
+    cdef int i
+    for i in range(ACCEPTS_A_TURN):
+        if w.mail.in_head == sys_load_acquire(&w.mail.in_tail) or w.listener.paused:
+            return
+        best = listener_place(w, &clients)
+        if best is NULL:
+            return
+        adopt = w.mail.adopts[w.mail.in_head & (MAIL_IN - 1)]
+        sys_store_release(&w.mail.in_head, w.mail.in_head + 1)
+        if io_address(&peer, adopt.address, 0) != RC_OK:
+            peer.address.ss_family = AF_UNIX        # it came without one
+        listener_give(w, best, &peer.address, clients, &adopt)
+    conn_queue(w, &w.mail_conn)
 
 cdef int listener_watch(WorkerC *w) noexcept nogil:
     # Puts them into the epoll set, each once. 0 or -errno.
@@ -220,45 +173,50 @@ cdef void listener_step_all(WorkerC *w) noexcept nogil:
         if not listener.conn.closed:
             step_listener(w, &listener.conn)
         listener = listener.next
+    listener_adopt(w)
 
 cdef void listener_resume(WorkerC *w) noexcept nogil:
     # The pause may be over: what was lacking must be there before anybody is told that it is.
     cdef WorkerC *best = NULL
-    cdef int64_t clients = listener_clients(w.listener, &best)
+    cdef int64_t clients = listener_clients(w, &best)
     if not w.listener.paused:
         listener_step_all(w)    # others have made room
         return
     if clients > w.listener.resume_at and listener_make_room(w):
-        clients = listener_clients(w.listener, &best)
+        clients = listener_clients(w, &best)
     if (clients > w.listener.resume_at or best is NULL or not io_descriptor_free()
             or listener_watch(w) < 0):
         timer_arm(w, &w.listener.conn, w.now + ACCEPT_PAUSE)
         return
     w.listener.paused = False
     if not w.listener.failing:      # else the accept itself tells
-        listener_post(w, KIND_ACCEPT_RESUMED, clients, 0)
+        listener_post(w, RECORD_ACCEPT_RESUMED, clients, 0)
     listener_step_all(w)
 
 cdef void listener_take(WorkerC *w) noexcept nogil:
-    # Begins to accept, or ends it: then what waits in the backlogs is taken first, as far as there is room.
+    # Begins to accept, where the control plane has handed listening sockets over.
     cdef ListenerC *listener = <ListenerC *>sys_exchange_pointer(&w.new_listener, NULL)
-    cdef WorkerC *best = NULL
     cdef int rc
-    if listener is not NULL:
-        w.listener = listener
-        rc = listener_watch(w)
-        if rc == 0:
-            listener_step_all(w)
-        else:
-            listener_pause(w, 0, -rc)   # epoll_ctl may find no memory, now
-    if w.listener is NULL or sys_load_acquire(&w.mail.closed) or not sys_load_acquire(&w.mail.closing):
+    if listener is NULL:
         return
-    listener = w.listener
+    w.listener = listener
+    rc = listener_watch(w)
+    if rc == 0:
+        listener_step_all(w)
+    else:
+        listener_pause(w, 0, -rc)   # epoll_ctl may find no memory, now
+
+cdef void listener_end_all(WorkerC *w) noexcept nogil:
+    # Ends accepting. What waits in the backlogs is taken first, as far as there is room.
+    cdef ListenerC *listener = w.listener
+    cdef WorkerC *best = NULL
+    if listener is NULL or sys_load_acquire(&w.mail.closed):
+        return
     while listener is not NULL:
         if not listener.conn.closed:
-            listener.conn.readable = True
+            conn_reread(&listener.conn)
         while listener.conn.readable and not w.listener.paused and not listener.conn.closed:
-            if listener_clients(w.listener, &best) >= w.listener.most:
+            if listener_clients(w, &best) >= w.listener.most:
                 break           # who waits for room waits in vain: the next process accepts it, or nobody
             step_listener(w, &listener.conn)
         if not listener.conn.closed:

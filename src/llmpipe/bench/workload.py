@@ -1,4 +1,4 @@
-"""Works: shapes of load with their numbers, and the plans that the generator gets for them."""
+"""Workloads: shapes of load with their numbers, and the plans that the generator gets for them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """One shape of load; rates in events or requests a second, sizes in bytes, times in seconds."""
 
     shape: str
@@ -56,7 +56,7 @@ class Work:
     """Events of an answer that ends by itself."""
     arrivals: float = 100.0
     """Requests a second, of `arrivals`."""
-    leavers: int = 8
+    disconnecting: int = 8
     """Clients that leave, of `disconnect`."""
     timeout: float = 60.0
     """For one request of a shape whose answers end."""
@@ -85,7 +85,7 @@ class Work:
 
     @property
     def title(self) -> str:
-        """What the work is, for people."""
+        """What the workload is, for people."""
         streams = f"{self.streams:,} stream{'s' * (self.streams != 1)}"
         clients = f"{self.streams:,} client{'s' * (self.streams != 1)}"
         unit = "event" if self.sourced else "token"
@@ -109,7 +109,7 @@ class Work:
             "paced": ("streams", "rate", "event_size"),
             "flood": ("streams", "event_size"),
             "hold": ("streams", "event_size"),
-            "disconnect": ("streams", "rate", "event_size", "leavers"),
+            "disconnect": ("streams", "rate", "event_size", "disconnecting"),
         }.get(self.shape, ("streams", "tokens", "rate", "event_size", "timeout"))
         if not self.sourced:
             names = ("streams", "tokens", "timeout")
@@ -120,11 +120,11 @@ class Work:
 
 @dataclass(frozen=True)
 class LoadPlan:
-    """A work for one target, in the generator's units; see `_load.pyi`."""
+    """A workload for one target, in the generator's units; see `_load.pyi`."""
 
     target: tuple[str, int]
     clients: int
-    leavers: int
+    disconnecting: int
     again: int
     mode: int
     events: int
@@ -152,11 +152,11 @@ def _body(request: Request, tokens: int) -> bytes:
     ).encode()
 
 
-def make_plan(work: Work, target: tuple[str, int], marked: bool) -> LoadPlan:
-    """The plan of a work for one target; `marked` where the generator's own source is behind it."""
-    request = work.request
+def make_plan(workload: Workload, target: tuple[str, int], marked: bool) -> LoadPlan:
+    """The plan of a workload for one target; `marked` where the generator's own source is behind it."""
+    request = workload.request
     # An endless answer has no number of tokens; routers want to see one.
-    body = _body(request, 1_000_000 if work.endless else work.tokens)
+    body = _body(request, 1_000_000 if workload.endless else workload.tokens)
     head = [
         f"POST {request.path} HTTP/1.1",
         f"Host: {request.host or format_address(*target)}",
@@ -165,21 +165,21 @@ def make_plan(work: Work, target: tuple[str, int], marked: bool) -> LoadPlan:
         *(f"{name}: {value}" for name, value in request.headers),
         f"Content-Length: {len(body)}",
     ]
-    if work.shape == "churn":
+    if workload.shape == "churn":
         head.append("Connection: close")
     text = "\r\n".join(head).encode("latin-1") + b"\r\n"
-    again = {"requests": ASK, "churn": CONNECT, "arrivals": ARRIVAL}.get(work.shape, NEVER)
+    again = {"requests": ASK, "churn": CONNECT, "arrivals": ARRIVAL}.get(workload.shape, NEVER)
     return LoadPlan(
         target=target,
-        clients=work.streams,
-        leavers=work.leavers if work.shape == "disconnect" else 0,
+        clients=workload.streams,
+        disconnecting=workload.disconnecting if workload.shape == "disconnect" else 0,
         again=again,
-        mode={"flood": FLOOD, "hold": SILENT}.get(work.shape, EVENTS),
-        events=0 if work.endless else work.tokens,
-        event_size=work.event_size,
-        interval=int(1e9 / work.rate) if work.rate and (work.endless or work.tokens > 1) else 0,
-        arrival=int(1e9 / work.arrivals),
-        timeout=0 if work.endless else int(work.timeout * 1e9),
+        mode={"flood": FLOOD, "hold": SILENT}.get(workload.shape, EVENTS),
+        events=0 if workload.endless else workload.tokens,
+        event_size=workload.event_size,
+        interval=int(1e9 / workload.rate) if workload.rate and (workload.endless or workload.tokens > 1) else 0,
+        arrival=int(1e9 / workload.arrivals),
+        timeout=0 if workload.endless else int(workload.timeout * 1e9),
         marked=marked,
         prefix=text + b"X-Request-ID-Bench: " if marked else text,
         suffix=(b"\r\n\r\n" if marked else b"\r\n") + body,
@@ -187,6 +187,6 @@ def make_plan(work: Work, target: tuple[str, int], marked: bool) -> LoadPlan:
     )
 
 
-def with_host(work: Work, host: str) -> Work:
-    """The same work with another Host field."""
-    return replace(work, request=replace(work.request, host=host))
+def with_host(workload: Workload, host: str) -> Workload:
+    """The same workload with another Host field."""
+    return replace(workload, request=replace(workload.request, host=host))

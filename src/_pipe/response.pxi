@@ -1,0 +1,180 @@
+# response: its head, its body's framing and its end.
+
+cdef int response_measure(ExchangeC *x, uint8_t *data, size_t n, size_t *used, size_t *out, bint *content) noexcept nogil:
+    # Follows the response body's framing: data[0:used] belongs to it, data[0:out] is what the client gets (shorter where
+    # chunks are taken off for an HTTP/1.0 client); whether there is content in it. RC_OK more is to come, RC_DONE, RC_BAD.
+    cdef const uint8_t *piece = NULL
+    cdef size_t length = 0
+    cdef int rc
+    used[0] = 0
+    out[0] = 0
+    content[0] = False
+    while True:
+        rc = body_follow(&x.down_body, data, n, used, &piece, &length)
+        if rc != RC_OK:
+            break
+        content[0] |= sse_follow(&x.down_body.sse, piece, length) if x.event_stream else True
+        if x.dechunk:
+            memmove(data + out[0], piece, length)
+            out[0] += length
+    if not x.dechunk:
+        out[0] = used[0]
+    return RC_OK if rc == RC_AGAIN else rc
+
+cdef void content_came(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # A piece of the body had content in it: the wait for more begins.
+    sys_set_counter(&w.stats.backends[x.backend].content_at, <uint64_t>w.now)
+    if not x.content:
+        x.content = True
+        x.content_at = w.now
+        histogram_add(&w.stats.ttft, w.now - x.head_at)
+        x.upstream_at = w.now
+        exchange_rearm(w, x)
+    else:
+        if x.event_stream:
+            histogram_add(&w.stats.itl, w.now - x.upstream_at)
+        x.upstream_at = w.now
+
+cdef int response_follow(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n, size_t *used, size_t *out) noexcept nogil:
+    # As response_measure, of bytes that will be forwarded.
+    cdef bint content = False
+    cdef int rc = response_measure(x, data, n, used, out, &content)
+    if content:
+        content_came(w, x)
+    elif out[0] and x.pool.limits.comments_count_as_content:
+        x.upstream_at = x.whole_at = w.now      # of a backend that sends them to say that it still works on the prompt
+    return rc
+
+cdef void response_complete(WorkerC *w, ExchangeC *x, bint clean) noexcept nogil:
+    # The response's framing has ended. `clean` says that nothing stood behind it. The upstream goes back to the pool, or
+    # is closed (rules B3 and C4).
+    cdef UpstreamC *upstream = x.upstream
+    if (clean and upstream.keep_alive and not upstream.orphan and x.up_body.done and not x.up.unsent and not x.up_broken
+            and not upstream.conn.hung_up and x.pool.limits.upstream_idle_timeout and not w.stopping):
+        x.upstream = NULL
+        upstream_keep(w, upstream)
+    upstream_drop(w, x)
+    if x.client is NULL:
+        exchange_end(w, x, PHASE_FINISH, OUTCOME_CLIENT_ABORT)
+    else:
+        response_flush(w, x)
+
+cdef inline void response_forward(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t out, int rc, bint clean) noexcept nogil:
+    # Sends a piece that response_follow has measured and acts on where the framing has ended, or is broken.
+    client_send(w, x, data, out)
+    if rc == RC_OK or x.state == STATE_ENDED:
+        return
+    if rc == RC_DONE:
+        if not clean and x.reason != REASON_EMPTY_BODY:
+            exchange_blame(w, x, REASON_BEHIND_END, 0)
+        response_complete(w, x, clean)
+    else:
+        upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, chunk_fault(&x.down_body.chunk), 0)
+
+cdef bint status_retries(WorkerC *w, ExchangeC *x, int status) noexcept nogil:
+    # Whether the next backend is asked instead of forwarding this status: then a retry was taken out of the budget.
+    if not ((status == 502 and x.pool.limits.retry_502) or (status == 503 and x.pool.limits.retry_503)
+            or (status == 429 and x.pool.limits.retry_429)):
+        return False
+    return x.client is not NULL and not x.up.incomplete and pool_has_another(w, x) and retry_take(w.shared)
+
+cdef void response_broken(WorkerC *w, ExchangeC *x, uint8_t reason, size_t n) noexcept nogil:
+    # The n bytes that came of a response cannot be understood.
+    if pending_empty(&x.upstream.pending):
+        discard(&w.stats, DISCARD_BROKEN, n)        # else upstream_close counts them
+    upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, reason, 0)
+
+cdef void response_read(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n) noexcept nogil:
+    # data[0:n] is all that came of the response so far, its head not yet whole.
+    cdef UpstreamC *upstream = x.upstream
+    cdef HeadC *head = w.head
+    cdef const char *connection = NULL
+    cdef size_t length = 0
+    cdef size_t used = 0
+    cdef size_t out = 0
+    cdef int rc
+    x.answered = True
+    while True:
+        rc = head_scan(data, n, &upstream.pending.scanned, &length)
+        if rc == RC_AGAIN and n < x.pool.limits.max_response_head:
+            used = upstream.pending.scanned
+            if pending_keep(w, &upstream.pending, data, n) != RC_OK:
+                request_lost(w, x)
+                return
+            upstream.pending.scanned = <uint32_t>used
+            return
+        if rc == RC_OK or rc == RC_BAD:
+            response_broken(w, x, head_scan_fault(data, n), n)
+            return
+        if rc == RC_AGAIN or length > x.pool.limits.max_response_head:
+            response_broken(w, x, REASON_HEAD_TOO_LONG, n)
+            return
+        if head_read_response(head, data, length, x.pool.limits.max_response_fields, x.to_head) != RC_OK:
+            response_broken(w, x, head.fault, n)
+            return
+        upstream.pending.scanned = 0
+        if head.status >= 200 or head.status == 101:
+            break
+        # 100 and 103 on their own way; the final response is still to come.
+        if x.minor and x.client is not NULL:
+            write_start(&w.out, w.out.data, w.out.size)
+            head_write_response(&w.out, head, False, NULL, x.request_id, x.request_id_length)
+            client_send(w, x, w.out.data, w.out.used)
+            if x.state == STATE_ENDED:
+                return
+        else:
+            discard(&w.stats, DISCARD_INTERIM, length)
+        data += length
+        n -= length
+        if n == 0:
+            pending_clear(w, &upstream.pending)
+            return
+    if head.status == 101:
+        tunnel_begin(w, x, data + length, n - length)
+        return
+    if status_retries(w, x, head.status):
+        sys_add_counter(&w.stats.retries, 1)
+        discard(&w.stats, DISCARD_RETRIED, n)
+        pending_clear(w, &upstream.pending)
+        upstream_drop(w, x)
+        x.answered = False
+        request_rewind(x)
+        exchange_reroute(w, x, False)
+        return
+    backend_answered(w, x.counted)
+    request_forget(w, x)
+    body_begin(&x.down_body, head.framing, head.content_length)
+    x.event_stream = head.event_stream
+    x.dechunk = head.chunked and x.minor == 0
+    # An answer that did not wait for the whole request may be one to its head alone; what comes of the body would then be
+    # read as the next request. So nobody else is sent there.
+    upstream.keep_alive = head.keep_alive and x.up_body.done and not x.up.unsent
+    if not x.up_body.done or w.draining or head.framing == FRAMING_CLOSE or x.dechunk:
+        x.client_keeps = False
+    if not x.client_keeps:
+        connection = b"close"
+    elif x.minor == 0:
+        connection = b"keep-alive"
+    write_start(&w.out, w.out.data, w.out.size)
+    head_write_response(&w.out, head, not x.dechunk, connection, x.request_id, x.request_id_length)
+    if w.out.full:
+        response_broken(w, x, REASON_HEAD_TOO_LONG, n)
+        return
+    x.status = head.status
+    if head.unframed:
+        exchange_blame(w, x, REASON_EMPTY_BODY, 0)      # the body that it announces is not read, whether it comes or not
+    if x.client is not NULL:
+        x.forwarded = True
+        if head.framing != FRAMING_NONE:
+            exchange_set_state(w, x, STATE_STREAM)
+    # What came with the head goes with it, in one send.
+    data += length
+    n -= length
+    rc = response_follow(w, x, data, n, &used, &out)
+    if out:
+        sys_add_counter(&w.stats.reads_forwarded, 1)
+        sys_add_counter(&w.stats.streaming_bytes, out)
+    write_bytes(&w.out, data, out)
+    discard(&w.stats, DISCARD_BROKEN if rc == RC_BAD else DISCARD_BEHIND_RESPONSE, n - used)
+    pending_clear(w, &upstream.pending)
+    response_forward(w, x, w.out.data, w.out.used, rc, used == n)

@@ -1,0 +1,170 @@
+"""Active health checks: a GET to each backend now and then (rule L).
+
+What fails them is asked no more while others can be. A backend that is busy is not dead: while content comes from it, it is well whatever
+its health path says. One check of a backend runs at a time, in the control plane's event loop; nothing here is on the path of a
+request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import h11
+
+from llmpipe import __version__, log
+
+if TYPE_CHECKING:
+    from llmpipe.config import Backend, PoolSettings, Settings
+    from llmpipe.resolve import Resolver
+    from llmpipe.runner import Runner
+
+MOST_HEAD = 65536
+"""Bytes of an answer's head."""
+
+
+async def ask(backend: Backend, address: tuple[str, int], path: str) -> int:
+    """The status of a GET.
+
+    Raises:
+        OSError: it could not be connected, or broke off.
+        h11.ProtocolError: what came is no HTTP answer.
+    """
+    host, port = address
+    if host.startswith("unix:"):
+        reader, writer = await asyncio.open_unix_connection(host[5:])
+    else:
+        reader, writer = await asyncio.open_connection(host, port)
+    try:
+        connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MOST_HEAD)
+        fields = [
+            ("Host", backend.host_field or backend.authority),
+            ("User-Agent", f"llmpipe/{__version__} health check"),
+            ("Accept", "*/*"),
+            ("Connection", "close"),
+        ]
+        writer.write(connection.send(h11.Request(method="GET", target=path, headers=fields)) or b"")
+        while True:
+            event = connection.next_event()
+            if event is h11.NEED_DATA:
+                connection.receive_data(await reader.read(8192))
+            elif isinstance(event, h11.Response):
+                return event.status_code
+            elif not isinstance(event, h11.InformationalResponse):
+                raise h11.RemoteProtocolError("it ended before the answer")
+    finally:
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
+
+
+class _Check:
+    """The checks of one backend."""
+
+    def __init__(self, runner: Runner, resolver: Resolver, backend: Backend, settings: PoolSettings) -> None:
+        self.settings = settings
+        self._runner = runner
+        self._resolver = resolver
+        self._backend = backend
+        self._passed = self._failed = 0
+        self._down = False
+        self._task = asyncio.create_task(self._run())
+
+    def stop(self) -> None:
+        """Ends it."""
+        self._task.cancel()
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(random.uniform(0, min(self.settings.health_interval, 1.0)))  # noqa: S311 - not all at once
+        while True:
+            begun = loop.time()
+            try:
+                self._count(await self._fault())
+            except Exception as error:  # else the backend would stay as it was for ever
+                log.error("health check failed", backend=self._backend.name, error=repr(error))
+            await asyncio.sleep(max(0.0, begun + self.settings.health_interval - loop.time()))
+
+    def _count(self, fault: str) -> None:
+        """Takes the result of a check."""
+        if fault and self._runner.content_age(self._backend) < self.settings.health_interval:
+            fault = ""
+        self._passed, self._failed = (0, self._failed + 1) if fault else (self._passed + 1, 0)
+        if self._failed == self.settings.health_fall and not self._down:
+            self._down = True
+            self._runner.mark(self._backend, True)
+            log.warning("backend unhealthy", backend=self._backend.name, reason=fault)
+        elif self._passed == self.settings.health_rise and self._down:
+            self._down = False
+            self._runner.mark(self._backend, False)
+            log.info("backend healthy", backend=self._backend.name)
+
+    async def _fault(self) -> str:
+        """What is wrong with the backend; empty for nothing."""
+        try:
+            status = await asyncio.wait_for(self._ask(), self.settings.health_timeout)
+        except asyncio.TimeoutError:  # before OSError, of which it is one since Python 3.11
+            return f"no answer within {self.settings.health_timeout:g} s"
+        except OSError as error:
+            return error.strerror or repr(error)
+        except h11.ProtocolError as error:
+            return f"no HTTP answer: {error}"
+        return "" if 200 <= status < 400 else f"status {status}"
+
+    async def _ask(self) -> int:
+        """The status of the first address that can be connected."""
+        failure = OSError("it has no address")
+        for address in self._resolver.addresses(self._backend):
+            try:
+                return await ask(self._backend, address, self.settings.health_path)
+            except OSError as error:  # noqa: PERF203 - there are eight at most
+                failure = error
+        raise failure
+
+
+class HealthChecks:
+    """The checks of all backends. It belongs to one event loop."""
+
+    def __init__(self, runner: Runner, resolver: Resolver) -> None:
+        self._runner = runner
+        self._resolver = resolver
+        self._checks: dict[Backend, _Check] = {}
+
+    def configure(self, settings: Settings) -> None:
+        """Checks the backends that have a path for it from now on. One in several pools is checked as the first of them says; one
+        whose checks stay as they are keeps what is known of it."""
+        wanted: dict[Backend, PoolSettings] = {}
+        for pool in settings.all_pools:
+            for backend in pool.settings.backends if pool.settings.health_path else ():
+                wanted.setdefault(backend, pool.settings)
+        for backend, check in list(self._checks.items()):
+            new = wanted.get(backend)
+            if new is None or _shape(new) != _shape(check.settings):
+                check.stop()
+                del self._checks[backend]
+        # A backend without checks is well, and so is one whose checks begin, whatever those of before had found under its name.
+        for _, backend in self._runner.fleet.numbered():
+            if backend not in self._checks:
+                self._runner.mark(backend, False)
+        for backend, found in wanted.items():
+            if backend not in self._checks:
+                self._checks[backend] = _Check(self._runner, self._resolver, backend, found)
+
+    def close(self) -> None:
+        """Ends all of them."""
+        for check in self._checks.values():
+            check.stop()
+        self._checks.clear()
+
+
+def _shape(settings: PoolSettings) -> tuple[object, ...]:
+    """What a check goes by."""
+    return (
+        settings.health_path,
+        settings.health_interval,
+        settings.health_timeout,
+        settings.health_rise,
+        settings.health_fall,
+    )

@@ -1,0 +1,143 @@
+"""The page docs/configuration.md, which is made of the descriptions of the settings:
+
+llmpipe config reference > docs/configuration.md
+"""
+
+import re
+
+from msgspec import Struct
+
+from llmpipe.config import PoolSettings, ProcessSettings
+from llmpipe.settings import UNITS, Setting, describe
+
+SCOPES: dict[str, type[Struct]] = {"The pool of backends": PoolSettings, "The process": ProcessSettings}
+
+HEAD = f"""# Configuration
+
+<!-- `llmpipe config reference` makes this page of the descriptions in src/llmpipe/config.py. Change them, not this. -->
+
+Each setting of `llmpipe serve` is a flag, an environment variable and a key of the file that `--config` names. A flag counts more than a
+variable, and a variable more than the file. White space at the ends of a variable is cut, and an empty one counts as none.
+
+{UNITS}
+
+A list is a flag that is repeated; in its variable spaces stand between the members. A switch is a flag without a value; its variable says
+`true` or `false`. What cannot work is refused in one line, with exit code 2.
+
+`--demo` (`LLMPIPE_DEMO`) runs a mock inference server in the place of the backends.
+
+## The file
+
+```
+llmpipe serve --config llmpipe.toml
+llmpipe check llmpipe.toml          # checks it, resolves the names, prints what it comes to
+llmpipe config schema               # JSON Schema, for editors
+```
+
+```toml
+listen = ["0.0.0.0:8080"]
+head_timeout = "5s"
+default_pool = "llama"
+
+[pools.llama]
+models = ["llama-3.3-70b", "llama-*"]
+aliases = {{ "gpt-4o" = "llama-3.3-70b" }}
+ttft_timeout = "2m"
+
+[[pools.llama.backends]]
+url = "http://gpu1:8000"
+
+[[pools.llama.backends]]
+url = "http://gpu2:8000"
+weight = 2
+
+[pools.whisper]
+[[pools.whisper.backends]]
+url = "http://gpu3:8000"
+
+[[routes]]
+path = "/v1/audio/"
+pool = "whisper"
+```
+
+It is TOML. At its top stand the settings of the process, in the table of a pool those of a pool, each under the key that the tables below
+say; `health.path` is `path` in the table `health`: `health = {{ path = "/health" }}`. A duration or size is text (`"30s"`, `"64MB"`) or a number of seconds or bytes; a list is an array; a switch is `true` or `false`.
+[Examples](examples) for common set-ups.
+
+| key of a pool | what it is |
+|---|---|
+| `models` | the names that requests say. A `*` at the end of one stands for anything |
+| `aliases` | further names, each with the model that the backends get in its place |
+| `[[pools.NAME.backends]]` | one or more tables, with the keys below |
+
+| key of a backend | default | what it is |
+|---|---|---|
+| `url` | | `http://HOST:PORT`, `http://[V6]:PORT` or `unix:/PATH` |
+| `name` | its URL | what logs and metrics call it. Under its name it keeps its counters over reloads. The same backend may be in several pools |
+| `host` | `client` | what it gets in the Host field: `client` for what the client sent, `backend` for its own name, or another name |
+| `on_abort` | `close` | `finish` lets it finish an answer whose client has left |
+| `weight` | 1 | 1 to 1000: how many requests it gets beside the others |
+| `tier` | 0 | it is asked only while no backend of a lower tier is usable |
+
+| key | what it is |
+|---|---|
+| `[[routes]]` | `path` (the beginning of the target), `header` (a field's name, or `name: value`), or both, and the `pool` that such requests go to, whatever their model is. The first that fits counts |
+| `default_pool` | the pool of requests that nothing else leads anywhere |
+
+A request goes to the pool of the first route that fits; else to the pool that has its model: by the whole name, then by an alias, then by
+the longest name with a `*` that fits; else to the default pool. Without one the answer is 404. Where there is one pool without models and
+routes, it gets every request, and bodies are not looked at.
+
+SIGHUP loads the file again, and so does a change of it with `watch = true`. Either the whole file is taken or, if there is a fault in it,
+nothing; a line in the log says what is wrong. Pools, backends and routes change at once. Settings of the process change at the next start.
+"""
+
+_FILE_ONLY = ("backends",)
+"""Settings whose key in the file is a table."""
+
+_KINDS = {"s": "duration", "bytes": "size", "choice": "choice", "switch": "switch"}
+
+# What a reader could type, and what Markdown would take for a link: an address or an option of one, and what stands in quotes.
+_LITERAL = re.compile(r"(?<![\w'])'([^' ]+)'|(?<!\S)((?:http://|unix:|\?)[^\s,;]+?)(?=[,;.:]?(?:\s|$))")
+
+
+def _mark(text: str) -> str:
+    """Plain text as Markdown, for a cell of a table."""
+    parts = _LITERAL.split(text)
+    plain, literals = parts[::3], [quoted or bare for quoted, bare in zip(parts[1::3], parts[2::3], strict=True)]
+    marked = [plain[0].replace("*", r"\*")]
+    for literal, behind in zip(literals, plain[1:], strict=True):
+        marked += [f"`{literal}`", behind.replace("*", r"\*")]
+    return "".join(marked).replace("|", r"\|")
+
+
+def _row(setting: Setting) -> str:
+    kind = _KINDS.get(setting.unit, setting.unit)
+    cells = [
+        f"`{setting.flag}`",
+        f"`{setting.variable}`",
+        f"`{setting.key}`" if setting.name not in _FILE_ONLY else f"`[[{setting.name}]]`",
+        f"list of {kind}" if setting.is_list else kind,
+        setting.shown_default
+        if setting.computed_default or not setting.default_texts
+        else f"`{setting.shown_default}`",
+        setting.range,
+        _mark(setting.description),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _table(title: str, struct: type[Struct]) -> str:
+    rows = "\n".join(map(_row, describe(struct)))
+    return f"""
+## {title}
+
+| flag | variable | key | type or unit | default | range | what it does |
+|---|---|---|---|---|---|---|
+{rows}
+"""
+
+
+def page() -> str:
+    """The whole of docs/configuration.md."""
+    return HEAD + "".join(_table(title, struct) for title, struct in SCOPES.items())

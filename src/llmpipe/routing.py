@@ -1,0 +1,125 @@
+"""Which pool a request goes to, as `Engine.configure` takes it.
+
+Names are bytes here, as they stand in requests. A pool, and a backend in it, is named by its index.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from llmpipe.config import PoolSettings, Settings
+
+
+class Member(NamedTuple):
+    """A backend in a pool.
+
+    Attributes:
+        backend: index among those of the table.
+        weight: from 1; how much it takes beside the others.
+        tier: from 0; a backend is asked only while none of a lower tier is usable.
+    """
+
+    backend: int
+    weight: int = 1
+    tier: int = 0
+
+
+class Pool(NamedTuple):
+    """Backends that are equally good for a request.
+
+    Attributes:
+        name: its identity among tables: under it the turns go on.
+        members: none of them twice.
+        settings: what holds for exchanges with it; None for what the engine was made with.
+    """
+
+    name: bytes
+    members: Sequence[Member]
+    settings: PoolSettings | None = None
+
+
+class Model(NamedTuple):
+    """A model's name and the pool that has it.
+
+    Attributes:
+        name: as requests say it; with a * at its end, whatever stands in its place. The longest of those that fit counts, and none
+            where there is an entry of the whole name.
+        pool: index.
+        target: the name that the pool's backends know; empty where they know the same.
+    """
+
+    name: bytes
+    pool: int
+    target: bytes = b""
+
+
+class Rule(NamedTuple):
+    """What leads to a pool whatever the model is; of several rules the first that fits counts.
+
+    Attributes:
+        pool: index.
+        path: what the request's target begins with.
+        field: name of a field of the head, in any case; empty for none.
+        value: what that field says; empty for anything.
+    """
+
+    pool: int
+    path: bytes = b""
+    field: bytes = b""
+    value: bytes = b""
+
+
+class Routing(NamedTuple):
+    """All of it. One pool without models and rules has every request.
+
+    Attributes:
+        default_pool: index of the pool of requests that nothing else leads anywhere; -1 for none.
+        listing: what GET /v1/models is answered with, unless a rule leads it to a pool; empty where a backend answers it.
+    """
+
+    pools: Sequence[Pool]
+    models: Sequence[Model] = ()
+    rules: Sequence[Rule] = ()
+    default_pool: int = -1
+    listing: bytes = b""
+
+
+def make_routing(settings: Settings) -> Routing:
+    """What the settings say of pools and routes."""
+    index = {backend: number for number, backend in enumerate(settings.backends)}
+    numbers = {pool.name: number for number, pool in enumerate(settings.all_pools)}
+    models = []
+    for number, pool in enumerate(settings.all_pools):
+        models += [Model(model.encode(), number) for model in pool.models]
+        models += [Model(alias.encode(), number, model.encode()) for alias, model in pool.aliases.items()]
+    rules = []
+    for route in settings.routes:
+        name, _, value = route.header.partition(":")
+        rules.append(Rule(numbers[route.pool], route.path.encode(), name.strip().encode(), value.strip().encode()))
+    return Routing(
+        [
+            Pool(
+                pool.name.encode(),
+                [Member(index[backend], backend.weight, backend.tier) for backend in pool.settings.backends],
+                pool.settings,
+            )
+            for pool in settings.all_pools
+        ],
+        models,
+        rules,
+        numbers.get(settings.default_pool, -1),
+        _listing([model.name.decode() for model in models if not model.name.endswith(b"*")]),
+    )
+
+
+def _listing(names: Sequence[str]) -> bytes:
+    """The list of these models, as OpenAI's API has it; nothing of none."""
+    if not names:
+        return b""
+    now = int(time.time())
+    models = [{"id": name, "object": "model", "created": now, "owned_by": "llmpipe"} for name in sorted(names)]
+    return json.dumps({"object": "list", "data": models}).encode()

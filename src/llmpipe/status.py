@@ -1,0 +1,62 @@
+"""What /status shows: pools, backends with their state, and whether the last reload failed (rule S1). No credential is among it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from llmpipe import __version__
+
+if TYPE_CHECKING:
+    from llmpipe.config import Backend, Settings
+    from llmpipe.runner import Runner
+
+
+def make(settings: Settings, runner: Runner, not_ready: str | None, faults: Sequence[str]) -> dict[str, Any]:
+    """Args:
+    settings: of the table that was handed out last.
+    runner: has the counters.
+    not_ready: why no new request should come here, None for no reason.
+    faults: of the last reload.
+    """
+    snapshots = runner.stats()
+
+    def backend(found: Backend) -> dict[str, Any]:
+        made: dict[str, Any] = {
+            "name": found.name,
+            "url": found.url,
+            "weight": found.weight,
+            "tier": found.tier,
+        }
+        number = runner.fleet.number_of(found)
+        known = [stats["backends"][number] for stats in snapshots if number in stats["backends"]]
+        if known:
+            ages = [counter["content_age"] for counter in known if counter["content_age"] is not None]
+            made |= {
+                "usable": not known[0]["out"],
+                "in_flight": known[0]["in_flight"],
+                "idle_connections": sum(counter["idle"] for counter in known),
+                "exchanges": sum(counter["exchanges"] for counter in known),
+                "failures": sum(counter["failures"] for counter in known),
+                "seconds_since_content": round(min(ages), 3) if ages else None,
+            }
+        return made
+
+    return {
+        "version": __version__,
+        "ready": not_ready is None,
+        "reason": not_ready,
+        "clients": runner.clients(),
+        "streams": sum(stats["streaming_active"] for stats in snapshots),
+        "default_pool": settings.default_pool or None,
+        "pools": [
+            {
+                "name": pool.name,
+                "models": list(pool.models),
+                "aliases": pool.aliases,
+                "backends": [backend(found) for found in pool.settings.backends],
+            }
+            for pool in settings.all_pools
+        ],
+        "reload_faults": list(faults),
+    }

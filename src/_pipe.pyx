@@ -13,6 +13,7 @@ The life of a connection
     STATE_HEAD      waits for the whole head                              step_head, request_read
     STATE_MODEL     where the body has to tell which pool it is for       step_model, json_scan
     STATE_ROUTE     a backend is to be chosen                             step_route
+    STATE_QUEUE     none has a place: it waits for one                    queue_enter, step_queue, pool_serve
     STATE_CONNECT   it was, and the upstream connects                     step_connect, upstream_connected, connect_failed
     STATE_WAIT      the request goes up, the response head is awaited     step_wait, request_up, response_read, upstream_failed
     STATE_STREAM    the response body comes down, each recv one send      step_stream, response_down, client_send
@@ -50,6 +51,9 @@ include "_pipe/buf.pxi"
 include "_pipe/io.pxi"
 include "_pipe/trust.pxi"
 include "_pipe/quota.pxi"
+include "_pipe/histogram.pxi"
+include "_pipe/heap.pxi"
+include "_pipe/ticket.pxi"
 include "_pipe/shared.pxi"
 include "_pipe/timer.pxi"
 include "_pipe/conn.pxi"
@@ -61,6 +65,7 @@ include "_pipe/place.pxi"
 include "_pipe/pending.pxi"
 include "_pipe/deadline.pxi"
 include "_pipe/pool.pxi"
+include "_pipe/grant.pxi"
 include "_pipe/upstream.pxi"
 include "_pipe/exchange.pxi"
 include "_pipe/client.pxi"
@@ -70,6 +75,7 @@ include "_pipe/listener.pxi"
 include "_pipe/host.pxi"
 include "_pipe/alias.pxi"
 include "_pipe/model.pxi"
+include "_pipe/queue.pxi"
 include "_pipe/route.pxi"
 include "_pipe/upload.pxi"
 include "_pipe/request.pxi"
@@ -147,6 +153,16 @@ cdef int _read_trust(TrustC *to, networks, bint local) except -1:
     return 0
 
 
+cdef int _read_field(char *to, str name) except -1:
+    # The name of a field as the engine looks for it; of an empty one, nothing.
+    cdef bytes text = name.lower().encode()
+    _ranged("the length of a field's name", len(text), 0, FIELD_ROOM - 2)
+    if text:
+        text += b":"
+    memcpy(to, <const char *>text, len(text) + 1)
+    return 0
+
+
 cdef int _read_settings(SettingsC *to, settings) except -1:
     # Takes the settings of the process in the engine's units.
     to.max_request_line = _at_most("max_request_line", settings.max_request_line, MAX_HEAD)
@@ -157,6 +173,8 @@ cdef int _read_settings(SettingsC *to, settings) except -1:
     to.send_timeout = _microseconds(settings.send_timeout)
     to.dead_peer_timeout = _microseconds(settings.dead_peer_timeout)
     to.access_records = settings.access_records
+    _read_field(to.tenant, settings.tenant)
+    _read_field(to.priority, settings.priority)
     _read_trust(&to.trust, settings.trusted_proxies.networks, settings.trusted_proxies.unix)
     return 0
 
@@ -172,6 +190,10 @@ cdef int _read_limits(LimitsC *to, settings) except -1:
     to.idle_timeout = _microseconds(settings.idle_timeout)
     to.total_timeout = _microseconds(settings.total_timeout)
     to.upstream_idle_timeout = _microseconds(settings.upstream_idle_timeout)
+    to.max_in_flight = _at_most("max_in_flight", settings.max_in_flight, INT32_MAX)
+    to.queue_size = _at_most("queue_size", settings.queue_size, INT32_MAX)
+    to.queue_timeout = _microseconds(settings.queue_timeout)
+    to.cold_timeout = _microseconds(settings.cold_timeout)
     to.retry_429 = 429 in settings.retry_statuses
     to.retry_502 = 502 in settings.retry_statuses
     to.retry_503 = 503 in settings.retry_statuses
@@ -207,7 +229,7 @@ cdef int _read_authority(char *to, bytes text) except -1:
 
 
 cdef int _read_route(TableC *table, BackendC *backend, bytes authority, bytes host, addresses,
-                     bint finish_on_abort) except -1:
+                     bint finish_on_abort, max_in_flight) except -1:
     cdef RouteC *route = &table.routes[backend.slot]
     if route.backend is not NULL:
         raise ValueError(f"the backend {backend.name.decode('utf-8', 'replace')} is named twice")
@@ -219,6 +241,7 @@ cdef int _read_route(TableC *table, BackendC *backend, bytes authority, bytes ho
         _read_address(&route.addresses[route.address_count], text, port)
         route.address_count += 1
     route.finish_on_abort = finish_on_abort
+    route.max_in_flight = _at_most("max_in_flight", max_in_flight, INT32_MAX)
     route.upstream_idle_timeout = -1
     route.backend = backend
     sys_add_shared(&backend.users, 1)
@@ -356,6 +379,14 @@ cdef object _backend_stats(BackendStatsC *stats, BackendC *backend, int64_t now)
     }
 
 
+cdef object _pool_stats(PoolStateC *state):
+    cdef QueueC *queue = &state.queue
+    return {
+        "waiting": sys_load_acquire(&queue.waiting),
+        "wait": _histogram(&queue.wait),
+    }
+
+
 cdef object _seconds(int64_t us):
     return us / 1e6 if us >= 0 else None
 
@@ -386,7 +417,8 @@ cdef class Engine:
 
     cdef WorkerC *w
     # Of the table configured last: the worker's own may be swapped at any time. One thread may read the counters while another
-    # configures, which frees backends that are in no table any more: both hold the lock. No worker takes it.
+    # configures, which frees backends and pools that are in no table any more: both hold the lock, which all engines that share have
+    # together. No worker takes it.
     cdef BackendC *backends[MAX_BACKENDS]
     cdef object lock
     cdef bint started
@@ -414,6 +446,7 @@ cdef class Engine:
             _read_limits(&w.limits, settings.pool)
             if sharing is not None:
                 w.shared = sharing._open().shared
+                self.lock = sharing.lock
             else:
                 w.shared = <SharedC *>calloc(1, sizeof(SharedC))
                 if w.shared is NULL:
@@ -438,6 +471,9 @@ cdef class Engine:
             w.exchanges.size = sizeof(ExchangeC)
             w.lingers.size = sizeof(LingerC)
             w.scans.size = sizeof(JsonC)
+            w.tickets.size = sizeof(TicketC)
+            w.queue_conn.fd = -1
+            w.queue_conn.kind = CONN_QUEUE
             w.busy_end = &w.busy
             w.quiet_end = &w.quiet
             getrandom(w.random, sizeof(w.random), 0)
@@ -586,7 +622,7 @@ cdef class Engine:
         _ranged("backends", len(routes), 0, MAX_BACKENDS)
         with self.lock:
             try:
-                for name, _, _, _, _ in routes:
+                for name, _, _, _, _, _ in routes:
                     _ranged("the length of a backend's name", len(name), 1, NAME_ROOM - 1)
                     found[count] = backend_find(w.shared, name, len(name))
                     if found[count] is NULL:
@@ -598,8 +634,8 @@ cdef class Engine:
                 table = table_make(&w.limits, room, len(pools), members)
                 if table is NULL:
                     raise MemoryError
-                for i, (_, authority, host, addresses, finish_on_abort) in enumerate(routes):
-                    _read_route(table, found[i], authority, host, addresses, finish_on_abort)
+                for i, (_, authority, host, addresses, finish_on_abort, max_in_flight) in enumerate(routes):
+                    _read_route(table, found[i], authority, host, addresses, finish_on_abort, max_in_flight)
                 for name, of_pool, settings in pools:
                     _read_pool(table, w, found, count, name, of_pool, settings)
                 if routing is not None:
@@ -662,7 +698,14 @@ cdef class Engine:
         cdef StatsC *stats = &w.stats
         cdef int64_t now = loop_clock()
         cdef int i
+        cdef PoolStateC *pool
         with self.lock:
+            pools = {}
+            pool = w.shared.pools
+            while pool is not NULL:
+                if sys_load_acquire(&pool.users):
+                    pools[<bytes>pool.name] = _pool_stats(pool)
+                pool = pool.next
             backends = {self.backends[i].id: _backend_stats(&stats.backends[i], self.backends[i], now)
                         for i in range(MAX_BACKENDS) if self.backends[i] is not NULL}
         return {
@@ -696,6 +739,7 @@ cdef class Engine:
             "duration": _histogram(&stats.duration),
             "disconnect": _histogram(&stats.disconnect),
             "backends": backends,
+            "pools": pools,
         }
 
     @property
@@ -742,6 +786,7 @@ cdef class Engine:
         slab_free_all(&w.exchanges)
         slab_free_all(&w.lingers)
         slab_free_all(&w.scans)
+        slab_free_all(&w.tickets)
         long_head_free_all(w)
         self._know(NULL)
         table_free(w.table)

@@ -346,7 +346,7 @@ class Backend:
     An exception of a script is kept in `errors` and raised at the end; PeerClosedError is not one, nor is what comes of closing.
     """
 
-    def __init__(self, script: Script, family: str = "tcp", host: str = "") -> None:
+    def __init__(self, script: Script, family: str = "tcp", host: str = "", port: int = 0) -> None:
         self.script = script
         self.connections: list[Connection] = []
         self.errors: list[BaseException] = []
@@ -365,7 +365,7 @@ class Backend:
             v6 = family == "tcp6"
             self._listener = socket.socket(socket.AF_INET6 if v6 else socket.AF_INET)
             host = host or ("::1" if v6 else "127.0.0.1")
-            self._listener.bind((host, 0))
+            self._listener.bind((host, port))
             self.port = int(self._listener.getsockname()[1])
             self.url = f"http://[{host}]:{self.port}" if v6 else f"http://{host}:{self.port}"
         self._listener.listen(4096)

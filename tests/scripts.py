@@ -381,6 +381,8 @@ def random_script(world: ModuleType, dice: random.Random, faults: bool) -> bytes
             script.setting(dice.randrange(len(world.SETTINGS)), dice.choice([0, dice.randrange(64)]))
     if dice.random() < 0.3:
         script.configure(4 | dice.randrange(4), table)  # by model
+    if dice.random() < 0.15:
+        script.configure(8 | dice.randrange(2), table)  # one exchange at a time for each backend
     if dice.random() < 0.7:
         for address in range(4):
             script.backend_answer(address, dice.randrange(len(world.RESPONSES) + 1) | dice.choice([0, 0, 64, 128, 192]))

@@ -19,7 +19,7 @@ cdef bint asks_messages(ExchangeC *x) noexcept nogil:
     # Whether the client speaks Anthropic's API, whose errors have another shape.
     return x.path_length >= 12 and memcmp(x.path, <const char *>b"/v1/messages", 12) == 0
 
-cdef void write_messages_error(WriterC *out, ExchangeC *x, int status, const char *message) noexcept nogil:
+cdef void write_messages_error(WriterC *out, ExchangeC *x, int status, uint8_t outcome, const char *message) noexcept nogil:
     # The error object of Anthropic's API (rule R).
     cdef const char *kind = b"api_error" if status >= 500 else b"invalid_request_error"
     if status == 404:
@@ -27,7 +27,7 @@ cdef void write_messages_error(WriterC *out, ExchangeC *x, int status, const cha
     elif status == 413:
         kind = b"request_too_large"
     elif status == 429:
-        kind = b"rate_limit_error"
+        kind = b"overloaded_error" if outcome != OUTCOME_OVERLOAD else b"rate_limit_error"
     elif status == 504:
         kind = b"timeout_error"
     write_text(out, b'{"type": "error", "error": {"type": "')
@@ -48,10 +48,14 @@ cdef void write_error(WriterC *out, ExchangeC *x, int status, uint8_t outcome, c
     cdef const char *param = b"null"
     cdef const char *kind = b"server_error"
     if asks_messages(x):
-        write_messages_error(out, x, status, message)
+        write_messages_error(out, x, status, outcome, message)
         return
     if status == 429:
-        kind = b"rate_limit_error"
+        kind = b"server_overloaded" if outcome != OUTCOME_OVERLOAD else b"rate_limit_error"
+    elif status == 503:
+        kind = b"service_unavailable_error"
+    elif status == 504:
+        kind = b"timeout_error"
     elif status < 500 or outcome == OUTCOME_BAD_REQUEST:
         kind = b"invalid_request_error"
     if outcome == OUTCOME_BAD_REQUEST and REASON_TWO_MODELS <= x.reason <= REASON_UNKNOWN_MODEL:
@@ -77,14 +81,28 @@ cdef void response_flush(WorkerC *w, ExchangeC *x) noexcept nogil:
     else:
         exchange_set_state(w, x, STATE_FLUSH)
 
+cdef int64_t retry_after(WorkerC *w) noexcept nogil:
+    # When a request that a queue has refused may come again, ms: when its turn would be now, 1 to 120 s. Within a fifth of that by
+    # chance, so that those refused together do not come together.
+    cdef int64_t wait = w.estimate // 1000 if w.estimate > 0 else 1000
+    wait = wait * <int64_t>(800 + worker_random(w) % 401) // 1000
+    return 1000 if wait < 1000 else 120000 if wait > 120000 else wait
+
 cdef void answer_error(WorkerC *w, ExchangeC *x, int status, uint8_t outcome) noexcept nogil:
     # Our own answer, where nothing was forwarded. The upstream is dropped.
     cdef const char *message = outcome_words[outcome].message
     cdef WriterC body
-    cdef uint8_t room[512]
+    cdef uint8_t room[768]
+    cdef char text[256]
+    cdef int64_t again = 1000       # ms
     upstream_drop(w, x)
     if outcome == OUTCOME_BAD_REQUEST:
         message = reason_words[x.reason].message
+    elif outcome == OUTCOME_QUEUE_FULL or outcome == OUTCOME_QUEUE_TIMEOUT:
+        again = retry_after(w)
+        snprintf(text, sizeof(text), b"%s %u requests are before a new one, which would wait about %lld s.", message, w.ahead,
+                 <long long>((w.estimate if w.estimate > 0 else 1000000) + 999999) // 1000000)
+        message = text
     if x.client.refuse_status and outcome == OUTCOME_OVERLOAD:
         message = (b"Your address has as many connections open as it may have." if status == 429
                    else b"The proxy has as many connections open as it may have; try again soon.")
@@ -108,7 +126,10 @@ cdef void answer_error(WorkerC *w, ExchangeC *x, int status, uint8_t outcome) no
     write_text(&w.out, b"\r\nContent-Type: application/json\r\nContent-Length: ")
     write_number(&w.out, <int64_t>body.used)
     if status == 503 or status == 429:
-        write_text(&w.out, b"\r\nRetry-After: 1")
+        write_text(&w.out, b"\r\nRetry-After: ")
+        write_number(&w.out, (again + 999) // 1000)
+        write_text(&w.out, b"\r\nretry-after-ms: ")
+        write_number(&w.out, again)
     if not x.client_keeps:
         write_text(&w.out, b"\r\nConnection: close")
     elif x.minor == 0:

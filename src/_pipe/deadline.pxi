@@ -22,8 +22,10 @@ cdef inline int64_t exchange_deadline(WorkerC *w, ExchangeC *x, uint8_t *outcome
     if x.state == STATE_MODEL:
         # From the head on, and not from the last byte: what is kept of it others may need.
         return sooner(deadline, x.head_at, limits.idle_timeout, OUTCOME_TIMEOUT_BODY, outcome)
-    if x.up_body.done and not x.content and x.state != STATE_TUNNEL:
+    if x.up_body.done and not x.content and x.state != STATE_TUNNEL and (x.state != STATE_QUEUE or x.attempts):
         deadline = sooner(deadline, x.whole_at, limits.ttft_timeout, OUTCOME_TIMEOUT_TTFT, outcome)
+    if x.state == STATE_QUEUE:
+        return sooner(deadline, 0, x.ticket.heap.key, OUTCOME_QUEUE_TIMEOUT, outcome)
     if x.state == STATE_CONNECT and x.upstream is not NULL:
         return sooner(deadline, x.upstream.since, limits.connect_timeout, OUTCOME_TIMEOUT_CONNECT, outcome)
     if x.state == STATE_WAIT and not x.up_broken:

@@ -36,6 +36,7 @@ cdef struct ExchangeC:
     BackendC *counted       # that counts it as in flight, or NULL
     QuotaC *quota           # of a client that left a backend that must finish: its place is taken until the end
     BufC *host              # the client's own Host, where a backend was given another
+    TicketC *ticket         # with which it waits, or has waited, for a place; NULL once a backend is connected
     JsonC *json             # looks for the model in the body; NULL where it need not be found, or the body is over
     uint32_t head_length    # of the request, as it stands in `up`
     uint32_t kept           # bytes that count in the process's budget of what is kept
@@ -74,8 +75,9 @@ cdef uint16_t STATE_MOVES[STATE_ENDED + 1]
 cdef void exchange_init() noexcept nogil:
     STATE_MOVES[STATE_HEAD] = 1 << STATE_HEAD | 1 << STATE_MODEL | 1 << STATE_ROUTE | 1 << STATE_FLUSH | 1 << STATE_ENDED
     STATE_MOVES[STATE_MODEL] = 1 << STATE_ROUTE | 1 << STATE_FLUSH | 1 << STATE_ENDED
-    STATE_MOVES[STATE_ROUTE] = (1 << STATE_ROUTE | 1 << STATE_CONNECT | 1 << STATE_WAIT | 1 << STATE_FLUSH
-                                | 1 << STATE_ENDED)
+    STATE_MOVES[STATE_ROUTE] = (1 << STATE_ROUTE | 1 << STATE_QUEUE | 1 << STATE_CONNECT | 1 << STATE_WAIT
+                                | 1 << STATE_FLUSH | 1 << STATE_ENDED)
+    STATE_MOVES[STATE_QUEUE] = 1 << STATE_ROUTE | 1 << STATE_FLUSH | 1 << STATE_ENDED
     STATE_MOVES[STATE_CONNECT] = 1 << STATE_ROUTE | 1 << STATE_WAIT | 1 << STATE_FLUSH | 1 << STATE_ENDED
     STATE_MOVES[STATE_WAIT] = (1 << STATE_ROUTE | 1 << STATE_STREAM | 1 << STATE_TUNNEL | 1 << STATE_FLUSH
                                | 1 << STATE_DETACHED | 1 << STATE_ENDED)
@@ -92,6 +94,8 @@ cdef int exchange_phase(ExchangeC *x) noexcept nogil:
         return PHASE_HEAD
     if x.state == STATE_MODEL:
         return PHASE_BODY
+    if x.state == STATE_QUEUE:
+        return PHASE_QUEUE
     if x.state == STATE_CONNECT:
         return PHASE_CONNECT
     if x.state == STATE_TUNNEL:
@@ -119,6 +123,9 @@ cdef void exchange_set_state(WorkerC *w, ExchangeC *x, uint8_t state) noexcept n
         sys_add_counter(&w.stats.streaming_active, 1 if state_streams(state) else <uint64_t>-1)
     sys_check((STATE_MOVES[x.state] >> state) & 1, "an exchange's state")
     x.state = state
+    if x.ticket is not NULL and state >= STATE_WAIT:
+        ticket_free(w, x.ticket)        # nobody goes back from here to where he stood in a queue
+        x.ticket = NULL
     if state != STATE_ENDED and state != STATE_ROUTE:       # which does not wait
         exchange_rearm(w, x)
 
@@ -167,16 +174,20 @@ cdef void attempt_end(WorkerC *w, ExchangeC *x) noexcept nogil:
     # The backend does not work on this exchange any more.
     if x.counted is NULL:
         return
-    sys_add_shared(&x.counted.in_flight, <uint32_t>-1)
+    place_return(w, x.counted, x.pool.state)
     x.counted = NULL
 
-cdef void upstream_drop(WorkerC *w, ExchangeC *x) noexcept nogil:
-    # Closes the exchange's upstream, so that the backend stops, and ends the attempt.
+cdef void upstream_leave(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # Closes the exchange's upstream. Its place at the backend it keeps.
     if x.upstream is not NULL:
         if x.state == STATE_TUNNEL and x.up.unsent:
             x.upstream.reset = True         # the bytes that it lacks have no other mark
         upstream_close(w, x.upstream)
         x.upstream = NULL
+
+cdef void upstream_drop(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # Closes the exchange's upstream, so that the backend stops, and ends the attempt.
+    upstream_leave(w, x)
     attempt_end(w, x)
 
 cdef void request_count_kept(WorkerC *w, ExchangeC *x) noexcept nogil:
@@ -287,14 +298,18 @@ cdef void exchange_end(WorkerC *w, ExchangeC *x, uint8_t phase, uint8_t outcome)
     x.ended_next = w.ended
     w.ended = x
 
-cdef void request_id_make(WorkerC *w, ExchangeC *x) noexcept nogil:
-    # 32 hexadecimal digits from a xorshift128+ generator (Vigna, 2017) with a seed from the system: unique, not secret.
+cdef uint64_t worker_random(WorkerC *w) noexcept nogil:
+    # The next number of a xorshift128+ generator (Vigna, 2017) with a seed from the system: not secret.
     cdef uint64_t a = w.random[0]
     cdef uint64_t b = w.random[1]
     w.random[0] = b
     a ^= a << 23
-    a ^= b ^ (a >> 18) ^ (b >> 5)
-    w.random[1] = a
+    w.random[1] = a ^ b ^ (a >> 18) ^ (b >> 5)
+    return w.random[1] + b
+
+cdef void request_id_make(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # 32 hexadecimal digits: unique, not secret.
+    cdef uint64_t digits = worker_random(w)
     x.request_id_length = 32
-    text_digits(x.request_id, a + b, 16)
-    text_digits(x.request_id + 16, a * 3 ^ b, 16)
+    text_digits(x.request_id, digits, 16)
+    text_digits(x.request_id + 16, digits * 3 ^ w.random[0], 16)

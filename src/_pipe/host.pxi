@@ -1,11 +1,8 @@
 # host: the Host field that a backend gets: its own, or the client's (rule B1).
 
-cdef void request_find(WorkerC *w, ExchangeC *x, const char *name, size_t *at, size_t *length) noexcept nogil:
-    # Where the value of a field stands in the head of a request of which nothing has been sent; the field is there, and once. `name`
-    # is in lower case, with its colon. The head is copied to w.out.
+cdef void request_copy_head(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # Copies the head of a request of which nothing has been sent to w.out.
     cdef BufC *buf = x.up.first
-    cdef const uint8_t *line = w.out.data
-    cdef const uint8_t *end
     cdef size_t left = x.head_length
     cdef size_t n
     write_start(&w.out, w.out.data, w.out.size)
@@ -16,8 +13,15 @@ cdef void request_find(WorkerC *w, ExchangeC *x, const char *name, size_t *at, s
         write_bytes(&w.out, buf.data + buf.start, n)
         left -= n
         buf = buf.next
+
+cdef void request_find(WorkerC *w, ExchangeC *x, const char *name, size_t *at, size_t *length) noexcept nogil:
+    # Where the value of a field stands in the head of a request of which nothing has been sent; the field is there, and once. `name`
+    # is in lower case, with its colon. w.out has a copy of that head.
+    cdef const uint8_t *line = w.out.data
+    cdef const uint8_t *end
+    cdef size_t n = strlen(name)
+    request_copy_head(w, x)
     end = w.out.data + w.out.used
-    n = strlen(name)
     while not text_same(line, n, name):
         line = <const uint8_t *>memchr(line, c"\n", end - line) + 1
     line += n

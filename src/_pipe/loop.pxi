@@ -28,12 +28,15 @@ cdef void table_replace(WorkerC *w, TableC *table) noexcept nogil:
                     upstream.address = <uint8_t>i
             if upstream.orphan and conn.exchange is NULL and not upstream.lingers:
                 upstream_close(w, upstream)
+        elif conn.kind == CONN_CLIENT and conn.exchange is not NULL and conn.exchange.state == STATE_QUEUE:
+            conn_queue(w, conn)     # its pool may be gone
         conn = following
     for i in range(table.count):
         if table.routes[i].backend is not NULL:
             backend_stats_take(&w.stats.backends[i], table.routes[i].backend.id)
     w.table = table
     table_release(old)
+    pools_serve(w)              # what it allows, others may have waited for
 
 cdef void loop_mail(WorkerC *w) noexcept nogil:
     # What the control plane and the worker that accepts have sent.
@@ -56,6 +59,7 @@ cdef void loop_mail(WorkerC *w) noexcept nogil:
     table = sys_exchange_pointer(&w.new_table, NULL)
     if table is not NULL:
         table_replace(w, <TableC *>table)
+    grants_take(w)
     if w.listener is not NULL:
         listener_adopt(w)       # nobody but the control plane writes into this one's mailbox
         head = tail
@@ -213,6 +217,8 @@ cdef int loop_run(WorkerC *w) noexcept nogil:
                 break
             if conn.kind == CONN_LISTENER:
                 listener_resume(w)
+            elif conn.kind == CONN_QUEUE:
+                queues_look(w)
             else:
                 step_expired(w, conn)
         loop_reap(w)
@@ -220,6 +226,9 @@ cdef int loop_run(WorkerC *w) noexcept nogil:
             break
     loop_mail(w)
     loop_cut_all(w)
+    timer_disarm(w, &w.queue_conn)
+    while w.orphans:
+        grants_take(w)      # another worker is about to hand them over
     loop_reap(w)
     w.busy = NULL
     w.busy_end = &w.busy

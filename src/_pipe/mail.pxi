@@ -69,6 +69,8 @@ cdef struct MailC:
     uint64_t quiet              # us, since when the longest idle client is; 0 where none is. Written by the worker
     uint32_t wake_on_abort      # the control plane is woken for a client that left; written by it
     uint32_t closed             # it accepts no more; written by the worker, once
+    uint32_t granting           # a lock: of the list that follows
+    TicketC *granted            # tickets of the worker's exchanges that other workers have granted
     int in_fd                   # eventfds
     int out_fd
     AdoptC *adopts              # MAIL_IN of them
@@ -87,6 +89,23 @@ cdef void mail_command(MailC *mail, uint32_t command) noexcept nogil:
     # Anybody: tells the worker something. What it has not taken yet is told to it once.
     sys_or_shared(&mail.commands, command)
     io_wake_post(mail.in_fd, &mail.in_wake_pending)
+
+cdef void mail_grant(MailC *mail, TicketC *ticket) noexcept nogil:
+    # Another worker: a ticket has a place.
+    sys_lock(&mail.granting)
+    ticket.next = mail.granted
+    mail.granted = ticket
+    sys_unlock(&mail.granting)
+    io_wake_post(mail.in_fd, &mail.in_wake_pending)
+
+cdef TicketC *mail_take_grants(MailC *mail) noexcept nogil:
+    # The worker: those tickets.
+    cdef TicketC *granted
+    sys_lock(&mail.granting)
+    granted = mail.granted
+    mail.granted = NULL
+    sys_unlock(&mail.granting)
+    return granted
 
 cdef RecordC *mail_next_record(MailC *mail) noexcept nogil:
     # Worker: the place of the next record, or NULL where the ring is full. mail_post() hands it over.

@@ -19,7 +19,9 @@ cdef enum:
     OUTCOME_BAD_REQUEST = 13
     OUTCOME_OVERLOAD = 14
     OUTCOME_SHUTDOWN = 15
-    OUTCOME_COUNT = 16
+    OUTCOME_QUEUE_FULL = 16
+    OUTCOME_QUEUE_TIMEOUT = 17
+    OUTCOME_COUNT = 18
 
 # Why an attempt failed, or a request was refused (rule E4). Each is a label of a metric and a word list for operators: what
 # they read must tell where to look, without a capture.
@@ -95,7 +97,12 @@ cdef enum:
     REASON_MODEL_TYPE = 57
     REASON_NO_MODEL = 58
     REASON_UNKNOWN_MODEL = 59
-    REASON_COUNT = 60
+    # of a queue (rule M)
+    REASON_QUEUE_FULL = 60
+    REASON_TOO_LATE = 61
+    # of the backend's answers (rule L1)
+    REASON_ERRORS = 62
+    REASON_COUNT = 63
 
 cdef struct WordsC:
     const char *name        # in logs and metrics; of an outcome, the code of an error answer too
@@ -122,7 +129,7 @@ cdef void outcome_init() noexcept nogil:
     outcome_set(OUTCOME_UPSTREAM_ERROR, b"upstream_error",
                 b"The inference server closed the connection or broke the protocol before it answered.")
     outcome_set(OUTCOME_CONNECT_ERROR, b"connect_error", b"No inference server could be connected.")
-    outcome_set(OUTCOME_NO_BACKEND, b"no_backend", b"No inference server is configured.")
+    outcome_set(OUTCOME_NO_BACKEND, b"no_backend", b"No inference server is ready.")
     outcome_set(OUTCOME_TIMEOUT_CONNECT, b"timeout_connect", b"The inference server did not accept the connection in time.")
     outcome_set(OUTCOME_TIMEOUT_TTFT, b"timeout_ttft", b"The inference server did not begin to answer in time.")
     outcome_set(OUTCOME_TIMEOUT_IDLE, b"timeout_idle", b"The inference server stalled.")
@@ -133,6 +140,8 @@ cdef void outcome_init() noexcept nogil:
     outcome_set(OUTCOME_BAD_REQUEST, b"bad_request", refused)
     outcome_set(OUTCOME_OVERLOAD, b"overload", b"The proxy has no descriptors or memory left; try again soon.")
     outcome_set(OUTCOME_SHUTDOWN, b"shutdown", b"The proxy is shutting down.")
+    outcome_set(OUTCOME_QUEUE_FULL, b"queue_full", b"Every inference server is busy, and the queue is full.")
+    outcome_set(OUTCOME_QUEUE_TIMEOUT, b"queue_timeout", b"No inference server has a free place in time.")
     reason_set(REASON_NONE, b"", broken)
     reason_set(REASON_FIN_BEFORE_HEAD, b"FIN before the head", broken)
     reason_set(REASON_FIN_IN_HEAD, b"FIN in the head", broken)
@@ -203,6 +212,9 @@ cdef void outcome_init() noexcept nogil:
     reason_set(REASON_MODEL_TYPE, b"model is no string", b"The model in the request body is not a string.")
     reason_set(REASON_NO_MODEL, b"no model", b"The request body names no model; one is needed to find the servers that have it.")
     reason_set(REASON_UNKNOWN_MODEL, b"unknown model", b"No server here has the model that the request names.")
+    reason_set(REASON_QUEUE_FULL, b"queue full", broken)
+    reason_set(REASON_TOO_LATE, b"its turn would come too late", broken)
+    reason_set(REASON_ERRORS, b"5xx in a row", broken)
     status_phrases[400] = b"Bad Request"
     status_phrases[404] = b"Not Found"
     status_phrases[408] = b"Request Timeout"

@@ -23,11 +23,20 @@ cdef int pool_turn(PoolC *pool, uint32_t turn) noexcept nogil:
             return i
     return 0            # it was counted up with the table of a worker that has a longer one
 
-cdef int pool_reserve(WorkerC *w, ExchangeC *x) noexcept nogil:
-    # The slot of the backend of the exchange's pool that is to work on it, with this exchange counted; -1 where none is left. Of
-    # those that it has not tried: one that is not left out, of the lowest tier, with the fewest exchanges in flight for its
-    # weight. Equals take turns, each as many as its weight says.
-    cdef PoolC *pool = x.pool
+cdef bint pool_full(TableC *table, PoolC *pool) noexcept nogil:
+    # Whether all its backends together have as many exchanges as they may have.
+    cdef uint32_t total = 0
+    cdef int i
+    if not pool.limits.max_in_flight:
+        return False
+    for i in range(pool.count):
+        total += sys_load_ordered(&table.routes[pool.members[i].slot].backend.in_flight)
+    return total >= pool.limits.max_in_flight
+
+cdef int pool_reserve(TableC *table, PoolC *pool, const uint64_t *tried, int64_t now) noexcept nogil:
+    # The slot of the backend of the pool that is to work on an exchange, with that one counted: one that is not left out, of the lowest
+    # tier, with the fewest exchanges in flight for its weight. Equals take turns, each as many as its weight says. Of those that are
+    # `tried` none; NULL is none. SLOT_NONE where none is left, SLOT_BUSY where it has to wait: for a place, or for one that is up.
     cdef RouteC *route
     cdef MemberC *member
     cdef MemberC *best
@@ -36,9 +45,13 @@ cdef int pool_reserve(WorkerC *w, ExchangeC *x) noexcept nogil:
     cdef uint32_t in_flight
     cdef uint32_t turn
     cdef bint best_out = False
+    cdef bint best_full = False
     cdef bint out
+    cdef bint full
     cdef int at
     cdef int i
+    if pool_full(table, pool):
+        return SLOT_BUSY
     while True:
         best = NULL
         turn = sys_load_acquire(&pool.state.turn) if pool.state is not NULL else 0
@@ -46,11 +59,12 @@ cdef int pool_reserve(WorkerC *w, ExchangeC *x) noexcept nogil:
         for i in range(pool.count):
             member = &pool.members[at]
             at = at + 1 if at + 1 < pool.count else 0
-            if (x.tried[member.slot >> 6] >> (member.slot & 63)) & 1:
+            if tried is not NULL and (tried[member.slot >> 6] >> (member.slot & 63)) & 1:
                 continue
-            route = &x.table.routes[member.slot]
-            out = backend_out(route.backend, w.now)
-            in_flight = sys_load_acquire(&route.backend.in_flight)
+            route = &table.routes[member.slot]
+            out = backend_out(route.backend, now)
+            in_flight = sys_load_ordered(&route.backend.in_flight)
+            full = route.max_in_flight and in_flight >= route.max_in_flight
             if best is not NULL:
                 if out != best_out:
                     if out:
@@ -58,21 +72,40 @@ cdef int pool_reserve(WorkerC *w, ExchangeC *x) noexcept nogil:
                 elif member.tier != best.tier:
                     if member.tier > best.tier:
                         continue
+                elif full != best_full:
+                    if full:
+                        continue
                 elif <uint64_t>in_flight * best.weight >= <uint64_t>fewest * member.weight:
                     continue
             best = member
             backend = route.backend
             best_out = out
+            best_full = full
             fewest = in_flight
         if best is NULL:
-            return -1
+            return SLOT_NONE
+        if best_full or (best_out and pool.limits.cold_timeout):
+            return SLOT_BUSY
         # Only if nobody else was counted meanwhile: two workers that look at the same time must not both take it for the emptiest.
         if sys_compare_exchange(&backend.in_flight, &fewest, fewest + 1):
+            if not best_out and not backend_try(backend, now):
+                sys_add_shared(&backend.in_flight, <uint32_t>-1)
+                continue
             if pool.count > 1:
                 if turn - best.first_turn >= best.weight:
                     turn = best.first_turn      # it was not its turn, so it begins
                 sys_store_release(&pool.state.turn, turn + 1 if turn + 1 < pool.turns else 0)
             return best.slot
+
+cdef bint pool_ready(TableC *table, PoolC *pool, int64_t now, BackendC *beside) noexcept nogil:
+    # Whether any of its backends, beside that one, is not left out.
+    cdef BackendC *backend
+    cdef int i
+    for i in range(pool.count):
+        backend = table.routes[pool.members[i].slot].backend
+        if backend is not beside and not backend_out(backend, now):
+            return True
+    return False
 
 cdef void backend_post(WorkerC *w, BackendC *backend, uint8_t kind, int64_t duration, uint8_t reason, int error) noexcept nogil:
     # Tells the control plane that a backend went or came back.
@@ -98,6 +131,9 @@ cdef void backend_failed(WorkerC *w, BackendC *backend, int slot, uint8_t reason
     if out:
         backend_post(w, backend, RECORD_BACKEND_DOWN, out, reason, error)
 
-cdef void backend_answered(WorkerC *w, BackendC *backend) noexcept nogil:
-    if backend_recover(backend):
-        backend_post(w, backend, RECORD_BACKEND_UP, 0, REASON_NONE, 0)
+cdef bint backend_answered(WorkerC *w, BackendC *backend) noexcept nogil:
+    # Whether it had failed before.
+    if not backend_recover(backend):
+        return False
+    backend_post(w, backend, RECORD_BACKEND_UP, 0, REASON_NONE, 0)
+    return True

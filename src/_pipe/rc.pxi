@@ -11,12 +11,19 @@ cdef enum:
     RC_BAD = 4      # the peer broke the protocol
     RC_FULL = 5     # a Unix socket's backlog has no room: connect again later
 
-# Which end of the proxy a connection is; the mailbox and the listening sockets are in the epoll set too.
+# What a choice among backends gives in the place of a slot.
+cdef enum:
+    SLOT_NONE = -1  # there is none
+    SLOT_BUSY = -2  # there will be one: it has to be waited for
+
+# Which end of the proxy a connection is; the mailbox and the listening sockets are in the epoll set too, the
+# last has no descriptor.
 cdef enum:
     CONN_MAILBOX = 0
     CONN_CLIENT = 1
     CONN_UPSTREAM = 2
     CONN_LISTENER = 3
+    CONN_QUEUE = 4  # the timer of those that wait for a place
 
 # States of a client connection. client_set_state() is the only writer.
 cdef enum:
@@ -30,13 +37,14 @@ cdef enum:
     STATE_HEAD = 0      # waits for the request head; ended by the head, its time-out, a client that left
     STATE_MODEL = 1     # waits for the body to name the model; ended by it, its time-out, a client that left
     STATE_ROUTE = 2     # a backend is to be chosen; never waits
-    STATE_CONNECT = 3   # waits for the upstream's connect; ended by it, its error, its time-out, the TTFT time-out
-    STATE_WAIT = 4      # sends the request, waits for the response head; ended by it, a failure, a time-out
-    STATE_STREAM = 5    # forwards the response body; ended by the framing's end, a failure, a time-out
-    STATE_FLUSH = 6     # the response is whole, the upstream released; waits for the client to take the rest
-    STATE_TUNNEL = 7    # after a 101: bytes both ways; ended by a FIN or RST of either side, a time-out
-    STATE_DETACHED = 8  # the client left a backend that may finish; what that sends is thrown away
-    STATE_ENDED = 9     # its pointers may not be used any more; its memory is freed at the end of the turn
+    STATE_QUEUE = 3     # waits for a place at a backend; ended by one, its deadline, a client that left
+    STATE_CONNECT = 4   # waits for the upstream's connect; ended by it, its error, its time-out, the TTFT time-out
+    STATE_WAIT = 5      # sends the request, waits for the response head; ended by it, a failure, a time-out
+    STATE_STREAM = 6    # forwards the response body; ended by the framing's end, a failure, a time-out
+    STATE_FLUSH = 7     # the response is whole, the upstream released; waits for the client to take the rest
+    STATE_TUNNEL = 8    # after a 101: bytes both ways; ended by a FIN or RST of either side, a time-out
+    STATE_DETACHED = 9  # the client left a backend that may finish; what that sends is thrown away
+    STATE_ENDED = 10    # its pointers may not be used any more; its memory is freed at the end of the turn
 
 # Phases of an exchange, as logs show them: finer than the states, and derived from them in exchange_phase().
 cdef enum:
@@ -49,8 +57,9 @@ cdef enum:
     PHASE_BLOCKED = 6
     PHASE_TUNNEL = 7
     PHASE_FINISH = 8
+    PHASE_QUEUE = 9
 
-PHASES = ("head", "body", "connect", "wait", "silent", "stream", "blocked", "tunnel", "finish")
+PHASES = ("head", "body", "connect", "wait", "silent", "stream", "blocked", "tunnel", "finish", "queue")
 
 # Framings of a message body (RFC 9112, section 6).
 cdef enum:

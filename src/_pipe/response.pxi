@@ -28,6 +28,8 @@ cdef void content_came(WorkerC *w, ExchangeC *x) noexcept nogil:
         x.content = True
         x.content_at = w.now
         histogram_add(&w.stats.ttft, w.now - x.head_at)
+        if x.pool.state is not NULL:
+            pool_note_ttft(x.pool.state, w.now - x.whole_at)
         x.upstream_at = w.now
         exchange_rearm(w, x)
     else:
@@ -141,7 +143,8 @@ cdef void response_read(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n) noexc
         request_rewind(x)
         exchange_reroute(w, x, False)
         return
-    backend_answered(w, x.counted)
+    if backend_answered(w, x.counted):
+        pools_serve(w)          # somebody may have waited for that
     request_forget(w, x)
     body_begin(&x.down_body, head.framing, head.content_length)
     x.event_stream = head.event_stream

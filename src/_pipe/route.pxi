@@ -52,16 +52,22 @@ cdef void upstream_failed(WorkerC *w, ExchangeC *x, uint8_t outcome, uint8_t rea
     # What happens at an address that has left the table is no word about the backend.
     if (unconnected or (ended and not stale)) and not (x.upstream is not NULL and x.upstream.orphan):
         backend_failed(w, x.counted, x.backend, reason, error)
-    upstream_drop(w, x)
     if not x.answered and not x.up.incomplete and x.unanswered < 2 and outcome != OUTCOME_TIMEOUT_TTFT:
         if stale:
             sys_add_counter(&w.stats.stale, 1)
+            upstream_leave(w, x)
             request_rewind(x)
             x.addresses_tried = 0
             exchange_reroute(w, x, True)
             return
+        upstream_drop(w, x)
         if pool_has_another(w, x) and retry_take(w.shared):
             sys_add_counter(&w.stats.retries, 1)
+            request_rewind(x)
+            exchange_reroute(w, x, False)
+            return
+        if unconnected and x.pool.limits.cold_timeout and not pool_ready(w.table, pool_now(w, x), w.now, NULL):
+            memset(x.tried, 0, sizeof(x.tried))     # none of them can be connected now: it waits until one can
             request_rewind(x)
             exchange_reroute(w, x, False)
             return
@@ -78,7 +84,7 @@ cdef void connect_failed(WorkerC *w, ExchangeC *x, uint8_t outcome, uint8_t reas
     route = table_route(x.table, x.backend)
     if route.backend is x.counted and x.addresses_tried < route.address_count:
         x.address = <uint8_t>((x.address + 1) % route.address_count)
-        upstream_drop(w, x)
+        upstream_leave(w, x)
         exchange_reroute(w, x, True)
         return
     upstream_failed(w, x, outcome, reason, error)
@@ -137,7 +143,10 @@ cdef void step_route(WorkerC *w, ExchangeC *x) noexcept nogil:
     if x.table is not w.table:
         exchange_take_table(w, x)
     if not x.same_backend:
-        slot = pool_reserve(w, x)
+        slot = exchange_place(w, x)
+        if slot == SLOT_BUSY:
+            queue_enter(w, x)
+            return
         if slot < 0:
             answer_error(w, x, 503, OUTCOME_NO_BACKEND)
             return
@@ -155,12 +164,11 @@ cdef void step_route(WorkerC *w, ExchangeC *x) noexcept nogil:
                 upstream_close(w, w.idle[slot])     # a fresh one takes its place: else they would pile up
     else:
         route = table_route(x.table, slot)
-        if route.backend is NULL:
+        if route.backend is not x.counted:
             answer_error(w, x, 503, OUTCOME_NO_BACKEND)      # a new table has it no more
             return
         if x.address >= route.address_count:
             x.address = 0
-        sys_add_shared(&route.backend.in_flight, 1)
         attempt_begin(w, x, slot)
     rc = request_set_host(w, x, slot) if route.host[0] or x.no_host or x.host is not NULL else RC_OK
     if rc != RC_OK:

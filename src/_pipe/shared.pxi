@@ -17,6 +17,7 @@ cdef enum:
     RETRY_EARNED = 20           # by each exchange
     EJECT_FIRST = 100000        # us
     EJECT_MOST = 10000000
+    TRIAL_TIME = 1000000        # us until the next exchange may try a backend that had failed
     NAME_ROOM = 264             # a backend's name, or a pool's
 
 cdef struct BackendC:
@@ -25,6 +26,8 @@ cdef struct BackendC:
     uint32_t address            # index of the address that was connected last
     uint32_t users              # tables that point to it; raised by the control plane only
     uint64_t ejected_until      # us of CLOCK_MONOTONIC; 0 where it is not left out
+    uint32_t trial              # it had failed, and one exchange tries whether it works again: until `ejected_until` nobody else does
+    uint32_t errors             # answers of 5xx in a row
     uint32_t down               # its health checks fail; the control plane's
     int32_t id                  # never given to another one; records and counters name it so. The control plane's, as the rest
     int slot                    # in every table, for as long as anything is left of it
@@ -35,8 +38,11 @@ cdef struct BackendC:
 cdef struct PoolStateC:
     uint32_t turn               # where the choice among equals begins
     uint32_t users              # tables that point to it; raised by the control plane only
+    uint32_t ttft               # us from the whole request, at a backend, to the first content: a moving average; 0 before the first
+    uint32_t ttft_deviation     # us that one differs from it, on average
     PoolStateC *next
     char name[NAME_ROOM]
+    QueueC queue
 
 cdef struct SharedC:
     uint32_t engines            # that point to it; the control plane's, as all up to the budget
@@ -47,6 +53,7 @@ cdef struct SharedC:
     uint32_t retry_budget       # hundredths
     uint64_t kept               # bytes of requests that are kept to be sent again
     uint64_t kept_most          # 0 is no limit
+    uint32_t waiting            # for a place, in all queues
 
 cdef int slot_take(SharedC *shared) noexcept nogil:
     # The first slot that is free, or -1.
@@ -90,6 +97,31 @@ cdef BackendC *backend_find(SharedC *shared, const char *name, size_t n) noexcep
     sys_add_shared(&found.users, 1)
     return found
 
+cdef void pool_note_ttft(PoolStateC *state, int64_t us) noexcept nogil:
+    # The first content of an answer is there. As TCP measures a round trip (Jacobson and Karels, 1988). Of two workers that note at
+    # the same time one may be forgotten.
+    cdef int64_t mean = sys_load_acquire(&state.ttft)
+    cdef int64_t deviation = sys_load_acquire(&state.ttft_deviation)
+    cdef int64_t off
+    if us > INT32_MAX:
+        us = INT32_MAX
+    off = us - mean
+    if not mean:
+        sys_store_release(&state.ttft, <uint32_t>(us + (us == 0)))
+        sys_store_release(&state.ttft_deviation, <uint32_t>(us // 2))
+        return
+    mean += off // 8
+    sys_store_release(&state.ttft, <uint32_t>(mean if mean > 0 else 1))
+    sys_store_release(&state.ttft_deviation, <uint32_t>(deviation + ((off if off > 0 else -off) - deviation) // 4))
+
+cdef int64_t pool_latest_ttft(PoolStateC *state) noexcept nogil:
+    # How long the first content may take, us: what nearly all take no longer than.
+    return <int64_t>sys_load_acquire(&state.ttft) + 4 * <int64_t>sys_load_acquire(&state.ttft_deviation)
+
+cdef void pool_state_free(PoolStateC *state) noexcept nogil:
+    slab_free_all(&state.queue.tenants)
+    free(state)
+
 cdef PoolStateC *pool_state_find(SharedC *shared, const char *name, size_t n) noexcept nogil:
     # Control plane: the state of the pool of that name, made where there is none, with one more user; NULL where there is no memory.
     # One that no table points to any more is freed.
@@ -102,7 +134,7 @@ cdef PoolStateC *pool_state_find(SharedC *shared, const char *name, size_t n) no
             found = state
         elif not sys_load_acquire(&state.users):
             link[0] = state.next
-            free(state)
+            pool_state_free(state)
             continue
         link = &state.next
     if found is NULL:
@@ -110,6 +142,7 @@ cdef PoolStateC *pool_state_find(SharedC *shared, const char *name, size_t n) no
         if found is NULL:
             return NULL
         memcpy(found.name, name, n)
+        found.queue.total = &shared.waiting
         link[0] = found
     sys_add_shared(&found.users, 1)
     return found
@@ -126,7 +159,7 @@ cdef void shared_free(SharedC *shared) noexcept nogil:
     while shared.pools is not NULL:
         pool = shared.pools
         shared.pools = pool.next
-        free(pool)
+        pool_state_free(pool)
     while shared.backends is not NULL:
         backend = shared.backends
         shared.backends = backend.next
@@ -156,7 +189,7 @@ cdef int64_t backend_eject(BackendC *backend, int64_t now) noexcept nogil:
     cdef uint64_t until = sys_read_counter(&backend.ejected_until)
     cdef uint32_t failures = sys_load_acquire(&backend.failures)
     cdef int64_t out = EJECT_MOST
-    if <int64_t>until > now:
+    if <int64_t>until > now and not sys_exchange(&backend.trial, 0):
         return 0
     if failures < 16 and EJECT_FIRST << failures < EJECT_MOST:
         out = EJECT_FIRST << failures
@@ -169,5 +202,17 @@ cdef bint backend_recover(BackendC *backend) noexcept nogil:
     # It has answered. Whether it had failed before, which one worker is told.
     if not sys_load_acquire(&backend.failures) or not sys_exchange(&backend.failures, 0):
         return False
+    sys_store_release(&backend.trial, 0)
     sys_set_counter(&backend.ejected_until, 0)
+    return True
+
+cdef bint backend_try(BackendC *backend, int64_t now) noexcept nogil:
+    # Whether an exchange may go to it now: if it had failed, one at a time tries it, so that few meet a server that is still gone.
+    cdef uint64_t until
+    if not sys_load_acquire(&backend.failures):
+        return True
+    until = sys_read_counter(&backend.ejected_until)
+    if <int64_t>until > now or not sys_compare_exchange_counter(&backend.ejected_until, &until, <uint64_t>(now + TRIAL_TIME)):
+        return False
+    sys_store_release(&backend.trial, 1)
     return True

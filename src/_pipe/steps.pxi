@@ -62,6 +62,7 @@ cdef void steps_init() noexcept nogil:
     STEPS[STATE_HEAD] = step_head
     STEPS[STATE_MODEL] = step_model
     STEPS[STATE_ROUTE] = step_route
+    STEPS[STATE_QUEUE] = step_queue
     STEPS[STATE_CONNECT] = step_connect
     STEPS[STATE_WAIT] = step_wait
     STEPS[STATE_STREAM] = step_stream
@@ -110,6 +111,9 @@ cdef void exchange_expired(WorkerC *w, ExchangeC *x, uint8_t outcome) noexcept n
     cdef ClientC *client = x.client
     if outcome == OUTCOME_TIMEOUT_CONNECT:
         connect_failed(w, x, outcome, REASON_DEADLINE, ETIMEDOUT)
+        return
+    if outcome == OUTCOME_QUEUE_TIMEOUT:
+        queue_out(w, x, outcome, REASON_DEADLINE)
         return
     if x.state == STATE_DETACHED or outcome == OUTCOME_TIMEOUT_TTFT or outcome == OUTCOME_TIMEOUT_IDLE:
         upstream_failed(w, x, outcome, REASON_DEADLINE, ETIMEDOUT)

@@ -7,7 +7,7 @@ from libc.errno cimport (
     errno, EAGAIN, EBADF, ECONNREFUSED, ECONNRESET, EHOSTUNREACH, EINTR, EINPROGRESS, EINVAL, EMFILE, ENETUNREACH,
     ENFILE, ENOBUFS, ENOMEM, ENOSPC, ENOTSOCK, EPIPE, ETIMEDOUT,
 )
-from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport INT32_MAX, INT64_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memchr, memcmp, memcpy, memmove, memset, strerror, strlen
@@ -154,7 +154,10 @@ cdef extern from *:
     #include <stdint.h>
     static inline uint32_t sys_load_acquire(const uint32_t *word) { return __atomic_load_n(word, __ATOMIC_ACQUIRE); }
     static inline void sys_store_release(uint32_t *word, uint32_t value) { __atomic_store_n(word, value, __ATOMIC_RELEASE); }
-    static inline void sys_add_shared(uint32_t *word, uint32_t n) { __atomic_add_fetch(word, n, __ATOMIC_ACQ_REL); }
+    static inline void sys_add_shared(uint32_t *word, uint32_t n) { __atomic_add_fetch(word, n, __ATOMIC_SEQ_CST); }
+    /* What was added by this thread before it is seen by whoever adds to that word after it: of two that each add to a word and then
+       look at the other's, one sees what the other has added. */
+    static inline uint32_t sys_load_ordered(const uint32_t *word) { return __atomic_load_n(word, __ATOMIC_SEQ_CST); }
     static inline void sys_or_shared(uint32_t *word, uint32_t bits) { __atomic_or_fetch(word, bits, __ATOMIC_ACQ_REL); }
     /* Where it fails, *seen is what is there instead. */
     static inline int sys_compare_exchange(uint32_t *word, uint32_t *seen, uint32_t value) {
@@ -171,6 +174,26 @@ cdef extern from *:
         __atomic_store_n(word, __atomic_load_n(word, __ATOMIC_RELAXED) + n, __ATOMIC_RELAXED);
     }
     static inline void sys_set_counter(uint64_t *word, uint64_t value) { __atomic_store_n(word, value, __ATOMIC_RELAXED); }
+    /* A lock for a few hundred instructions, in which no system call is made: 0 is free, 1 taken, 2 taken and waited for (Drepper,
+       "Futexes Are Tricky", 2011). */
+    #ifndef SYS_SLEEP_ON
+    #include <linux/futex.h>
+    #include <sys/syscall.h>
+    #include <unistd.h>
+    #define SYS_SLEEP_ON(word, value) syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, NULL)
+    #define SYS_WAKE_AT(word) syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, 1)
+    #endif
+    static inline void sys_lock(uint32_t *word) {
+        uint32_t seen = 0;
+        if (__atomic_compare_exchange_n(word, &seen, 1, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+            return;
+        while (__atomic_exchange_n(word, 2, __ATOMIC_ACQ_REL))
+            SYS_SLEEP_ON(word, 2);
+    }
+    static inline void sys_unlock(uint32_t *word) {
+        if (__atomic_exchange_n(word, 0, __ATOMIC_ACQ_REL) == 2)
+            SYS_WAKE_AT(word);
+    }
     /* What must hold: looked at in the asan flavour and on the simulated kernel, and not compiled elsewhere. */
     #ifdef LLMPIPE_CHECKS
     #include <stdio.h>
@@ -196,6 +219,9 @@ cdef extern from *:
     void sys_store_release(uint32_t *word, uint32_t value) noexcept nogil
     void sys_add_shared(uint32_t *word, uint32_t n) noexcept nogil
     void sys_or_shared(uint32_t *word, uint32_t bits) noexcept nogil
+    uint32_t sys_load_ordered(const uint32_t *word) noexcept nogil
+    void sys_lock(uint32_t *word) noexcept nogil
+    void sys_unlock(uint32_t *word) noexcept nogil
     bint sys_compare_exchange(uint32_t *word, uint32_t *seen, uint32_t value) noexcept nogil
     bint sys_compare_exchange_counter(uint64_t *word, uint64_t *seen, uint64_t value) noexcept nogil
     uint64_t sys_add_shared_counter(uint64_t *word, uint64_t n) noexcept nogil

@@ -8,6 +8,7 @@ cdef struct RouteC:
     BackendC *backend           # NULL where the slot is not in use
     uint8_t finish_on_abort
     uint8_t address_count
+    uint32_t max_in_flight      # 0 is no limit
     int64_t upstream_idle_timeout   # us; the shortest of its pools, -1 where it is in none
     char authority[AUTHORITY_ROOM]
     char host[AUTHORITY_ROOM]   # the Host that it gets; empty: the client's
@@ -173,12 +174,8 @@ cdef void table_choose(TableC *table) noexcept nogil:
     table.chooses = True
 
 cdef uint32_t model_hash(const uint8_t *name, size_t n) noexcept nogil:
-    # FNV-1a (Fowler, Noll and Vo, 1991). The names are the operator's: nobody can choose them so that they collide.
-    cdef uint32_t hashed = 2166136261
-    cdef size_t i
-    for i in range(n):
-        hashed = (hashed ^ name[i]) * 16777619
-    return hashed & (MODEL_BUCKETS - 1)
+    # The names are the operator's: nobody can choose them so that they collide.
+    return <uint32_t>text_hash(name, n) & (MODEL_BUCKETS - 1)
 
 cdef ModelC *model_exact(TableC *table, const uint8_t *name, size_t n) noexcept nogil:
     # The entry of that very name, or NULL.

@@ -84,6 +84,14 @@ cdef bint text_same_bytes(const uint8_t *p, size_t n, const uint8_t *q, size_t m
             return False
     return True
 
+cdef uint64_t text_hash(const uint8_t *p, size_t n) noexcept nogil:
+    # FNV-1a (Fowler, Noll and Vo, 1991).
+    cdef uint64_t hashed = 0xcbf29ce484222325ULL
+    cdef size_t i
+    for i in range(n):
+        hashed = (hashed ^ p[i]) * 0x100000001b3ULL
+    return hashed
+
 cdef int64_t text_number(const uint8_t *p, size_t n) noexcept nogil:
     # A decimal number of 1 to 18 digits and nothing else, or -1.
     cdef int64_t value = 0

@@ -14,6 +14,7 @@ cdef enum:
     WHEEL_WORDS = 16            # WHEEL_SLOTS / 64
     WHEEL_SHIFT = 14
     BATCH = 256                 # epoll events a turn
+    FIELD_ROOM = 64             # the name of a field, in lower case, with its colon
     TURN_READS = 16             # recv calls a connection and turn, so that one fast stream starves nobody
     BULK_SIZE = 65536
     BULK_LOOKS = 2              # a connection and turn
@@ -33,6 +34,10 @@ cdef struct LimitsC:
     int64_t idle_timeout
     int64_t total_timeout
     int64_t upstream_idle_timeout
+    uint32_t max_in_flight      # of all backends of the pool; 0 is no limit
+    uint32_t queue_size
+    int64_t queue_timeout
+    int64_t cold_timeout        # how long a request may wait for a backend while none is usable
     bint retry_429
     bint retry_502
     bint retry_503
@@ -49,6 +54,8 @@ cdef struct SettingsC:
     int64_t send_timeout
     int64_t dead_peer_timeout
     bint access_records
+    char tenant[FIELD_ROOM]     # the field that says who shares a place in a queue; empty for none
+    char priority[FIELD_ROOM]   # the one that says how urgent a request is
     TrustC trust
 
 cdef struct TableC
@@ -82,6 +89,13 @@ cdef struct WorkerC:
     SlabC exchanges
     SlabC lingers
     SlabC scans                 # JsonC
+    SlabC tickets
+    uint32_t tickets_out        # those that exchanges have
+    uint32_t orphans            # tickets whose exchanges have ended, and that another worker still hands over
+    uint32_t served             # which pool is served first
+    ConnC queue_conn            # the timer of those that wait for a place
+    int64_t estimate            # of an answer that is being made: how long one would have to wait, us; -1 for unknown
+    uint32_t ahead              # the same: how many wait
     int64_t client_count
     int64_t exchange_count
     int64_t lingering           # upstreams that linger

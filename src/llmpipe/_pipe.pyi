@@ -56,12 +56,13 @@ MAX_FAILOVER_BODY: int
 MAX_SECONDS: int
 """The longest time-out that its clock can hold."""
 
-Backend = tuple[bytes, bytes, bytes, Sequence[tuple[str, int]], bool]
-"""(name, authority, host, addresses, finish_on_abort).
+Backend = tuple[bytes, bytes, bytes, Sequence[tuple[str, int]], bool, int]
+"""(name, authority, host, addresses, finish_on_abort, max_in_flight).
 
 The name is the backend's identity among all engines that share: under it it keeps its counters, its failures and its idle
 connections, whatever tables come. The host is what the backend gets in the Host field, empty for
 what the client sent; the authority goes there where the client sent none. An address is (numeric host, port), or ("unix:/path", 0).
+It has at most max_in_flight exchanges at a time, of all engines that share; 0 is no limit.
 """
 
 Histogram = tuple[list[int], float]
@@ -76,6 +77,12 @@ class BackendStats(TypedDict):
     failures: int
     out: bool  # others are asked in its place, because it failed or its health checks do
     content_age: float | None  # seconds since a byte of content came from it, None for never
+
+class PoolStats(TypedDict):
+    """Of all engines that share."""
+
+    waiting: int  # exchanges in its queue
+    wait: Histogram  # of those that got a place
 
 class Stats(TypedDict):
     clients: int
@@ -108,6 +115,7 @@ class Stats(TypedDict):
     duration: Histogram
     disconnect: Histogram
     backends: dict[int, BackendStats]  # by number, of the table that was configured last
+    pools: dict[bytes, PoolStats]  # by name, those that are in a table
 
 class Engine:
     """One worker of the data plane: its own epoll set, connections, upstream pools and counters.

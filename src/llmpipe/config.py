@@ -29,6 +29,9 @@ from llmpipe.cpus import usable_cpus
 from llmpipe.errors import UsageError
 from llmpipe.log import mask_secrets
 
+MOST_IN_FLIGHT = 1_000_000
+"""What bounds exchanges at a time, far above any number that is of use."""
+
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)?")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SIZE = re.compile(r"(\d+)(B|KB|MB|GB)?", re.IGNORECASE)
@@ -105,6 +108,17 @@ def parse_path(text: str) -> str:
     return text
 
 
+def parse_field(text: str) -> str:
+    """The name of a field of a head, or nothing.
+
+    Raises:
+        UsageError: it is no name of a field.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{0,60}", text):
+        raise UsageError(f"{text!r} is no name of a field; write one such as X-Tenant")
+    return text
+
+
 def format_address(host: str, port: int) -> str:
     """`host:port`, with brackets around an IPv6 address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -173,6 +187,8 @@ class Backend:
     """Whether it may finish its answer when the client has left."""
     host_field: str
     """What it gets in the Host field; empty for what the client sent."""
+    max_in_flight: int = 0
+    """Exchanges that it works on at a time at most, of all pools; 0 is no limit."""
     weight: int = attribute(default=1, compare=False)
     """How much it takes beside the others of its pool; the same backend may have another weight in another pool."""
     tier: int = attribute(default=0, compare=False)
@@ -223,6 +239,7 @@ def make_backend(shown: str, base: str, pairs: Iterable[tuple[str, str]]) -> Bac
     _check_text(shown, base)
     options = _parse_backend_options(shown, pairs)
     rest: dict[str, Any] = {
+        "max_in_flight": int(options.get("max-in-flight", 0)),
         "weight": int(options.get("weight", 1)),
         "tier": int(options.get("tier", 0)),
     }
@@ -262,7 +279,11 @@ def _check_scheme(shown: str, base: str) -> None:
         raise UsageError(f"backend {shown}: the scheme {scheme!r} is unknown; write http://HOST:PORT or unix:/PATH")
 
 
-BACKEND_OPTIONS = ("name", "host", "on-abort", "weight", "tier")
+BACKEND_OPTIONS = ("name", "host", "on-abort", "max-in-flight", "weight", "tier")
+
+BACKEND_NUMBERS = {"max-in-flight": (0, MOST_IN_FLIGHT), "weight": (1, MAX_WEIGHT), "tier": (0, MAX_WEIGHT)}
+"""Options that are whole numbers: the least and the most of each."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@\[\]-]{0,255}")
 
 
@@ -283,9 +304,9 @@ def _parse_backend_options(shown: str, pairs: Iterable[tuple[str, str]]) -> dict
             raise UsageError(
                 f"backend {shown}: name is a letter or digit and up to 255 of letters, digits and . _ : / @ -, not {value!r}"
             )
-        least = {"weight": 1, "tier": 0}.get(name)
-        if least is not None and not least <= parse_count(value) <= MAX_WEIGHT:
-            raise UsageError(f"backend {shown}: {name} is from {least} to {MAX_WEIGHT}, not {value}")
+        least, most = BACKEND_NUMBERS.get(name, (0, 0))
+        if name in BACKEND_NUMBERS and not least <= parse_count(value) <= most:
+            raise UsageError(f"backend {shown}: {name} is from {least} to {most}, not {value}")
         options[name] = value
     return options
 
@@ -496,6 +517,22 @@ class ProcessSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         _other("choice", "Least important lines written. Access lines are info; above it they are not even made."),
     ] = "info"
     log_format: Annotated[Literal["text", "json"], _other("choice", "How lines look.")] = "text"
+    tenant: Annotated[
+        str,
+        _other(
+            "FIELD",
+            "Field of a request's head that says who sends it: those who wait in a queue take turns by it, however many requests each "
+            "sends. Empty: all are one.",
+        ),
+    ] = ""
+    priority: Annotated[
+        str,
+        _other(
+            "FIELD",
+            "Field that says how urgent a request is: high, normal or low. In a queue higher ones go first; one in eight is of the "
+            "lowest. Empty: all are normal.",
+        ),
+    ] = ""
     watch: Annotated[
         bool,
         _other("switch", "Load the configuration file again when it changes, as SIGHUP does."),
@@ -594,6 +631,42 @@ class PoolSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     health_fall: Annotated[
         int, _count("checks", "Checks in a row that it must fail to be left out.", 1, 1000, key="health.fall")
     ] = 3
+    max_in_flight: Annotated[
+        int,
+        _count(
+            "exchanges",
+            "Exchanges that all backends of the pool work on at a time at most; further ones wait in its queue. 0 is no limit. Each "
+            "backend may have a limit of its own.",
+            0,
+            MOST_IN_FLIGHT,
+        ),
+    ] = 0
+    queue_size: Annotated[
+        int,
+        _count(
+            "requests",
+            "Requests that wait for a place at most, where there is a limit on exchanges; further ones are answered 429.",
+            0,
+            MOST_IN_FLIGHT,
+            key="queue.size",
+        ),
+    ] = 256
+    queue_timeout: Annotated[
+        float,
+        _seconds(
+            "How long a request waits for a place; then it is answered 429. A client that says that it is less patient is answered "
+            "sooner. 0 is no limit.",
+            key="queue.timeout",
+        ),
+    ] = 30.0
+    cold_timeout: Annotated[
+        float,
+        _seconds(
+            "How long a request waits, in the same queue, for a backend that is up, while none is; 0 is not at all.",
+            flag="--queue-cold-timeout",
+            key="queue.cold_timeout",
+        ),
+    ] = 0.0
     on_midstream_error: Annotated[
         Literal["close", "event"],
         _other("choice", "When a backend fails inside an event stream: just close, or write one error event first."),

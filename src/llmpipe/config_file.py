@@ -14,7 +14,9 @@ from typing import Any
 from msgspec import Struct
 
 from llmpipe.config import (
+    BACKEND_NUMBERS,
     BACKEND_OPTIONS,
+    MOST_IN_FLIGHT,
     Backend,
     Pool,
     PoolSettings,
@@ -49,6 +51,8 @@ _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     "connections": ((int,), "a whole number"),
     "fields": ((int,), "a whole number"),
     "checks": ((int,), "a whole number"),
+    "exchanges": ((int,), "a whole number"),
+    "requests": ((int,), "a whole number"),
     "status": ((int,), "a whole number"),
     "switch": ((bool,), "true or false"),
 }
@@ -236,7 +240,7 @@ def _read_backend(table: Any) -> Backend:
         if option not in BACKEND_OPTIONS or "-" in key:
             known = [name.replace("-", "_") for name in ("url", *BACKEND_OPTIONS)]
             raise UsageError(f"unknown key {key}; there are {', '.join(known)}")
-        wanted = int if option in ("weight", "tier") else str
+        wanted = int if option in BACKEND_NUMBERS else str
         if type(value) is not wanted:
             raise UsageError(f"{key}: write {'a whole number' if wanted is int else 'text'}, not {_shown(value)}")
         pairs.append((option, str(value)))
@@ -430,6 +434,12 @@ def schema() -> dict[str, Any]:
             "on_abort": {
                 "enum": ["close", "finish"],
                 "description": "What becomes of an answer whose client has left.",
+            },
+            "max_in_flight": {
+                "type": "integer",
+                "minimum": 0,
+                "maximum": MOST_IN_FLIGHT,
+                "description": "Exchanges that it works on at a time at most, of all pools; 0 is no limit.",
             },
             "weight": {"type": "integer", "minimum": 1, "description": "How much it takes beside the others."},
             "tier": {

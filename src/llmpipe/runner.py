@@ -36,6 +36,7 @@ def make_table(settings: Settings, resolver: Resolver) -> list[EngineBackend]:
             backend.host_field.encode(),
             resolver.addresses(backend),
             backend.finish_on_abort,
+            backend.max_in_flight,
         )
         for backend in settings.backends
     ]

@@ -190,6 +190,10 @@ SIM_API void sim_step(void) {
 #define __atomic_or_fetch(word, bits, order) (sim_step(), __atomic_or_fetch(word, bits, order))
 #define __atomic_add_fetch(word, n, order) (sim_step(), __atomic_add_fetch(word, n, order))
 
+/* Who waits for a lock has another engine go on. */
+#define SYS_SLEEP_ON(word, value) sim_step()
+#define SYS_WAKE_AT(word) sim_step()
+
 /* Counts a call. 0, or the errno that it must fail with; negative: it may take only so many bytes. */
 SIM_API int sim_enter(int call) {
     int i;

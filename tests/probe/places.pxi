@@ -118,6 +118,7 @@ _ANSWERED = (("backend_answer", 1), _CLIENT, ("client_say", GET), ("backend_answ
 _TUNNEL = (_CLIENT, ("client_say", UPGRADE), ("upstream_say", SWITCH))
 _STREAM = (_CLIENT, ("client_say", GET), ("upstream_say", EVENTS_BEGIN), ("upstream_say", EVENT))
 _UPLOAD = (_CLIENT, ("client_say", CHUNKED), ("client_say", CHUNK))
+_ONE_AT_A_TIME = ("setting", SETTINGS.index("max_in_flight"), 1)
 _ONE = _FINISH | 32         # of the table's bits: those with which there is one backend with one address
 _HALF_HEAD = b"HTTP/1.1 200 OK\r\nContent-Le"
 
@@ -198,6 +199,14 @@ PLACES = (
     _place("client lingers, tunnel", NO_EXCHANGE, MARK_CLIENT_LINGERS, *_TUNNEL, ("upstream_fin", 0)),
     _place("upstream lingers", NO_EXCHANGE, MARK_UPSTREAM_LINGERS, *_TUNNEL, ("client_fin", 0)),
     _place("idle", NO_EXCHANGE, MARK_IDLE, *_ANSWERED),
+    # One exchange at a time, of all backends; and no backend that can be connected.
+    _place("queue", STATE_QUEUE, 0, _ONE_AT_A_TIME, _CLIENT, ("client_say", GET), _CLIENT, ("client_say", 1, POST)),
+    _place("queue, upload", STATE_QUEUE, MARK_BODY, _ONE_AT_A_TIME, _CLIENT, ("client_say", GET), _CLIENT,
+           ("client_say", 1, CHUNKED), ("client_say", 1, CHUNK)),
+    _place("queue, behind", STATE_QUEUE, MARK_BEHIND, _ONE_AT_A_TIME, _CLIENT, ("client_say", GET), _CLIENT,
+           ("client_say", 1, TWICE)),
+    _place("queue, cold", STATE_QUEUE, 0, ("setting", SETTINGS.index("cold_timeout"), len(_TIMES) - 1), ("backend_connect", 3),
+           _CLIENT, ("client_say", POST), may_route=_ONE),
 )
 
 _SIZES = (1, 0, 2, 4, 16, 64, 255)
@@ -267,8 +276,9 @@ cdef enum:
 EVENTS = len(_EVENTS)
 ENDS = len(_ENDS)
 STATE_NAMES = {
-    STATE_HEAD: "head", STATE_MODEL: "model", STATE_ROUTE: "route", STATE_CONNECT: "connect", STATE_WAIT: "wait",
-    STATE_STREAM: "stream", STATE_FLUSH: "flush", STATE_TUNNEL: "tunnel", STATE_DETACHED: "detached", NO_EXCHANGE: "none",
+    STATE_HEAD: "head", STATE_MODEL: "model", STATE_ROUTE: "route", STATE_QUEUE: "queue", STATE_CONNECT: "connect",
+    STATE_WAIT: "wait", STATE_STREAM: "stream", STATE_FLUSH: "flush", STATE_TUNNEL: "tunnel", STATE_DETACHED: "detached",
+    NO_EXCHANGE: "none",
 }
 cdef list _END_OPERATIONS = [_place("", 0, 0, *end).operations for end in _ENDS]
 

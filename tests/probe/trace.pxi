@@ -89,13 +89,14 @@ cdef int64_t trace_exchange() noexcept nogil:
     return ended if live == 1 else -1
 
 cdef void trace_connect(const sim_end *end) noexcept nogil:
-    # A connect begins. An exchange tries each address of a table once: one that did not connect is not tried again.
+    # A connect begins. An exchange tries each address of a table once: one that did not connect is not tried again, unless the
+    # exchange waits for a backend that is up.
     cdef int exchange = <int>trace_exchange()
     cdef NoteC *note
     cdef int i
     for i in range(trace.settled if trace.settled_table == trace.table else trace_count(), trace_count()):
         note = trace_note(i)
-        if (exchange >= 0 and note.kind == NOTE_CONNECT and note.n == exchange and note.who == end.port % SERVERS
+        if (exchange >= 0 and not world.worker.limits.cold_timeout and note.kind == NOTE_CONNECT and note.n == exchange and note.who == end.port % SERVERS
                 and not sim.ends[note.place].connected):
             sim_fail("an address that could not be connected is tried again", "server", note.who)
     trace_add(NOTE_CONNECT, end.port % SERVERS, exchange, <int>(end - sim.ends))

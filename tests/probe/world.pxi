@@ -203,6 +203,7 @@ EDGES = {
     "idle_timeout": _TIMES, "total_timeout": _TIMES, "send_timeout": _TIMES, "upstream_idle_timeout": _TIMES,
     "max_request_line": _ROOMS, "max_head": tuple(n for n in _ROOMS if n >= 256), "max_fields": (1, 2, 3, 4, 8, 128, 256),
     "max_body": _BODIES, "failover_body": _BODIES,
+    "max_in_flight": (0, 1, 2, 3), "queue_size": (0, 1, 2, 256), "queue_timeout": _TIMES, "cold_timeout": _TIMES,
 }
 
 # "q-@@@@-" becomes a number of its own in each request, and in an answer that of the request last received.
@@ -312,6 +313,9 @@ cdef struct WorldC:
     size_t filled[512]          # bytes that "fill" and "chunk" gave so far
     LedgerC ledgers[512]
     uint64_t accounted          # exchanges whose account was held
+    TableC *limits_at           # the table whose limits hold ...
+    int64_t over[4]             # ... and what each backend had when it came; WORLD_BACKENDS of them
+    int tables                  # that came behind the first one
     uint64_t begun              # exchanges
     uint64_t ended
     bint checks
@@ -561,7 +565,7 @@ cdef void world_table(int n, int how) noexcept nogil:
     # A new routing table: bit 0 a second backend, bit 1 finish on abort, bit 2 none at all, bit 3 two addresses for each,
     # bit 4 two backends more, bit 5 the first address is of IPv6, bit 6 it is a Unix socket, bit 7 it is another.
     # `how`: bit 0 the addresses stand in the other order, bit 1 the first backend is gone, bit 2 requests are routed by their
-    # model, whatever it is, to the default pool.
+    # model, whatever it is, to the default pool, bit 3 each backend works on one exchange at a time.
     cdef TableC *tables[MOST_WORLD_WORKERS]
     cdef PoolStateC *state
     cdef PoolC *pool
@@ -596,6 +600,7 @@ cdef void world_table(int n, int how) noexcept nogil:
                 break           # no memory: the table ends here
             route.backend.id = slot     # a name, a slot
             route.finish_on_abort = (n & 2) != 0
+            route.max_in_flight = how >> 3 & 1
             route.upstream_idle_timeout = -1
             route.address_count = 2 if n & 8 else 1
             memcpy(route.authority, b"backend", 7)
@@ -684,6 +689,7 @@ cdef void world_do(int what, int who, int n, const uint8_t *data) noexcept nogil
         world.until = sim.now + (n * 1000 if n < 100 else (n - 99) * 2500000)
     elif what == OP_CONFIGURE:
         fleet.gives_way = True
+        world.tables += 1
         world_table(n, who)
         fleet.gives_way = False
     elif what == OP_SHORT:
@@ -998,7 +1004,9 @@ cdef void world_check_time(WorkerC *w, ExchangeC *x) noexcept nogil:
     elif x.state == STATE_STREAM and x.content and not x.down.unsent:
         world_overdue(b"idle time-out, answer", down, w.limits.idle_timeout)
     elif x.state == STATE_WAIT and x.up.unsent and not x.up_broken and not x.down.unsent:
-        world_overdue(b"idle time-out, request", world_latest(upstream.told_at, client.took_at), w.limits.idle_timeout)
+        # From its connect, if it had to wait for a place.
+        world_overdue(b"idle time-out, request", world_latest(world_latest(upstream.told_at, client.took_at), x.upstream.since),
+                      w.limits.idle_timeout)
     elif x.state == STATE_WAIT and x.up_body.done and not x.down.unsent:
         world_overdue(b"TTFT time-out", world_latest(down, world_latest(upstream.told_at, client.took_at)),
                       w.limits.ttft_timeout)
@@ -1226,7 +1234,75 @@ cdef void world_check_idle() noexcept nogil:
         trace_check_idle(world.workers[k])
     for i in range(WORLD_BACKENDS):
         world_same("exchanges in flight", in_flight[i], world_in_flight(i))
+    world_check_queue()
     world_check_bounds()
+
+cdef void world_check_queue() noexcept nogil:
+    # Who waits for a place is counted, and waits for a reason: no backend has room for it, or none is up (rule M1).
+    cdef WorkerC *w = world.worker
+    cdef PoolStateC *state = w.shared.pools
+    cdef int64_t waiting = 0
+    cdef int64_t counted = 0
+    cdef int64_t tickets
+    cdef ConnC *conn
+    cdef ExchangeC *x
+    cdef RouteC *route
+    cdef int64_t total
+    cdef bint blameless
+    cdef int k
+    cdef int i
+    while state is not NULL:
+        counted += state.queue.waiting
+        state = state.next
+    for k in range(world.worker_count):
+        w = world.workers[k]
+        conn = w.all
+        tickets = 0
+        while conn is not NULL:
+            x = conn.exchange
+            if conn.kind == CONN_CLIENT and x is not NULL and x.ticket is not NULL:
+                tickets += 1
+                waiting += x.ticket.state == TICKET_WAITS
+                if (x.ticket.state == TICKET_WAITS) != (x.state == STATE_QUEUE) and x.ticket.heap.key > sim.now:
+                    sim_fail("a ticket and its exchange differ", "state", x.state)
+                if x.state == STATE_QUEUE and sim.now - WHEEL_SLACK > x.ticket.heap.key:
+                    sim_fail("its time is up, and nothing happened", "queue", sim.now - x.ticket.heap.key)
+                if x.ticket.state == TICKET_WAITS and w.new_table is NULL:
+                    total = 0
+                    blameless = False
+                    for i in range(w.table.count):
+                        route = &w.table.routes[i]
+                        if route.backend is not NULL:
+                            total += route.backend.in_flight
+                            blameless |= not route.backend.failures and (
+                                not route.max_in_flight or route.backend.in_flight < route.max_in_flight)
+                    if blameless and (not w.limits.max_in_flight or total < w.limits.max_in_flight):
+                        sim_fail("it waits, though there is a place", "in flight", total)
+            conn = conn.all_next
+        world_same("tickets", tickets, w.tickets_out)
+        world_same("tickets that nobody took", 0, w.orphans)
+    world_same("tickets that wait", waiting, counted)
+    world_same("tickets that wait, of all pools", waiting, world.worker.shared.waiting)
+    world_check_limits()
+
+cdef void world_check_limits() noexcept nogil:
+    # No backend and no pool works on more than it may: a limit that came later holds from then on.
+    cdef TableC *table = world.worker.table
+    cdef int64_t total = 0
+    cdef int i
+    if world.limits_at != table:
+        world.limits_at = table
+        memset(world.over, 0, sizeof(world.over))
+        for i in range(table.count):
+            world.over[i] = table.routes[i].backend.in_flight if table.routes[i].backend is not NULL else 0
+    for i in range(table.count):
+        if table.routes[i].backend is not NULL:
+            total += table.routes[i].backend.in_flight
+            if table.routes[i].max_in_flight and table.routes[i].backend.in_flight > world_latest(
+                    world.over[i], table.routes[i].max_in_flight):
+                sim_fail("more than a backend may have", "in flight", table.routes[i].backend.in_flight)
+    if world.worker.limits.max_in_flight and not world.tables and total > world.worker.limits.max_in_flight:
+        sim_fail("more than a pool may have", "in flight", total)
 
 cdef void world_check_bounds() noexcept nogil:
     # What all exchanges of the process hold, those included whose client has left.
@@ -1331,6 +1407,7 @@ cdef void world_check_settled(WorkerC *w) noexcept nogil:
     world_same("upstream structs, with nobody there", 0, world_slab_missing(w, &w.upstreams, CONN_UPSTREAM))
     world_same("exchange structs, with nobody there", 0, world_slab_missing(w, &w.exchanges, 0))
     world_same("linger structs, with nobody there", 0, world_slab_missing(w, &w.lingers, 0))
+    world_same("tickets, with nobody there", 0, world_slab_missing(w, &w.tickets, 0))
     if w.all is not NULL:
         sim_fail("a connection, with nobody there", "", w.all.fd)
 
@@ -1370,6 +1447,7 @@ cdef void world_check_engine_end() noexcept nogil:
     world_same("upstream structs", 0, world_slab_missing(w, &w.upstreams, CONN_UPSTREAM))
     world_same("exchange structs", 0, world_slab_missing(w, &w.exchanges, 0))
     world_same("linger structs", 0, world_slab_missing(w, &w.lingers, 0))
+    world_same("tickets", 0, world_slab_missing(w, &w.tickets, 0))
     world_same("areas for long heads", 0, w.long_heads_held)
     for slot in range(WHEEL_SLOTS):
         conn = w.wheel[slot]
@@ -1427,6 +1505,12 @@ class _Settings:
     dead_peer_timeout = 45.0
     access_records = True
     kept_memory = 1 << 28
+    tenant = "x-tenant"
+    priority = "x-priority"
+    max_in_flight = 0
+    queue_size = 256
+    queue_timeout = 30.0
+    cold_timeout = 0.0
 
     def __init__(self, bits):
         self.on_midstream_error = "event" if bits & 1 else "close"

@@ -5,13 +5,13 @@ cdef PoolC *pool_now(WorkerC *w, ExchangeC *x) noexcept nogil:
     return x.pool if x.table is w.table else table_pool(w.table, x.pool.state)
 
 cdef bint pool_has_another(WorkerC *w, ExchangeC *x) noexcept nogil:
-    # Whether there is a backend that this exchange has not tried.
+    # Whether there is a backend that this exchange has not tried, and that takes new ones.
     cdef PoolC *pool = pool_now(w, x)
     cdef int slot
     cdef int i
     for i in range(pool.count):
         slot = pool.members[i].slot
-        if not (x.tried[slot >> 6] >> (slot & 63)) & 1:
+        if not (x.tried[slot >> 6] >> (slot & 63)) & 1 and not sys_load_acquire(&w.table.routes[slot].backend.drained):
             return True
     return False
 
@@ -25,8 +25,8 @@ cdef int pool_turn(PoolC *pool, uint32_t turn) noexcept nogil:
 
 cdef int pool_reserve(WorkerC *w, ExchangeC *x) noexcept nogil:
     # The slot of the backend of the exchange's pool that is to work on it, with this exchange counted; -1 where none is left. Of
-    # those that it has not tried: one that is not left out, of the lowest tier, with the fewest exchanges in flight for its
-    # weight. Equals take turns, each as many as its weight says.
+    # those that it has not tried and that are not drained: one that is not left out, of the lowest tier, with the fewest exchanges
+    # in flight for its weight. Equals take turns, each as many as its weight says.
     cdef PoolC *pool = x.pool
     cdef RouteC *route
     cdef MemberC *member
@@ -49,6 +49,8 @@ cdef int pool_reserve(WorkerC *w, ExchangeC *x) noexcept nogil:
             if (x.tried[member.slot >> 6] >> (member.slot & 63)) & 1:
                 continue
             route = &x.table.routes[member.slot]
+            if sys_load_acquire(&route.backend.drained):
+                continue
             out = backend_out(route.backend, w.now)
             in_flight = sys_load_acquire(&route.backend.in_flight)
             if best is not NULL:
@@ -68,6 +70,10 @@ cdef int pool_reserve(WorkerC *w, ExchangeC *x) noexcept nogil:
             return -1
         # Only if nobody else was counted meanwhile: two workers that look at the same time must not both take it for the emptiest.
         if sys_compare_exchange(&backend.in_flight, &fewest, fewest + 1):
+            if sys_load_acquire(&backend.drained):
+                # It was drained meanwhile, and whoever did that may have seen nothing in flight: so nothing may be.
+                sys_add_shared(&backend.in_flight, <uint32_t>-1)
+                continue
             if pool.count > 1:
                 if turn - best.first_turn >= best.weight:
                     turn = best.first_turn      # it was not its turn, so it begins
@@ -96,6 +102,7 @@ cdef void backend_failed(WorkerC *w, BackendC *backend, int slot, uint8_t reason
     cdef int64_t out = backend_eject(backend, w.now)
     sys_add_counter(&w.stats.backends[slot].failures, 1)
     if out:
+        sys_add_counter(&w.stats.backends[slot].ejections, 1)
         backend_post(w, backend, RECORD_BACKEND_DOWN, out, reason, error)
 
 cdef void backend_answered(WorkerC *w, BackendC *backend) noexcept nogil:

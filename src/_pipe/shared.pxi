@@ -26,6 +26,7 @@ cdef struct BackendC:
     uint32_t users              # tables that point to it; raised by the control plane only
     uint64_t ejected_until      # us of CLOCK_MONOTONIC; 0 where it is not left out
     uint32_t down               # its health checks fail; the control plane's
+    uint32_t drained            # it gets no new exchange at all; the control plane's
     int32_t id                  # never given to another one; records and counters name it so. The control plane's, as the rest
     int slot                    # in every table, for as long as anything is left of it
     BackendC *next

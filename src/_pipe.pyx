@@ -634,7 +634,7 @@ cdef class Engine:
     def mark_drained(self, int number, bint drained):
         with self.lock:
             # An exchange, not a store: the count of exchanges in flight is read behind it.
-            return sys_exchange(&self._backend(number).drained, drained) != drained
+            return sys_exchange(&self._backend(number).drained, drained) != <uint32_t>drained
 
     cdef void _know(self, TableC *table) noexcept:
         # The backends of a table, for stats(); of no table: of none.

@@ -87,10 +87,14 @@ class Server:
     def __init__(self, name: str) -> None:
         self.name = name.encode()
         self.go = threading.Event()
+        self._lock = threading.Lock()
+        self.requests = 0
 
     def __call__(self, connection: Connection) -> None:
         while True:
             request = connection.read_request()
+            with self._lock:
+                self.requests += 1
             if request.line.split()[1] != b"/stream":
                 respond(connection, self.name)
                 continue
@@ -230,6 +234,36 @@ def test_s1_all_workers_know_of_it(fleet: Fleet, workers: str) -> None:
             for client in clients:
                 assert names(client, 2) == {other.encode()}
             assert resume(proxy, one) == "up"
+
+
+def test_s1_behind_a_drain_that_has_ended_nothing_comes_whoever_is_choosing(fleet: Fleet) -> None:
+    """Workers that choose a backend while it is drained: either the drain sees the exchange, or there is none."""
+    stop = threading.Event()
+
+    def ask(proxy: Proxy) -> None:
+        with Client(proxy) as client:
+            while not stop.is_set():
+                assert client.request(GET).status == 200
+                time.sleep(0.002)  # else there would be more lines to log than a busy machine can
+
+    with (
+        Proxy(options=[*fleet.options, "--workers", "3"]) as proxy,
+        ThreadPoolExecutor(6) as pool,
+    ):
+        asking = [pool.submit(ask, proxy) for _ in range(6)]
+        try:
+            for _ in range(20):
+                seen = fleet.servers["a"].requests
+                wait_until(lambda seen=seen: fleet.servers["a"].requests > seen, 30)
+                assert drain(proxy, "a", "?wait=50") == ("drained", 0)
+                seen, others = fleet.servers["a"].requests, fleet.servers["b"].requests
+                wait_until(lambda others=others: fleet.servers["b"].requests > others + 20, 30)
+                assert fleet.servers["a"].requests == seen
+                assert resume(proxy, "a") == "up"
+        finally:
+            stop.set()
+        for found in asking:
+            found.result(50)
 
 
 def test_s1_a_drain_outlives_reloads_and_not_its_backend(fleet: Fleet) -> None:

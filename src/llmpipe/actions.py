@@ -18,8 +18,9 @@ T = TypeVar("T")
 LOOK_INTERVAL = 0.1
 """Seconds between two looks at what a backend has in flight."""
 
-RELOAD_TIME = 60.0
-"""Seconds that a request waits for the end of a reload, which may take as long as a name server likes."""
+CONTROL_TIME = 60.0
+"""Seconds that a request waits for the control plane: it may have many records to write, and a reload takes as long as a name server
+likes."""
 
 
 class Actions:
@@ -31,8 +32,13 @@ class Actions:
         self._loop = asyncio.get_running_loop()
 
     async def _cross(self, work: Coroutine[Any, Any, T]) -> T:
-        """Has the control plane's thread do it. The only way there."""
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+        """Has the control plane's thread do it. The only way there.
+
+        Raises:
+            asyncio.TimeoutError: it takes longer than CONTROL_TIME. What has begun goes on.
+        """
+        done = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+        return await asyncio.wait_for(done, CONTROL_TIME)
 
     async def _mark(self, name: str, drained: bool, client: str) -> None:
         if not self._runner.mark_drained(name, drained):
@@ -65,6 +71,7 @@ class Actions:
 
         Raises:
             KeyError: there is no such backend.
+            asyncio.TimeoutError: the control plane has no time.
         """
         await self._cross(self._mark(name, True, client))
         loop = asyncio.get_running_loop()
@@ -84,6 +91,7 @@ class Actions:
 
         Raises:
             KeyError: there is no such backend.
+            asyncio.TimeoutError: the control plane has no time.
         """
         await self._cross(self._mark(name, False, client))
         return self._shown(name)
@@ -92,6 +100,6 @@ class Actions:
         """Loads the file again, as SIGHUP does: its faults, once that has ended; None where the process ends first.
 
         Raises:
-            asyncio.TimeoutError: it takes longer than RELOAD_TIME, and goes on.
+            asyncio.TimeoutError: it takes longer than CONTROL_TIME, and goes on.
         """
-        return await asyncio.wait_for(self._cross(self._reloads.ask_and_wait()), RELOAD_TIME)
+        return await self._cross(self._reloads.ask_and_wait())

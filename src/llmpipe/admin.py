@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl
 from prometheus_client import CollectorRegistry, make_asgi_app
 
 from llmpipe import log
-from llmpipe.actions import RELOAD_TIME, Actions
+from llmpipe.actions import CONTROL_TIME, Actions
 from llmpipe.background import App, BoundedProtocol, Receive, Scope, Send, send_json
 from llmpipe.config import parse_duration
 from llmpipe.errors import UsageError
@@ -109,27 +109,24 @@ class Control:
         else:
             try:
                 seconds = parse_wait(scope["query_string"].decode("latin-1"), action)
-                status, body = await self._act(scope["state"]["connection"], client, action, name, seconds)
+                connection: BoundedProtocol = scope["state"]["connection"]
+                connection.allow(seconds + CONTROL_TIME)
+                status, body = await self._act(connection, client, action, name, seconds)
             except UsageError as error:
                 status, body = 400, {"error": str(error)}
             except KeyError:
                 status, body = 404, {"error": "there is no backend of that name", "backends": self._actions.names()}
+            except asyncio.TimeoutError:
+                text = f"it was not done within {CONTROL_TIME:.0f} s, and may be done later; look at /status before you ask again"
+                status, body = 504, {"error": text}
         await send_json(send, status, json.dumps(body).encode(), fields)
 
     async def _act(self, connection: BoundedProtocol, client: str, action: str, name: str, seconds: float) -> Answer:
         if action == "drain":
-            connection.allow(seconds)
             return 200, await self._actions.drain(name, client, seconds, connection.gone)
         if action == "resume":
             return 200, await self._actions.resume(name, client)
-        connection.allow(RELOAD_TIME)
-        try:
-            faults = await self._actions.reload()
-        except asyncio.TimeoutError:
-            text = (
-                f"the reload has not ended within {RELOAD_TIME:.0f} s; it goes on, and /status has its faults behind it"
-            )
-            return 504, {"error": text}
+        faults = await self._actions.reload()
         if faults is None:
             return 503, {"error": "the process ends"}
         if faults:

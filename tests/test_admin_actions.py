@@ -731,13 +731,22 @@ def test_i1_a_token_that_cannot_be_read_is_one_line(fleet: Fleet, tmp_path: Path
     (tmp_path / "two").write_text(f"{TOKEN} {TOKEN}\n")
     (tmp_path / "long").write_text(TOKEN * 1000)
     fleet.write(more=f"admin_token = {row.replace('FOLDER', str(tmp_path))}")
-    words = ["serve", *fleet.options, "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]
-    for done in (run(*words, env={"EMPTY": " "}), run("check", str(fleet.path), env={"EMPTY": " "})):
-        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
-        assert done.stderr.startswith("Error: ")
-        assert "admin_token" in done.stderr
-        assert said.replace("FOLDER", str(tmp_path)) in done.stderr
-        assert TOKEN not in done.stderr
+    check_refused(run("check", str(fleet.path), env={"EMPTY": " "}), said.replace("FOLDER", str(tmp_path)))
+
+
+def check_refused(done: subprocess.CompletedProcess[str], said: str) -> None:
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert done.stderr.startswith("Error: ")
+    assert "admin_token" in done.stderr
+    assert said in done.stderr
+    assert TOKEN not in done.stderr
+
+
+def test_i1_without_its_token_the_proxy_does_not_start(fleet: Fleet, tmp_path: Path) -> None:
+    (tmp_path / "two").write_text(f"{TOKEN} {TOKEN}\n")
+    words = ["serve", *fleet.options, "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--admin-token-file"]
+    check_refused(run(*words, str(tmp_path / "none")), f"{tmp_path}/none: No such file or directory")
+    check_refused(run(*words, str(tmp_path / "two")), "has white space")
 
 
 def test_i1_a_flag_with_an_empty_path_is_refused(fleet: Fleet) -> None:

@@ -373,7 +373,9 @@ cdef object _backend_stats(BackendStatsC *stats, BackendC *backend, int64_t now)
         "connects": sys_read_counter(&stats.connects) if own else 0,
         "reuses": sys_read_counter(&stats.reuses) if own else 0,
         "failures": sys_read_counter(&stats.failures) if own else 0,
+        "ejections": sys_read_counter(&stats.ejections) if own else 0,
         "out": backend_out(backend, now),
+        "drained": sys_load_acquire(&backend.drained) != 0,
         "content_age": (now - <int64_t>sys_read_counter(&stats.content_at)) / 1e6
                        if own and sys_read_counter(&stats.content_at) else None,
     }
@@ -652,16 +654,23 @@ cdef class Engine:
         io_wake_post(w.mail.in_fd, &w.mail.in_wake_pending)
         return ids
 
-    def mark(self, int number, bint down):
-        cdef BackendC *backend
-        with self.lock:
-            backend = self._open().shared.backends
-            while backend is not NULL:
-                if backend.id == number:
-                    sys_store_release(&backend.down, down)
-                    return
-                backend = backend.next
+    cdef BackendC *_backend(self, int number) except NULL:
+        # That with this number, of all that the engines share; the lock is held.
+        cdef BackendC *backend = self._open().shared.backends
+        while backend is not NULL:
+            if backend.id == number:
+                return backend
+            backend = backend.next
         raise KeyError(number)
+
+    def mark(self, int number, bint down):
+        with self.lock:
+            sys_store_release(&self._backend(number).down, down)
+
+    def mark_drained(self, int number, bint drained):
+        with self.lock:
+            # An exchange, not a store: the count of exchanges in flight is read behind it.
+            return sys_exchange(&self._backend(number).drained, drained) != <uint32_t>drained
 
     cdef void _know(self, TableC *table) noexcept:
         # The backends of a table, for stats(); of no table: of none.

@@ -13,6 +13,7 @@ import http.client
 import itertools
 import json
 import os
+import queue
 import re
 import shutil
 import signal
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -738,3 +740,66 @@ class Proxy:
             wait_until(nothing_left, timeout)
         except AssertionError:
             raise AssertionError(f"not settled after {timeout} s: {left}") from None
+
+
+class Mock:
+    """`llmpipe mock` as a process of its own."""
+
+    def __init__(self, *options: str, command: Sequence[str] = ("mock",), env: Mapping[str, str] | None = None) -> None:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("LLMPIPE_")}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "llmpipe", *command, "--listen", "127.0.0.1:0", "--log-format", "json", *options],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**inherited, **(env or {})},
+        )
+        self.stderr: list[str] = []
+        self._lines: queue.Queue[str] = queue.Queue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self.address = str(self.wait_log("listening")["address"])
+        self.url = f"http://{self.address}"
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.stderr.append(line)
+            self._lines.put(line)
+
+    def wait_log(self, event: str) -> dict[str, Any]:
+        """The next line of this event."""
+        while True:
+            line: dict[str, Any] = json.loads(self._lines.get(timeout=30))
+            if line["event"] == event:
+                return line
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """Requests that it works on, and requests that wait, as it says itself."""
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=30) as answer:
+            lines = answer.read().decode().splitlines()
+        values = {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
+        return int(values["vllm:num_requests_running"]), int(values["vllm:num_requests_waiting"])
+
+    def wait_load(self, running: int, waiting: int) -> None:
+        wait_until(lambda: self.load == (running, waiting), 30, f"{running} running and {waiting} waiting")
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Its exit code."""
+        self.process.send_signal(number)
+        code = self.process.wait(30)
+        self._reader.join(30)
+        return code
+
+    def __enter__(self) -> Mock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self._reader.join(30)
+        if self.process.stderr is not None:
+            self.process.stderr.close()

@@ -48,6 +48,8 @@ COUNTERS = {
     "llmpipe_access_lines_dropped": (),
     "llmpipe_retries": (),
     "llmpipe_stale_replays": (),
+    "llmpipe_ejections": ("backend",),
+    "llmpipe_reloads": ("result",),
     "llmpipe_events_forwarded": (),
 }
 
@@ -55,6 +57,10 @@ GAUGES = {
     "llmpipe_streaming_active": (),
     "llmpipe_in_flight": ("backend",),
     "llmpipe_backend_up": ("backend",),
+    "llmpipe_backend_drained": ("backend",),
+    "llmpipe_pool_backends": ("pool", "state"),
+    "llmpipe_config_last_reload_successful": (),
+    "llmpipe_config_last_reload_success_timestamp_seconds": (),
     "llmpipe_upstream_idle": ("backend",),
     "llmpipe_clients": (),
     "llmpipe_buffers_held": (),

@@ -37,6 +37,7 @@ SERVE_DEFAULTS = {
     "--dead-peer-timeout": "45s",
     "--max-connections": "0",
     "--max-connections-per-ip": "0",
+    "--admin-token-file": "(none)",
     "--trusted-proxies": "127.0.0.0/8, ::1, unix",
     "--drain-timeout": "600s",
     "--max-request-line": "8KB",
@@ -126,7 +127,9 @@ def test_help_shows_variable_default_and_units_of_every_option(command: str, def
     for name, default in defaults.items():
         own = command == "mock" and not name.startswith("--log")  # it may run in the environment of a proxy
         variable = ("LLMPIPE_MOCK_" if own else "LLMPIPE_") + name.lstrip("-").replace("-", "_").upper()
-        assert f"env var: {variable}" in options[name]
+        if name == "--admin-token-file":
+            variable = "LLMPIPE_ADMIN_TOKEN"  # the token itself, where the flag names a file
+        assert f"env var: {variable};" in options[name] or f"env var: {variable}]" in options[name]
         if default is not None:
             assert f"default: {default}" in options[name]
 

@@ -129,7 +129,7 @@ cdef void outcome_init() noexcept nogil:
     outcome_set(OUTCOME_UPSTREAM_ERROR, b"upstream_error",
                 b"The inference server closed the connection or broke the protocol before it answered.")
     outcome_set(OUTCOME_CONNECT_ERROR, b"connect_error", b"No inference server could be connected.")
-    outcome_set(OUTCOME_NO_BACKEND, b"no_backend", b"No inference server is ready.")
+    outcome_set(OUTCOME_NO_BACKEND, b"no_backend", b"No inference server takes requests now.")
     outcome_set(OUTCOME_TIMEOUT_CONNECT, b"timeout_connect", b"The inference server did not accept the connection in time.")
     outcome_set(OUTCOME_TIMEOUT_TTFT, b"timeout_ttft", b"The inference server did not begin to answer in time.")
     outcome_set(OUTCOME_TIMEOUT_IDLE, b"timeout_idle", b"The inference server stalled.")

@@ -5,13 +5,13 @@ cdef PoolC *pool_now(WorkerC *w, ExchangeC *x) noexcept nogil:
     return x.pool if x.table is w.table else table_pool(w.table, x.pool.state)
 
 cdef bint pool_has_another(WorkerC *w, ExchangeC *x) noexcept nogil:
-    # Whether there is a backend that this exchange has not tried.
+    # Whether there is a backend that this exchange has not tried, and that takes new ones.
     cdef PoolC *pool = pool_now(w, x)
     cdef int slot
     cdef int i
     for i in range(pool.count):
         slot = pool.members[i].slot
-        if not (x.tried[slot >> 6] >> (slot & 63)) & 1:
+        if not (x.tried[slot >> 6] >> (slot & 63)) & 1 and not sys_load_acquire(&w.table.routes[slot].backend.drained):
             return True
     return False
 
@@ -36,7 +36,7 @@ cdef bint pool_full(TableC *table, PoolC *pool) noexcept nogil:
 cdef int pool_reserve(TableC *table, PoolC *pool, const uint64_t *tried, int64_t now) noexcept nogil:
     # The slot of the backend of the pool that is to work on an exchange, with that one counted: one that is not left out, of the lowest
     # tier, with the fewest exchanges in flight for its weight. Equals take turns, each as many as its weight says. Of those that are
-    # `tried` none; NULL is none. SLOT_NONE where none is left, SLOT_BUSY where it has to wait: for a place, or for one that is up.
+    # `tried` none; NULL is none; and none that is drained. SLOT_NONE where none is left, SLOT_BUSY where it has to wait: for a place, or for one that is up.
     cdef RouteC *route
     cdef MemberC *member
     cdef MemberC *best
@@ -48,6 +48,7 @@ cdef int pool_reserve(TableC *table, PoolC *pool, const uint64_t *tried, int64_t
     cdef bint best_full = False
     cdef bint out
     cdef bint full
+    cdef bint waits = False
     cdef int at
     cdef int i
     if pool_full(table, pool):
@@ -62,6 +63,9 @@ cdef int pool_reserve(TableC *table, PoolC *pool, const uint64_t *tried, int64_t
             if tried is not NULL and (tried[member.slot >> 6] >> (member.slot & 63)) & 1:
                 continue
             route = &table.routes[member.slot]
+            if sys_load_acquire(&route.backend.drained):
+                waits = pool.limits.cold_timeout != 0
+                continue
             out = backend_out(route.backend, now)
             in_flight = sys_load_ordered(&route.backend.in_flight)
             full = route.max_in_flight and in_flight >= route.max_in_flight
@@ -83,12 +87,13 @@ cdef int pool_reserve(TableC *table, PoolC *pool, const uint64_t *tried, int64_t
             best_full = full
             fewest = in_flight
         if best is NULL:
-            return SLOT_NONE
+            return SLOT_BUSY if waits else SLOT_NONE
         if best_full or (best_out and pool.limits.cold_timeout):
             return SLOT_BUSY
         # Only if nobody else was counted meanwhile: two workers that look at the same time must not both take it for the emptiest.
         if sys_compare_exchange(&backend.in_flight, &fewest, fewest + 1):
-            if not best_out and not backend_try(backend, now):
+            # If it was drained meanwhile, whoever did that may have seen nothing in flight: so nothing may be.
+            if sys_load_ordered(&backend.drained) or (not best_out and not backend_try(backend, now)):
                 sys_add_shared(&backend.in_flight, <uint32_t>-1)
                 continue
             if pool.count > 1:
@@ -98,12 +103,12 @@ cdef int pool_reserve(TableC *table, PoolC *pool, const uint64_t *tried, int64_t
             return best.slot
 
 cdef bint pool_ready(TableC *table, PoolC *pool, int64_t now, BackendC *beside) noexcept nogil:
-    # Whether any of its backends, beside that one, is not left out.
+    # Whether any of its backends, beside that one, is neither left out nor drained.
     cdef BackendC *backend
     cdef int i
     for i in range(pool.count):
         backend = table.routes[pool.members[i].slot].backend
-        if backend is not beside and not backend_out(backend, now):
+        if backend is not beside and not backend_out(backend, now) and not sys_load_acquire(&backend.drained):
             return True
     return False
 
@@ -129,6 +134,7 @@ cdef void backend_failed(WorkerC *w, BackendC *backend, int slot, uint8_t reason
     cdef int64_t out = backend_eject(backend, w.now)
     sys_add_counter(&w.stats.backends[slot].failures, 1)
     if out:
+        sys_add_counter(&w.stats.backends[slot].ejections, 1)
         backend_post(w, backend, RECORD_BACKEND_DOWN, out, reason, error)
 
 cdef bint backend_answered(WorkerC *w, BackendC *backend) noexcept nogil:

@@ -29,6 +29,7 @@ cdef struct BackendC:
     uint32_t trial              # it had failed, and one exchange tries whether it works again: until `ejected_until` nobody else does
     uint32_t errors             # answers of 5xx in a row
     uint32_t down               # its health checks fail; the control plane's
+    uint32_t drained            # it gets no new exchange at all; the control plane's
     int32_t id                  # never given to another one; records and counters name it so. The control plane's, as the rest
     int slot                    # in every table, for as long as anything is left of it
     BackendC *next

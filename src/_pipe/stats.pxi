@@ -7,6 +7,7 @@ cdef struct BackendStatsC:
     uint64_t connects
     uint64_t reuses
     uint64_t failures
+    uint64_t ejections          # failures that had it left out
     uint64_t content_at         # us; when content last came from it
 
 cdef void backend_stats_take(BackendStatsC *stats, int32_t id) noexcept nogil:
@@ -18,6 +19,7 @@ cdef void backend_stats_take(BackendStatsC *stats, int32_t id) noexcept nogil:
     sys_set_counter(&stats.connects, 0)
     sys_set_counter(&stats.reuses, 0)
     sys_set_counter(&stats.failures, 0)
+    sys_set_counter(&stats.ejections, 0)
     sys_set_counter(&stats.content_at, 0)
     sys_set_counter(&stats.whose, <uint64_t>id + 1)
 

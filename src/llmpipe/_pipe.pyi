@@ -69,13 +69,15 @@ Histogram = tuple[list[int], float]
 """(count of each bucket, not cumulative and one longer than BUCKETS; sum of all values in seconds)."""
 
 class BackendStats(TypedDict):
-    in_flight: int  # of all engines that share, as `out`
+    in_flight: int  # of all engines that share
     idle: int
     exchanges: int
     connects: int
     reuses: int
     failures: int
-    out: bool  # others are asked in its place, because it failed or its health checks do
+    ejections: int  # failures that had it left out
+    out: bool  # others are asked in its place, because it failed or its health checks do; of all engines that share
+    drained: bool  # it gets no new exchange; of all engines that share
     content_age: float | None  # seconds since a byte of content came from it, None for never
 
 class PoolStats(TypedDict):
@@ -224,6 +226,18 @@ class Engine:
 
     def mark(self, number: int, down: bool) -> None:
         """Notes for all engines that share whether a backend's health checks fail; another one is then asked, if there is any.
+
+        Raises:
+            KeyError: there is no backend with that number any more.
+        """
+
+    def mark_drained(self, number: int, drained: bool) -> bool:
+        """Notes for all engines that share whether a backend is drained: no exchange begins with it then, not even where it is the
+        only one. Those that it works on go on. Where `stats` tells behind it that nothing is in flight, nothing will be, but
+        for an exchange that goes to its backend again after a stale connection.
+
+        Returns:
+            Whether that is new.
 
         Raises:
             KeyError: there is no backend with that number any more.

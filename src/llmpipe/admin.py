@@ -1,13 +1,33 @@
-"""The admin endpoint: /metrics, /status, /healthz and /readyz. It reads; it changes nothing and shows no credential."""
+"""The admin endpoint: /metrics, /status, /healthz and /readyz to read, and POSTs that drain a backend, resume it, or reload. It shows no
+credential (rule S1)."""
 
+from __future__ import annotations
+
+import asyncio
 import ipaddress
 import json
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
 
 from prometheus_client import CollectorRegistry, make_asgi_app
 
-from llmpipe.background import App, Receive, Scope, Send, send_json
+from llmpipe import log
+from llmpipe.actions import CONTROL_TIME, Actions
+from llmpipe.background import App, BoundedProtocol, Receive, Scope, Send, send_json
+from llmpipe.config import parse_duration
+from llmpipe.errors import UsageError
+
+if TYPE_CHECKING:
+    from llmpipe.authority import Authority
+
+MOST_WAIT = 3600.0
+"""Seconds that a POST may wait for the end of a drain."""
+
+PATHS = "there are /metrics, /status, /healthz and /readyz, and to POST to /backends/NAME/drain, /backends/NAME/resume and /reload"
+
+Answer = tuple[int, dict[str, Any]]
+"""A status, and what becomes the JSON behind it."""
 
 
 def host_of(field: str) -> str:
@@ -31,20 +51,111 @@ def is_own(host: str, names: Collection[str]) -> bool:
     return True
 
 
+def parse_action(path: str) -> tuple[str, str] | None:
+    """What a POST to a path does, and the backend to which; None where it does nothing.
+
+    Percent-encodings are resolved already. The name stands between the first and the last part of the path, so that it may have
+    slashes, as a URL has.
+    """
+    if path == "/reload":
+        return "reload", ""
+    name, _, verb = path.removeprefix("/backends/").rpartition("/")
+    if path.startswith("/backends/") and name and verb in ("drain", "resume"):
+        return verb, name
+    return None
+
+
+def parse_wait(query: str, action: str) -> float:
+    """The seconds that a request wants to wait.
+
+    Raises:
+        UsageError: it wants something else: a script that misspells it must not take it for done.
+    """
+    pairs = parse_qsl(query, keep_blank_values=True)
+    if not pairs:
+        return 0.0
+    if action != "drain" or len(pairs) > 1 or pairs[0][0] != "wait":
+        raise UsageError("the only parameter there is is wait, of a drain, once: /backends/NAME/drain?wait=30")
+    seconds = parse_duration(pairs[0][1])
+    if seconds > MOST_WAIT:
+        raise UsageError(f"wait is at most {MOST_WAIT:.0f} seconds; ask again behind it")
+    return seconds
+
+
+class Control:
+    """Answers POSTs."""
+
+    def __init__(self, actions: Actions, authority: Authority) -> None:
+        self._actions = actions
+        self._authority = authority
+
+    async def answer(self, scope: Scope, send: Send, action: str, name: str) -> None:
+        """Does what is asked for, or says why not. The body of the request is not looked at."""
+        fields: tuple[tuple[bytes, bytes], ...] = ()
+        client = scope["client"][0] if scope["client"] else ""
+        if any(
+            key == b"transfer-encoding" or (key == b"content-length" and value != b"0")
+            for key, value in scope["headers"]
+        ):
+            fields = ((b"connection", b"close"),)  # what is left of it is not read
+        body: dict[str, Any]
+        if scope["method"] != "POST":
+            status, body = 405, {"error": "only POST"}
+            fields += ((b"allow", b"POST"),)
+        elif refusal := self._authority.refusal(scope["headers"]):
+            log.warning("admin request refused", action=action, client=client, status=refusal.status)
+            status, body = refusal.status, {"error": refusal.text}
+            fields += refusal.fields
+        else:
+            try:
+                seconds = parse_wait(scope["query_string"].decode("latin-1"), action)
+                connection: BoundedProtocol = scope["state"]["connection"]
+                connection.allow(seconds + CONTROL_TIME)
+                status, body = await self._act(connection, client, action, name, seconds)
+            except UsageError as error:
+                status, body = 400, {"error": str(error)}
+            except KeyError:
+                status, body = 404, {"error": "there is no backend of that name", "backends": self._actions.names()}
+            except asyncio.TimeoutError:
+                text = f"it was not done within {CONTROL_TIME:.0f} s, and may be done later; look at /status before you ask again"
+                status, body = 504, {"error": text}
+        await send_json(send, status, json.dumps(body).encode(), fields)
+
+    async def _act(self, connection: BoundedProtocol, client: str, action: str, name: str, seconds: float) -> Answer:
+        if action == "drain":
+            return 200, await self._actions.drain(name, client, seconds, connection.gone)
+        if action == "resume":
+            return 200, await self._actions.resume(name, client)
+        faults = await self._actions.reload()
+        if faults is None:
+            return 503, {"error": "the process ends"}
+        if faults:
+            return 422, {"reloaded": False, "faults": list(faults)}
+        return 200, {"reloaded": True, "backends": self._actions.names()}
+
+
 def make_app(
     registry: CollectorRegistry,
     why_not_ready: Callable[[], str | None],
     status: Callable[[], dict[str, Any]],
+    *,
+    actions: Actions,
+    authority: Authority,
     names: Collection[str] = (),
 ) -> App:
-    """Args:
-    registry: what /metrics shows.
-    why_not_ready: the reason why no new request should come here, or None.
-    status: what /status shows.
-    names: hosts under which it may be asked, beside addresses and localhost.
+    """For a bounded server (`BackgroundServer`).
+
+    Args:
+        registry: what /metrics shows.
+        why_not_ready: the reason why no new request should come here, or None.
+        status: what /status shows.
+        actions: what POSTs can do.
+        authority: knows who may.
+        names: hosts under which it may be asked, beside addresses and localhost.
     """
     metrics: App = make_asgi_app(registry)
     names = {name.lower().rstrip(".") for name in names}
+    control = Control(actions, authority)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
@@ -52,6 +163,8 @@ def make_app(
         # What monitoring asks for is asked under any name that a Service or a target list has.
         if path not in ("/metrics", "/healthz", "/readyz") and not all(is_own(host, names) for host in hosts):
             await send_json(send, 403, b'{"error": "this Host is not known; name it with --admin-host"}')
+        elif action := parse_action(path):
+            await control.answer(scope, send, *action)
         elif scope["method"] not in ("GET", "HEAD"):
             await send_json(send, 405, b'{"error": "only GET and HEAD"}', ((b"allow", b"GET, HEAD"),))
         elif path == "/metrics":
@@ -65,6 +178,6 @@ def make_app(
             body = {"status": "ready"} if reason is None else {"status": "not ready", "reason": reason}
             await send_json(send, 200 if reason is None else 503, json.dumps(body).encode())
         else:
-            await send_json(send, 404, b'{"error": "there are /metrics, /status, /healthz and /readyz"}')
+            await send_json(send, 404, json.dumps({"error": PATHS}).encode())
 
     return app

@@ -24,7 +24,8 @@ MOST_CONNECTIONS = 32
 """Connections of a bounded server. One more takes the place of the one that has been silent for longest."""
 
 REQUEST_TIME = 10.0
-"""Seconds for a whole request on a bounded server, from the connection or the last answer to the end of the answer."""
+"""Seconds for a whole request on a bounded server, from the connection or the last answer to the end of the answer, but for what an
+application allows (`BoundedProtocol.allow`)."""
 
 BACKLOG = 128
 """Connections that may wait for a bounded server."""
@@ -34,7 +35,9 @@ STOP_TIME = 2.0
 
 
 class BoundedProtocol(H11Protocol):
-    """HTTP/1.1 with a limit on connections and a time for each request, of which uvicorn has neither."""
+    """HTTP/1.1 with a limit on connections and a time for each request, of which uvicorn has neither. The application finds it in
+    the scope: `scope["state"]["connection"]`.
+    """
 
     gives_way = False
     """Whether it was told to go, and has not gone yet."""
@@ -44,15 +47,16 @@ class BoundedProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.app_state = {**self.app_state, "connection": self}
         self._heard = self.loop.time()
-        self._restart()
+        self._restart(REQUEST_TIME)
 
     def data_received(self, data: bytes) -> None:
         self._heard = self.loop.time()
         super().data_received(data)
 
     def on_response_complete(self) -> None:
-        self._restart()
+        self._restart(REQUEST_TIME)
         super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -60,11 +64,19 @@ class BoundedProtocol(H11Protocol):
             self._timer.cancel()
         super().connection_lost(exc)
 
-    def _restart(self) -> None:
+    def allow(self, seconds: float) -> None:
+        """Gives the request that is being answered so many seconds, and then as long as any other has."""
+        self._restart(seconds + REQUEST_TIME)
+
+    def gone(self) -> bool:
+        """Whether nobody waits for an answer any more."""
+        return self.transport.is_closing()
+
+    def _restart(self, seconds: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
         # Not close(): that waits until the client has taken all.
-        self._timer = self.loop.call_later(REQUEST_TIME, self.transport.abort)
+        self._timer = self.loop.call_later(seconds, self.transport.abort)
 
     @property
     def rank(self) -> tuple[bool, float]:

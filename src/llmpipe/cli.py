@@ -17,7 +17,7 @@ import click
 from click.shell_completion import get_completion_class
 from msgspec import Struct
 
-from llmpipe import __version__, config_file, log, mock, reference, resolve, server, sockets
+from llmpipe import __version__, config_file, log, mock, reference, resolve, secret, server, sockets
 from llmpipe._pipe import Engine
 from llmpipe.background import make_server
 from llmpipe.bench import command as bench_command
@@ -96,7 +96,7 @@ class SettingOption(_Option):
         """
         self.title = title
         self._setting = setting
-        default: Any = setting.default_texts if setting.is_list else setting.default_texts[0]
+        default: Any = setting.default_texts if setting.is_list else next(iter(setting.default_texts), None)
         if setting.computed_default:
             default = setting.field.default_factory
         attributes: dict[str, Any] = {"is_flag": True}
@@ -117,6 +117,10 @@ class SettingOption(_Option):
             help=setting.description + several,
             **attributes,
         )
+
+    def resolve_envvar_value(self, ctx: click.Context) -> Any:
+        value = super().resolve_envvar_value(ctx)
+        return None if value is None else self._setting.parse_variable(value)
 
     def get_help_extra(self, ctx: click.Context) -> Any:
         """What stands in brackets behind the help (click calls this from 8.2 on)."""
@@ -227,11 +231,13 @@ def check(context: click.Context, /, file: str, **_: Any) -> None:
 
 
 def _try(settings: Settings, file: str) -> None:
-    """Resolves the names and makes an engine's table of it all.
+    """Resolves the names, reads the token, and makes an engine's table of it all.
 
     Raises:
-        UsageError: a name cannot be resolved, or an engine has no room for something.
+        UsageError: a name cannot be resolved, the token cannot be read, or an engine has no room for something.
     """
+    if settings.process.admin_token is not None:
+        secret.read(settings.process.admin_token, "admin_token")
     resolver = resolve.Resolver(resolve.Names())
     asyncio.run(resolver.take(settings.backends))
     engine = Engine(settings)

@@ -341,6 +341,30 @@ def check_backends(backends: Sequence[Backend]) -> None:
                 raise UsageError(f"backend {text} is named twice")
 
 
+@dataclass(frozen=True)
+class Secret:
+    """Where a secret is: in a variable of the environment or in a file. `secret.read` reads it."""
+
+    env: str = ""
+    file: str = ""
+
+
+def parse_secret_file(text: str) -> Secret:
+    """The secret in a file with this path.
+
+    Raises:
+        UsageError: it is empty.
+    """
+    if not text:
+        raise UsageError("the path of the file is empty; name one that has the secret, or leave the option out")
+    return Secret(file=text)
+
+
+def format_secret(secret: Secret) -> str:
+    """Where it is, for a person."""
+    return f"file {secret.file}" if secret.file else f"variable {secret.env}"
+
+
 TRUSTED_BY_DEFAULT = ("127.0.0.0/8", "::1", "unix")
 """Who is on this machine. uvicorn trusts loopback by default too."""
 
@@ -438,7 +462,7 @@ class ProcessSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         int, _count("threads", "Engine threads.", 1, MAX_WORKERS, computed_default="the CPUs it may use")
     ] = field(default_factory=usable_cpus)
     admin: Annotated[
-        Address | None, _other("HOST:PORT or off", "Where /metrics, /healthz and /readyz are, or 'off'.")
+        Address | None, _other("HOST:PORT or off", "Where /metrics, /status, /healthz and /readyz are, or 'off'.")
     ] = (
         "127.0.0.1",
         9090,
@@ -452,6 +476,16 @@ class ProcessSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             flag="--admin-host",
         ),
     ] = ()
+    admin_token: Annotated[
+        Secret | None,
+        _other(
+            "secret",
+            "What a POST to the admin endpoint has to bring (Authorization: Bearer). Where there is none, one is answered only if no "
+            "other machine can reach the endpoint. It is read at the start.",
+            flag="--admin-token-file",
+            variable="LLMPIPE_ADMIN_TOKEN",
+        ),
+    ] = None
     max_connections: Annotated[
         int,
         _count(

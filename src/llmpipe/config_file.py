@@ -22,6 +22,7 @@ from llmpipe.config import (
     PoolSettings,
     ProcessSettings,
     Route,
+    Secret,
     Settings,
     check_backends,
     make_backend,
@@ -55,6 +56,7 @@ _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     "requests": ((int,), "a whole number"),
     "status": ((int,), "a whole number"),
     "switch": ((bool,), "true or false"),
+    "secret": ((dict,), 'the place of the secret, { env = "NAME" } or { file = "PATH" }'),
 }
 """What a value of a unit may be; anything else is text."""
 
@@ -146,10 +148,23 @@ def _read_text(setting: Setting, value: Any) -> Any:
         raise UsageError(f"write {shown}, not {_shown(value)}")
     if isinstance(value, bool):
         return value
+    if isinstance(value, dict):
+        return _read_secret(value)
     text = format(value, "f").rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
     if setting.choices and text not in setting.choices:
         raise UsageError(f"{text!r} is not {setting.range}")
     return setting.parse(text)
+
+
+def _read_secret(table: dict[str, Any]) -> Secret:
+    """Where a secret is. No word of the table is repeated: somebody may have written the secret itself."""
+    places = [(key, place) for key, place in table.items() if key in ("env", "file")]
+    if len(table) != 1 or not places or not isinstance(places[0][1], str) or not places[0][1].isprintable():
+        raise UsageError('write { env = "NAME" } or { file = "PATH" }')
+    key, place = places[0]
+    if not place:
+        raise UsageError(f"{key} is empty")
+    return Secret(**{key: place})
 
 
 def _read_value(setting: Setting, value: Any) -> Any:
@@ -401,8 +416,11 @@ def schema() -> dict[str, Any]:
 
     def one(setting: Setting) -> dict[str, Any]:
         types, _ = _TYPES.get(setting.unit, ((str,), ""))
-        names = {str: "string", int: "integer", float: "number", bool: "boolean"}
+        names = {str: "string", int: "integer", float: "number", bool: "boolean", dict: "object"}
         made: dict[str, Any] = {"type": [names[kind] for kind in types]}
+        if setting.is_secret:
+            made |= {"additionalProperties": False, "minProperties": 1, "maxProperties": 1}
+            made["properties"] = {name: {"type": "string", "minLength": 1} for name in ("env", "file")}
         if setting.choices:
             made = {"enum": [int(text) if int in types else text for text in setting.choices]}
         elif setting.bounds is not None and str not in types:

@@ -33,6 +33,17 @@ class Fleet:
         """The number of a backend of the table; None where it is not in it."""
         return next((number for number, found in self._numbered if found == backend), None)
 
+    def number_named(self, name: str) -> int:
+        """The number of the backend of the table that is called so.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for number, backend in self._numbered:
+            if backend.name == name:
+                return number
+        raise KeyError(name)
+
     def numbered(self) -> Sequence[tuple[int, Backend]]:
         """Each backend of the table with its number; none before the first one."""
         return self._numbered

@@ -60,11 +60,22 @@ async def ask(backend: Backend, address: tuple[str, int], path: str) -> int:
             await writer.wait_closed()
 
 
+class Results:
+    """How many checks of a backend passed, and how many failed, by what they came to (rule L2)."""
+
+    def __init__(self) -> None:
+        self.passed = 0
+        self.failed = 0
+
+
 class _Check:
     """The checks of one backend."""
 
-    def __init__(self, runner: Runner, resolver: Resolver, backend: Backend, settings: PoolSettings) -> None:
+    def __init__(
+        self, runner: Runner, resolver: Resolver, backend: Backend, settings: PoolSettings, results: Results
+    ) -> None:
         self.settings = settings
+        self._results = results
         self._runner = runner
         self._resolver = resolver
         self._backend = backend
@@ -91,6 +102,10 @@ class _Check:
         """Takes the result of a check."""
         if fault and self._runner.content_age(self._backend) < self.settings.health_interval:
             fault = ""
+        if fault:
+            self._results.failed += 1
+        else:
+            self._results.passed += 1
         self._passed, self._failed = (0, self._failed + 1) if fault else (self._passed + 1, 0)
         if self._failed == self.settings.health_fall and not self._down:
             self._down = True
@@ -125,12 +140,17 @@ class _Check:
 
 
 class HealthChecks:
-    """The checks of all backends. It belongs to one event loop."""
+    """The checks of all backends. It belongs to one event loop; `results` may be read by other threads.
+
+    Attributes:
+        results: by the backend's name, of those of the file that are or were checked.
+    """
 
     def __init__(self, runner: Runner, resolver: Resolver) -> None:
         self._runner = runner
         self._resolver = resolver
         self._checks: dict[Backend, _Check] = {}
+        self.results: dict[str, Results] = {}
 
     def configure(self, settings: Settings) -> None:
         """Checks the backends that have a path for it from now on. One in several pools is checked as the first of them says; one
@@ -148,9 +168,16 @@ class HealthChecks:
         for _, backend in self._runner.fleet.numbered():
             if backend not in self._checks:
                 self._runner.mark(backend, False)
-        for backend, found in wanted.items():
+        names = {backend.name for backend in settings.backends}
+        results = {name: found for name, found in self.results.items() if name in names}
+        for backend in wanted:
+            results.setdefault(backend.name, Results())
+        self.results = results
+        for backend, pool_settings in wanted.items():
             if backend not in self._checks:
-                self._checks[backend] = _Check(self._runner, self._resolver, backend, found)
+                self._checks[backend] = _Check(
+                    self._runner, self._resolver, backend, pool_settings, results[backend.name]
+                )
 
     def close(self) -> None:
         """Ends all of them."""

@@ -1,4 +1,4 @@
-"""Prometheus metrics. Nothing is counted here: a scrape reads the engines' counters and adds them up (rule H)."""
+"""Prometheus metrics. Nothing is counted here: a scrape reads what the engines and the control plane count (rule H)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,15 @@ from prometheus_client.registry import Collector
 
 from llmpipe import __version__
 from llmpipe._pipe import BUCKETS, DISCARDS, OUTCOMES, REASONS
+from llmpipe.status import STATES, backend_state
 
 if TYPE_CHECKING:
     from llmpipe._pipe import BackendStats, Histogram, Stats
+    from llmpipe.config import Settings
     from llmpipe.fleet import Fleet
+    from llmpipe.health import HealthChecks
+    from llmpipe.reloads import Reloads
+    from llmpipe.runner import Runner
 
 NO_ERROR = ("ok", "client_abort")
 """Outcomes that are not failures of forwarding."""
@@ -177,7 +182,12 @@ class EngineCollector(Collector):
         # What the engines share each of them tells alike.
         shared: list[tuple[str, str, Callable[[BackendStats], float]]] = [
             ("in_flight", "Exchanges that a backend works on now.", lambda b: b["in_flight"]),
-            ("backend_up", "1 unless others are asked in its place.", lambda b: float(not b["out"])),
+            (
+                "backend_up",
+                "1 for a usable backend, 0 for one that is left out: it failed, its health checks do, or it is drained.",
+                lambda b: float(backend_state(b) == "up"),
+            ),
+            ("backend_drained", "1 for a backend that gets no new exchange.", lambda b: float(b["drained"])),
         ]
         # One table's, all of it: another may come at any moment.
         numbered = [
@@ -198,6 +208,7 @@ class EngineCollector(Collector):
                 "Connects refused or timed out, and ends before any byte of an answer.",
                 lambda b: b["failures"],
             ),
+            ("ejections", "Failures that had a backend left out for a while.", lambda b: b["ejections"]),
             ("upstream_connects", "Upstream connections opened.", lambda b: b["connects"]),
             ("upstream_reuses", "Requests sent on an upstream that was open already.", lambda b: b["reuses"]),
         ]
@@ -213,9 +224,70 @@ class EngineCollector(Collector):
             yield counter
 
 
-def make_registry(collector: EngineCollector) -> CollectorRegistry:
-    """What /metrics shows: the engines' metrics, and the process's own."""
+class ControlCollector(Collector):
+    """Yields the metric families of the control plane at scrape time: pools, health checks, reloads."""
+
+    def __init__(
+        self, runner: Runner, checks: HealthChecks, reloads: Reloads, settings: Callable[[], Settings]
+    ) -> None:
+        """Args:
+        runner: has the state of each backend.
+        checks: count their results.
+        reloads: what came of them.
+        settings: the pools there are.
+        """
+        self._runner = runner
+        self._checks = checks
+        self._reloads = reloads
+        self._settings = settings
+
+    def collect(self) -> Iterable[Metric]:
+        yield self._pools()
+        checks = CounterMetricFamily(
+            "llmpipe_health_checks",
+            "Health checks that ended, by what they came to: one that fails while content comes from the backend has passed.",
+            labels=["backend", "result"],
+        )
+        for name, results in self._checks.results.items():
+            checks.add_metric([name, "passed"], results.passed)
+            checks.add_metric([name, "failed"], results.failed)
+        yield checks
+        reloads = CounterMetricFamily("llmpipe_reloads", "Reloads that were asked for.", labels=["result"])
+        reloads.add_metric(["success"], self._reloads.succeeded)
+        reloads.add_metric(["failure"], self._reloads.failed)
+        yield reloads
+        yield _gauge(
+            "config_last_reload_successful",
+            "1 unless the last reload failed.",
+            float(not self._reloads.faults),
+        )
+        yield _gauge(
+            "config_last_reload_success_timestamp_seconds",
+            "Time of the last reload that succeeded, or of the start, in seconds since 1970.",
+            self._reloads.succeeded_at,
+        )
+
+    def _pools(self) -> Metric:
+        family = GaugeMetricFamily(
+            "llmpipe_pool_backends", "Backends of a pool by their state.", labels=["pool", "state"]
+        )
+        counters = self._runner.engines[0].stats()["backends"]
+        states = {
+            backend: backend_state(counters[number])
+            for number, backend in self._runner.fleet.numbered()
+            if number in counters
+        }
+        for pool in self._settings().all_pools:
+            found = [states.get(backend) for backend in pool.settings.backends]
+            for state in STATES:
+                family.add_metric([pool.name, state], found.count(state))
+        return family
+
+
+def make_registry(*collectors: Collector) -> CollectorRegistry:
+    """What /metrics shows: what is collected, and the process's own metrics."""
     registry = CollectorRegistry()
-    registry.register(collector)
+    for collector in collectors:
+        registry.register(collector)
     ProcessCollector(registry=registry)
     return registry

@@ -22,7 +22,8 @@ variable, and a variable more than the file. White space at the ends of a variab
 {UNITS}
 
 A list is a flag that is repeated; in its variable spaces stand between the members. A switch is a flag without a value; its variable says
-`true` or `false`. What cannot work is refused in one line, with exit code 2.
+`true` or `false`. A secret stands in a file that the flag names, in the variable, or where the file says: `{{ env = "NAME" }}` or
+`{{ file = "PATH" }}`. What cannot work is refused in one line, with exit code 2.
 
 `--demo` (`LLMPIPE_DEMO`) runs a mock inference server in the place of the backends.
 
@@ -88,14 +89,14 @@ A request goes to the pool of the first route that fits; else to the pool that h
 the longest name with a `*` that fits; else to the default pool. Without one the answer is 404. Where there is one pool without models and
 routes, it gets every request, and bodies are not looked at.
 
-SIGHUP loads the file again, and so does a change of it with `watch = true`. Either the whole file is taken or, if there is a fault in it,
+SIGHUP loads the file again, and so do `POST /reload` to the admin endpoint and, with `watch = true`, a change of it. Either the whole file is taken or, if there is a fault in it,
 nothing; a line in the log says what is wrong. Pools, backends and routes change at once. Settings of the process change at the next start.
 """
 
 _FILE_ONLY = ("backends",)
 """Settings whose key in the file is a table."""
 
-_KINDS = {"s": "duration", "bytes": "size", "choice": "choice", "switch": "switch"}
+_KINDS = {"secret": "secret", "s": "duration", "bytes": "size", "choice": "choice", "switch": "switch"}
 
 # What a reader could type, and what Markdown would take for a link: an address or an option of one, and what stands in quotes.
 _LITERAL = re.compile(r"(?<![\w'])'([^' ]+)'|(?<!\S)((?:http://|unix:|\?)[^\s,;]+?)(?=[,;.:]?(?:\s|$))")

@@ -17,7 +17,7 @@ from llmpipe.routing import make_routing
 
 if TYPE_CHECKING:
     from llmpipe._pipe import Backend as EngineBackend
-    from llmpipe._pipe import Stats
+    from llmpipe._pipe import BackendStats, Stats
     from llmpipe.config import Backend, Settings
     from llmpipe.fleet import Fleet
     from llmpipe.record_kinds import Record
@@ -45,7 +45,8 @@ def make_table(settings: Settings, resolver: Resolver) -> list[EngineBackend]:
 class Runner:
     """Starts, feeds and ends the engines.
 
-    All methods are called by the control plane's thread, but for `stats` and `usable_backends`, which are the admin endpoint's too.
+    All methods are called by the control plane's thread, but for `stats`, `backend_stats` and `usable_backends`, which are the admin
+    endpoint's too.
     """
 
     def __init__(
@@ -127,8 +128,12 @@ class Runner:
         backends = settings.backends
         table = make_table(settings, resolver)
         routing = make_routing(settings)
+        before = {backend.name for _, backend in self.fleet.numbered()}
         for engine in self.engines:
             numbers = engine.configure(table, routing)  # which all engines give alike
+        for number, backend in zip(numbers, backends, strict=True):
+            if backend.name not in before:  # it may be back before its last exchange of then has ended
+                self.engines[0].mark_drained(number, False)
         self.fleet.number(numbers, backends)
         self._settings = settings
 
@@ -151,8 +156,26 @@ class Runner:
         return sum(engine.clients for engine in self.engines)
 
     def usable_backends(self) -> int:
-        """Backends that are not left out."""
-        return sum(not backend["out"] for backend in self.engines[0].stats()["backends"].values())
+        """Backends that are neither left out nor drained."""
+        return sum(
+            not (backend["out"] or backend["drained"]) for backend in self.engines[0].stats()["backends"].values()
+        )
+
+    def backend_stats(self, name: str) -> BackendStats:
+        """Counters of a backend, of which those that all engines share are the process's.
+
+        Raises:
+            KeyError: there is no backend of that name.
+        """
+        return self.engines[0].stats()["backends"][self.fleet.number_named(name)]
+
+    def mark_drained(self, name: str, drained: bool) -> bool:
+        """Notes whether a backend is drained, for as long as tables name it. Whether that is new.
+
+        Raises:
+            KeyError: there is no backend of that name.
+        """
+        return self.engines[0].mark_drained(self.fleet.number_named(name), drained)
 
     def mark(self, backend: Backend, down: bool) -> None:
         """Notes whether a backend's health checks fail."""

@@ -18,8 +18,11 @@ from typing import Any
 
 import uvloop
 from msgspec.structs import replace
+from prometheus_client import CollectorRegistry
 
-from llmpipe import __version__, activation, admin, disconnect, log, metrics, mock, resolve, status
+from llmpipe import __version__, activation, admin, disconnect, log, metrics, mock, resolve, secret, status
+from llmpipe.actions import Actions
+from llmpipe.authority import Authority
 from llmpipe.background import BACKLOG as ADMIN_BACKLOG
 from llmpipe.background import BackgroundServer
 from llmpipe.config import Backend, ServeConfig, Settings, parse_backend
@@ -28,6 +31,7 @@ from llmpipe.fleet import Fleet
 from llmpipe.health import HealthChecks
 from llmpipe.notify import Notifier
 from llmpipe.records import RecordLog
+from llmpipe.reloads import Reloads
 from llmpipe.runner import Runner
 from llmpipe.sockets import bind, bind_all, bound_address, local_only, raise_descriptor_limit, take_over
 
@@ -107,15 +111,13 @@ class Server:
     def __init__(self, config: ServeConfig) -> None:
         self._config = config
         self._settings = config.settings
-        self._faults: tuple[str, ...] = ()
-        """Of the last reload."""
+        self._reloads = Reloads()
         self._seen = _look(config.path)
         self._process = config.settings.process
         self._draining = False
         self._notifier = Notifier(os.environ)
         self._names = resolve.Names()
         self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
-        self._hung_up = asyncio.Event()
 
     def _why_not_ready(self, runner: Runner, records: RecordLog) -> str | None:
         if self._draining:
@@ -141,8 +143,7 @@ class Server:
                 await asyncio.wait((starting,))
                 log.info("stopped", signal=number.name, clean=True)
                 return 0
-            acceptor, runner, resolver = starting.result()
-            checks = HealthChecks(runner, resolver)
+            acceptor, runner, resolver, checks = starting.result()
             checks.configure(self._settings)
             stack.callback(checks.close)
             reloading = asyncio.create_task(self._reload_on_demand(resolver, runner, checks))
@@ -151,8 +152,11 @@ class Server:
                 stack.callback(asyncio.create_task(self._watch_file()).cancel)
             return await self._serve(acceptor, runner)
 
-    async def _start(self, stack: AsyncExitStack, lines: log.Log) -> tuple[Acceptor, Runner, resolve.Resolver]:
+    async def _start(
+        self, stack: AsyncExitStack, lines: log.Log
+    ) -> tuple[Acceptor, Runner, resolve.Resolver, HealthChecks]:
         process = self._process
+        token = None if process.admin_token is None else secret.read(process.admin_token, "admin_token")
         inherited = activation.take(os.environ)
         if inherited.admin is not None and process.admin is None:
             raise UsageError("a socket named admin was handed over, but --admin is off; leave one of them out")
@@ -185,13 +189,18 @@ class Server:
             raise UsageError(f"{self._config.path or '--backend'}: {error}") from None
         runner.start()
         stack.callback(runner.stop)
+        checks = HealthChecks(runner, resolver)
         if admin_listener is not None:
-            self._start_admin(stack, admin_listener, runner, records, lines)
+            registry = metrics.make_registry(
+                metrics.EngineCollector(runner.stats, fleet, lambda: lines.dropped, lambda: self._draining),
+                metrics.ControlCollector(runner, checks, self._reloads, lambda: self._settings),
+            )
+            self._start_admin(stack, admin_listener, runner, records, registry=registry, token=token)
         acceptor = Acceptor(listeners, runner, self._settings, descriptors)
         acceptor.start()
         self._announce(listeners, admin_listener, self._settings.backends)
         self._notifier.ready()
-        return acceptor, runner, resolver
+        return acceptor, runner, resolver, checks
 
     async def _start_mock(self, stack: AsyncExitStack) -> Backend:
         listener = await bind(("127.0.0.1", 0), "--demo", self._names)
@@ -202,9 +211,15 @@ class Server:
         return backend
 
     def _start_admin(
-        self, stack: AsyncExitStack, listener: socket.socket, runner: Runner, records: RecordLog, lines: log.Log
+        self,
+        stack: AsyncExitStack,
+        listener: socket.socket,
+        runner: Runner,
+        records: RecordLog,
+        *,
+        registry: CollectorRegistry,
+        token: bytes | None,
     ) -> None:
-        collector = metrics.EngineCollector(runner.stats, runner.fleet, lambda: lines.dropped, lambda: self._draining)
         process = self._process
         hosts = {*process.admin_hosts, *(process.admin[:1] if process.admin else ())}
 
@@ -212,14 +227,17 @@ class Server:
             return self._why_not_ready(runner, records)
 
         app = admin.make_app(
-            metrics.make_registry(collector),
+            registry,
             why_not_ready,
-            lambda: status.make(self._settings, runner, why_not_ready(), self._faults),
-            hosts,
+            lambda: status.make(self._settings, runner, why_not_ready(), self._reloads.faults),
+            actions=Actions(runner, self._reloads),
+            authority=Authority(token, local=local_only(listener)),
+            names=hosts,
         )
         server = BackgroundServer(app, listener, bounded=True)
         server.start()
         stack.push_async_callback(server.stop)
+        stack.callback(self._reloads.close)  # before that: who waits for a reload would delay it
 
     def _announce(
         self,
@@ -241,7 +259,7 @@ class Server:
                 log.warning(
                     "admin is open to other machines",
                     address=bound_address(admin_listener),
-                    hint="it has no authentication: let only the monitoring reach it, or bind it to 127.0.0.1",
+                    hint="reading needs no token: let only the monitoring reach it, or bind it to 127.0.0.1",
                 )
         if self._config.demo:
             text = (
@@ -257,47 +275,46 @@ class Server:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             loop.add_signal_handler(number, self._signals.put_nowait, number)
-        loop.add_signal_handler(signal.SIGHUP, self._hung_up.set)  # several before one was looked at are one
+        loop.add_signal_handler(signal.SIGHUP, self._reloads.ask)  # several before one was looked at are one
 
     async def _reload_on_demand(self, resolver: resolve.Resolver, runner: Runner, checks: HealthChecks) -> None:
-        """Loads the file and resolves names anew at every SIGHUP, and names without one now and then. It may take as long as a name
-        server likes."""
+        """Loads the file and resolves names anew whenever that is asked for, and names without it now and then. It may take as long
+        as a name server likes."""
 
         def configure() -> None:
             runner.configure(resolver)
 
         while True:
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._hung_up.wait(), resolve.INTERVAL)
-            asked = self._hung_up.is_set()
-            self._hung_up.clear()
+            asked = await self._reloads.next(resolve.INTERVAL)
             if asked:
                 self._notifier.reloading()
             try:
-                loaded = not asked or await self._load_file(resolver, runner)
+                faults = await self._load_file(resolver, runner) if asked else ()
                 checks.configure(self._settings)
                 await resolver.refresh(configure)
             except Exception as error:  # no memory for a table; the next one may find some
                 log.error("reload failed", error=repr(error))
-                loaded = False
+                faults = (repr(error),)
             if asked:
-                if loaded:
+                self._reloads.ended(faults)
+                if not faults:
                     log.info("reloaded", backends=",".join(backend.name for backend in self._settings.backends))
                 self._notifier.ready()
 
-    async def _load_file(self, resolver: resolve.Resolver, runner: Runner) -> bool:
-        """Takes the pools and routes that the file has now, all of it or nothing (rule I4). Whether nothing went wrong."""
+    async def _load_file(self, resolver: resolve.Resolver, runner: Runner) -> tuple[str, ...]:
+        """Takes the pools and routes that the file has now, all of it or nothing (rule I4). What is wrong with it, a line for each
+        fault."""
         if self._config.reload is None:
-            return True
+            return ()
         try:
             loaded = self._config.reload()
             await resolver.take((*self._settings.backends, *loaded.backends))
             runner.configure(resolver, loaded)
         except (UsageError, ValueError, MemoryError) as error:
-            self._faults = getattr(error, "faults", (str(error),))
-            for fault in self._faults:
+            faults: tuple[str, ...] = getattr(error, "faults", None) or (str(error) or repr(error),)
+            for fault in faults:
                 log.error("reload failed", error=fault, hint="the configuration of before stays")
-            return False
+            return faults
         changed = [
             name
             for name in self._process.__struct_fields__
@@ -306,9 +323,8 @@ class Server:
         if changed:
             log.warning("settings that a restart changes", settings=",".join(changed))
         self._settings = loaded
-        self._faults = ()
         await resolver.take(loaded.backends)
-        return True
+        return ()
 
     async def _watch_file(self) -> None:
         """Has the file loaded again when it is another one, or has changed. Where it is a link, what it leads to counts: that is
@@ -320,7 +336,7 @@ class Server:
             now = _look(self._config.path)
             if now is not None and now != seen:
                 seen = now
-                self._hung_up.set()
+                self._reloads.ask()
 
     async def _signal_or(self, *others: asyncio.Future[Any], timeout: float | None = None) -> signal.Signals | None:
         """The next signal that ends; None where one of `others` was done, or the time-out passed, before it."""

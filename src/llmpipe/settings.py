@@ -14,10 +14,12 @@ from llmpipe.config import (
     MOST_BYTES,
     MOST_COUNT,
     Backend,
+    Secret,
     check_listen,
     format_address,
     format_address_or_off,
     format_duration,
+    format_secret,
     format_size,
     format_trusted,
     parse_address,
@@ -27,6 +29,7 @@ from llmpipe.config import (
     parse_duration,
     parse_field,
     parse_path,
+    parse_secret_file,
     parse_size,
     parse_trusted,
 )
@@ -90,6 +93,7 @@ NOTATIONS = {
     "URL": Notation("URL", str, _backend_url, gather=parse_backends),
     "NETWORK": Notation("NETWORK", str, str, gather=parse_trusted, members=format_trusted),
     "status": Notation("choice", str, str, gather=_statuses, members=sorted),
+    "secret": Notation("FILE", parse_secret_file, format_secret),
     "choice": Notation("choice", str, str),
     "switch": Notation("switch", "on".__eq__, _format_switch),
 }
@@ -101,6 +105,9 @@ class Setting(Struct, frozen=True, kw_only=True):
 
     name: str
     flag: str
+    variable: str
+    """In the environment. Of a secret it has the secret itself, and the flag names a file: what stands behind a flag can be seen by
+    others (ps)."""
     description: str
     unit: str
     choices: tuple[str, ...]
@@ -116,11 +123,6 @@ class Setting(Struct, frozen=True, kw_only=True):
     field: FieldInfo
 
     @property
-    def variable(self) -> str:
-        """In the environment."""
-        return "LLMPIPE_" + self.flag.lstrip("-").replace("-", "_").upper()
-
-    @property
     def notation(self) -> Notation:
         return NOTATIONS[self.unit]
 
@@ -133,13 +135,19 @@ class Setting(Struct, frozen=True, kw_only=True):
         return self.unit == "switch"
 
     @property
+    def is_secret(self) -> bool:
+        return self.unit == "secret"
+
+    @property
     def default(self) -> Any:
         """Its value where nobody says one."""
         return self.field.default if self.field.default is not NODEFAULT else self.field.default_factory()
 
     @property
     def default_texts(self) -> list[str]:
-        """The default as `parse` reads it: one text, or one for each member of a list."""
+        """The default as `parse` reads it: one text, or one for each member of a list; none of None."""
+        if self.default is None:
+            return []
         members = self.notation.members(self.default) if self.is_list else [self.default]
         return [self.notation.format(member) for member in members]
 
@@ -163,6 +171,10 @@ class Setting(Struct, frozen=True, kw_only=True):
     def is_narrow(self) -> bool:
         """Whether it is a number of which some that can be written are out of range."""
         return self.bounds is not None and self.bounds != (0, self.notation.most)
+
+    def parse_variable(self, text: str) -> Any:
+        """What the variable says, where that is not what the flag says too: a secret, of which only the place is kept."""
+        return Secret(env=self.variable) if self.is_secret else text
 
     def parse(self, text: str) -> Any:
         """The value that `text` says; of a list, a member.
@@ -189,9 +201,11 @@ def _describe(field: FieldInfo) -> Setting:
     (meta,) = (note for note in notes if isinstance(note, Meta))
     extra = meta.extra_json_schema or {}
     literal = get_args(kind)[0] if get_origin(kind) is frozenset else kind
+    flag = extra.get("flag", "--" + field.name.replace("_", "-"))
     return Setting(
         name=field.name,
-        flag=extra.get("flag", "--" + field.name.replace("_", "-")),
+        flag=flag,
+        variable=extra.get("variable", "LLMPIPE_" + flag.lstrip("-").replace("-", "_").upper()),
         description=meta.description or "",
         unit=extra["unit"],
         choices=tuple(map(str, get_args(literal))) if get_origin(literal) is Literal else (),

@@ -8,8 +8,20 @@ from typing import TYPE_CHECKING, Any
 from llmpipe import __version__
 
 if TYPE_CHECKING:
+    from llmpipe._pipe import BackendStats
     from llmpipe.config import Backend, Settings
     from llmpipe.runner import Runner
+
+STATES = ("up", "down", "draining", "drained")
+"""Of a backend: others are asked in the place of one that is down, because it failed or its health checks do, if there are any. One
+that drains gets no new exchange, and has some in flight; a drained one has none. A drain counts more than a failure."""
+
+
+def backend_state(counters: BackendStats) -> str:
+    """One of STATES."""
+    if counters["drained"]:
+        return "draining" if counters["in_flight"] else "drained"
+    return "down" if counters["out"] else "up"
 
 
 def make(settings: Settings, runner: Runner, not_ready: str | None, faults: Sequence[str]) -> dict[str, Any]:
@@ -33,7 +45,8 @@ def make(settings: Settings, runner: Runner, not_ready: str | None, faults: Sequ
         if known:
             ages = [counter["content_age"] for counter in known if counter["content_age"] is not None]
             made |= {
-                "usable": not known[0]["out"],
+                "usable": backend_state(known[0]) == "up",
+                "state": backend_state(known[0]),
                 "in_flight": known[0]["in_flight"],
                 "idle_connections": sum(counter["idle"] for counter in known),
                 "exchanges": sum(counter["exchanges"] for counter in known),

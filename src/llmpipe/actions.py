@@ -1,0 +1,105 @@
+"""What the admin endpoint can have done: drain a backend, resume it, reload (rule S1)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from llmpipe import log
+from llmpipe.status import backend_state
+
+if TYPE_CHECKING:
+    from llmpipe.reloads import Reloads
+    from llmpipe.runner import Runner
+
+T = TypeVar("T")
+
+LOOK_INTERVAL = 0.1
+"""Seconds between two looks at what a backend has in flight."""
+
+CONTROL_TIME = 60.0
+"""Seconds that a request waits for the control plane: it may have many records to write, and a reload takes as long as a name server
+likes."""
+
+
+class Actions:
+    """Made in the control plane's event loop, used in the admin endpoint's: what changes something crosses to the first."""
+
+    def __init__(self, runner: Runner, reloads: Reloads) -> None:
+        self._runner = runner
+        self._reloads = reloads
+        self._loop = asyncio.get_running_loop()
+
+    async def _cross(self, work: Coroutine[Any, Any, T]) -> T:
+        """Has the control plane's thread do it. The only way there.
+
+        Raises:
+            asyncio.TimeoutError: it takes longer than CONTROL_TIME. What has begun goes on.
+        """
+        done = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+        return await asyncio.wait_for(done, CONTROL_TIME)
+
+    async def _mark(self, name: str, drained: bool, client: str) -> None:
+        if not self._runner.mark_drained(name, drained):
+            return
+        if drained:
+            counters = self._runner.backend_stats(name)
+            log.info("backend draining", backend=name, in_flight=counters["in_flight"], client=client)
+        else:
+            log.info("backend resumed", backend=name, client=client)
+
+    def names(self) -> list[str]:
+        """Of the backends there are."""
+        return [backend.name for _, backend in self._runner.fleet.numbered()]
+
+    def _shown(self, name: str) -> dict[str, Any]:
+        counters = self._runner.backend_stats(name)
+        return {"name": name, "state": backend_state(counters), "in_flight": counters["in_flight"]}
+
+    async def drain(self, name: str, client: str, seconds: float, gone: Callable[[], bool]) -> dict[str, Any]:
+        """Gives a backend no new exchange from now on, and waits until it has none.
+
+        Args:
+            name: of the backend.
+            client: who asks, for the log.
+            seconds: for which this waits at most; 0 for not at all.
+            gone: whether nobody waits for the answer any more.
+
+        Returns:
+            What the answer shows of it.
+
+        Raises:
+            KeyError: there is no such backend.
+            asyncio.TimeoutError: the control plane has no time.
+        """
+        await self._cross(self._mark(name, True, client))
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        # Two looks must agree: an exchange that goes to its backend again after a stale connection is not counted in between.
+        agreed = 0
+        while True:
+            shown = self._shown(name)
+            agreed = 0 if shown["state"] == "draining" else agreed + 1
+            left = end - loop.time()
+            if agreed == 2 or left <= 0 or gone():
+                return shown
+            await asyncio.sleep(min(LOOK_INTERVAL, left))
+
+    async def resume(self, name: str, client: str) -> dict[str, Any]:
+        """Takes a drain back: what the answer shows of the backend.
+
+        Raises:
+            KeyError: there is no such backend.
+            asyncio.TimeoutError: the control plane has no time.
+        """
+        await self._cross(self._mark(name, False, client))
+        return self._shown(name)
+
+    async def reload(self) -> tuple[str, ...] | None:
+        """Loads the file again, as SIGHUP does: its faults, once that has ended; None where the process ends first.
+
+        Raises:
+            asyncio.TimeoutError: it takes longer than CONTROL_TIME, and goes on.
+        """
+        return await self._cross(self._reloads.ask_and_wait())

@@ -40,10 +40,15 @@ def mask(text: str, known: Iterable[str] = ()) -> str:
     text = _USER.sub(r"\1***@", text)
     text = _FIELD.sub(r"\1: ***", text)
     text = _OPTION.sub(lambda found: f"{found[1]}***" if is_secret(found[2]) else found[0], text)
-    text = _VARIABLE.sub(lambda found: f"{found[1]}=***" if is_secret(found[1]) else found[0], text)
+    text = _VARIABLE.sub(_mask_variable, text)
     text = _MEMBER.sub(lambda found: f'"{found[2]}": ***' if is_secret(found[2]) else found[0], text)
     text = _PARAMETER.sub(r"\1***", text)
     return _SHAPE.sub("***", text)
+
+
+def _mask_variable(found: re.Match[str]) -> str:
+    value = "***" if is_secret(found[1]) else _VARIABLE.sub(_mask_variable, found[2])  # --env=NAME=VALUE
+    return f"{found[1]}={value}"
 
 
 def find(value: Any, inside: bool = False) -> set[str]:

@@ -149,9 +149,12 @@ class Table:
         self._value: dict[str, Any] = value
         self._taken: set[str] = set()
 
+    def fault(self, where: str, text: str) -> UsageError:
+        """What to raise for a fault at a place."""
+        return UsageError(credentials.mask(f"{self._path}: {where}: {text}" if where else f"{self._path}: {text}"))
+
     def _refuse(self, where: str, wanted: str, value: Any) -> None:
-        place = f"{self._path}: {where}" if where else self._path
-        raise UsageError(credentials.mask(f"{place}: {wanted} is expected here, not {kind(value)}"))
+        raise self.fault(where, f"{wanted} is expected here, not {kind(value)}")
 
     def __contains__(self, key: str) -> bool:
         return self._value.get(key) is not None
@@ -178,13 +181,13 @@ class Table:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             self._refuse(self.where(key), "a number", value)
         if abs(value) > 1e15 or not math.isfinite(value):
-            raise UsageError(f"{self._path}: {self.where(key)}: it is too large a number")
+            raise self.fault(self.where(key), "it is too large a number")
         return value  # type: ignore[no-any-return]
 
     def whole(self, key: str, default: int) -> int:
         value = self.number(key)
         if value is not None and value != int(value):
-            raise UsageError(f"{self._path}: {self.where(key)}: a whole number is expected here")
+            raise self.fault(self.where(key), "a whole number is expected here")
         return default if value is None else int(value)
 
     def flag(self, key: str) -> bool:

@@ -31,6 +31,9 @@ _OLLAMA = frozenset({"ollama", "ollama_chat"})
 
 _ENVIRONMENT = "os.environ/"
 
+_LAST = 1 << 60
+"""The order of a deployment that has none, beside others that have one."""
+
 _KEYS = "keys are not carried over. llmpipe passes on the Authorization field of the client, and asks for no key itself"
 
 _ROUTER = {
@@ -179,9 +182,9 @@ def _read_group(
     """Where each key that nothing has read is first."""
     for where, row in rows:
         params = row.table("litellm_params")
-        row.raw("model_info")  # prices and modes, of which nothing is forwarded
+        info = row.table("model_info")  # of the rest, which are prices and the like, nothing would be forwarded
         try:
-            found.append(_read_deployment(where, name, params, variables))
+            found.append(_read_deployment(where, name, params, info, variables))
         except _NoDeploymentError as error:
             draft.refuse(pool, f"{where}.{error.key}", str(error))
             continue
@@ -227,9 +230,9 @@ class _NoDeploymentError(Exception):
         self.key = key
 
 
-def _read_deployment(where: str, name: str, params: Table, variables: Table) -> _Deployment:
+def _read_deployment(where: str, name: str, params: Table, info: Table, variables: Table) -> _Deployment:
     provider, model = _split_model(params)
-    order = params.whole("order", 0)
+    order = params.whole("order", info.whole("order", _LAST))
     weight = params.number("weight")
     base = params.text("api_base") or params.text("base_url")
     if provider not in _OPENAI | _OLLAMA:
@@ -307,7 +310,7 @@ def _read_aliases(draft: Draft, aliases: Table, groups: dict[str, tuple[PoolDraf
         value = aliases.raw(alias)
         name = value.get("model") if isinstance(value, dict) else value
         if not isinstance(name, str):
-            raise UsageError(f"{where}: the name of a model is expected here, not {kind(name)}")
+            raise aliases.fault(where, f"the name of a model is expected here, not {kind(name)}")
         if name not in groups:
             draft.end.lost(where, "the model that it stands for is not carried over either")
             continue

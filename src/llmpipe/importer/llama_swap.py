@@ -99,7 +99,7 @@ def _read_macros(table: Table) -> dict[str, str]:
         elif isinstance(value, (dict, list)):
             continue  # stands only where a whole value does, in what is not carried over
         elif not isinstance(value, (str, int, float)):
-            raise UsageError(f"{macros.where(name)}: text or a number is expected here, not {kind(value)}")
+            raise macros.fault(macros.where(name), f"text or a number is expected here, not {kind(value)}")
         found[name] = "***" if credentials.is_secret(name) else str(value)
     return found
 
@@ -108,7 +108,7 @@ class _Command:
     """The texts of a model that macros stand in."""
 
     def __init__(self, name: str, model: Table, macros: dict[str, str]) -> None:
-        self._where = model.where("cmd")
+        self._model = model
         lines = model.text("cmd").splitlines()
         self.start = "\n".join(line for line in lines if not line.lstrip().startswith("#"))
         self.proxy = model.text("proxy", "http://localhost:${PORT}")
@@ -129,7 +129,9 @@ class _Command:
         mark = f"${{{macro}}}"
         for text in (self.start, self.proxy, self.check):
             if len(text) + text.count(mark) * len(value) > MOST_LETTERS:
-                raise UsageError(f"{self._where}: with its macros it is longer than {MOST_LETTERS >> 10} KB")
+                raise self._model.fault(
+                    self._model.where("cmd"), f"with its macros it is longer than {MOST_LETTERS >> 10} KB"
+                )
         self.start = self.start.replace(mark, value)
         self.proxy = self.proxy.replace(mark, value)
         self.check = self.check.replace(mark, value)
@@ -160,7 +162,7 @@ def _read_names(model: Table) -> Iterable[str]:
     for number, value in enumerate(model.values("aliases")):
         name = value.get("id") if isinstance(value, dict) else value
         if not isinstance(name, str):
-            raise UsageError(f"{model.where('aliases')}[{number}]: a name is expected here, not {kind(name)}")
+            raise model.fault(f"{model.where('aliases')}[{number}]", f"a name is expected here, not {kind(name)}")
         yield name
 
 

@@ -173,7 +173,10 @@ def read(path: str) -> Draft:
     Raises:
         UsageError: it is none.
     """
-    return _Reader(path).draft
+    try:
+        return _Reader(path).draft
+    except RecursionError:
+        raise UsageError(f"{path}: it is nested too deep") from None
 
 
 def _shown(word: str) -> str:
@@ -223,12 +226,7 @@ class _Files:
             # The library puts the place behind its words, and what it found before them.
             words = re.sub(r" in \S+:\d+$", "", str(error["error"]))
             place = f"{path}:{error['line']}" if error.get("line") else path
-            deep = "recursion" in words
-            raise UsageError(
-                credentials.mask(
-                    f"{place}: {'it is nested too deep' if deep else f'it is no nginx configuration: {words}'}"
-                )
-            )
+            raise UsageError(credentials.mask(f"{place}: it is no nginx configuration: {words}"))
         return list(self._convert(path, parsed["config"][0]["parsed"], (*parents, path)))
 
     def _convert(self, path: str, statements: list[dict[str, Any]], parents: tuple[str, ...]) -> Iterator[_Directive]:

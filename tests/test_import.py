@@ -523,6 +523,34 @@ server { listen 8081; location / { proxy_pass http://c:1; } }
         assert f"not carried over: {lost}" in made.comments, lost
 
 
+def test_i2_fields_that_nginx_sets_for_all_locations(make: Callable[..., Imported]) -> None:
+    made = make(
+        "nginx",
+        """
+http {
+  proxy_set_header Host $http_host;
+  proxy_set_header X-Real-IP $remote_addr;
+  proxy_read_timeout 2m;
+  server {
+    location /a { proxy_pass http://a:1; }
+    location /b { proxy_pass http://b:1; proxy_set_header Host $arg_host; }
+    location /c { proxy_pass http://c:1; proxy_read_timeout 3m; proxy_ignore_client_abort on; }
+  }
+}
+""",
+    )
+    assert [pool["backends"] for pool in made.pools.values()] == [
+        [{"url": "http://a:1"}],
+        [{"url": "http://b:1", "host": "backend"}],
+        [{"url": "http://c:1"}],
+    ]
+    assert [pool["idle_timeout"] for pool in made.pools.values()] == ["120s", "120s", "180s"]
+    assert "not carried over: proxy_set_header x-real-ip (config:4): fields go on as clients send them" in made.comments
+    assert "not carried over: proxy_set_header host (config:8): host is the client's" in made.comments
+    assert 'proxy_ignore_client_abort (config:9): write on_abort = "finish" into the backends' in made.comments
+    assert made.counts == (3, 3, 3)
+
+
 def test_i2_an_exact_location_of_nginx(make: Callable[..., Imported]) -> None:
     """It is the beginning of a path here, so that one which would take other requests is left out."""
     made = make(

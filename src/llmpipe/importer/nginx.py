@@ -130,6 +130,8 @@ _SENT_BY_ITSELF = frozenset(
 )
 """Fields of proxy_set_header that llmpipe sets, or leaves, as they are wanted."""
 
+_AUTHORITY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(:[0-9]{1,5})?")
+
 _SAME_HOST = frozenset({"$host", "$http_host", "$host:$server_port", "$server_name", "$host:$proxy_port"})
 
 
@@ -267,6 +269,8 @@ class _Reader:
         self._trusted: list[str] = []
         self._listens: dict[str, None] = {}
         self._has_tls = False
+        self._told: set[str] = set()
+        """Lines of the fields that a comment is there for: every location inherits them."""
         for where, why in files.unread:
             self.draft.top.lost(where, why)
         servers: list[tuple[_Directive, _Context]] = []
@@ -562,17 +566,20 @@ class _Reader:
         for directive in context.fields:
             name = directive.args[0].lower() if directive.args else ""
             value = directive.args[1] if len(directive.args) > 1 else ""
-            if name == "host":
-                if value in _SAME_HOST:
-                    host = ""
-                elif value == "$proxy_host":
-                    host = default
-                elif re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*(:\d{1,5})?", value):
-                    host = value
-                else:
-                    block.lost(directive.where, "host is the client's, the backend's, or a name")
-            elif name not in _SENT_BY_ITSELF:
-                block.lost(f"proxy_set_header {_shown(name)} ({directive.line})", "fields go on as clients send them")
+            if name == "host" and value in _SAME_HOST:
+                host = ""
+            elif name == "host" and value == "$proxy_host":
+                host = default
+            elif name == "host" and _AUTHORITY.fullmatch(value):
+                host = value
+            elif name not in _SENT_BY_ITSELF and directive.line not in self._told:
+                self._told.add(directive.line)
+                why = (
+                    "host is the client's, the backend's, or a name"
+                    if name == "host"
+                    else "fields go on as clients send them"
+                )
+                block.lost(f"proxy_set_header {_shown(name)} ({directive.line})", why)
         if url.startswith("unix:") and host == "backend":
             return "localhost"
         return host

@@ -18,7 +18,6 @@ from click.shell_completion import get_completion_class
 from msgspec import Struct
 
 from llmpipe import __version__, config_file, log, mock, reference, resolve, secret, server, sockets
-from llmpipe._pipe import Engine
 from llmpipe.background import make_server
 from llmpipe.bench import command as bench_command
 from llmpipe.bench.workload import DEFAULT_PROMPT, SHAPES
@@ -26,15 +25,14 @@ from llmpipe.config import (
     PoolSettings,
     ProcessSettings,
     ServeConfig,
-    Settings,
     parse_address,
     parse_duration,
     parse_size,
 )
 from llmpipe.effective import Effective
 from llmpipe.errors import UsageError
-from llmpipe.routing import make_routing
-from llmpipe.runner import make_table
+from llmpipe.importer import command as import_command
+from llmpipe.runner import try_out
 from llmpipe.settings import UNITS, Setting, describe
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -221,7 +219,11 @@ def check(context: click.Context, /, file: str, **_: Any) -> None:
     effective = Effective(context, file)
     try:
         settings = effective.load()
-        _try(settings, file)
+        if settings.process.admin_token is not None:
+            secret.read(settings.process.admin_token, "admin_token")
+        resolver = resolve.Resolver(resolve.Names())
+        asyncio.run(resolver.take(settings.backends))
+        try_out(settings, file, resolver)
         lines = list(effective.lines(settings))
     except UsageError as error:
         _refuse_all(error)
@@ -230,23 +232,33 @@ def check(context: click.Context, /, file: str, **_: Any) -> None:
     click.echo("\n".join(lines))
 
 
-def _try(settings: Settings, file: str) -> None:
-    """Resolves the names, reads the token, and makes an engine's table of it all.
+@cli.command("import")
+@click.argument("kind", type=click.Choice(list(import_command.KINDS)), metavar="KIND")
+@click.argument("file", type=click.Path(), metavar="FILE")
+@click.option("--output", type=click.Path(), metavar="FILE", help="Write to this file, which must not exist.")
+@click.option("--force", is_flag=True, help="Write over --output if it exists.")
+def import_(kind: str, file: str, output: str | None, force: bool) -> None:
+    """Make a configuration file of another proxy's.
 
-    Raises:
-        UsageError: a name cannot be resolved, the token cannot be read, or an engine has no room for something.
+    KIND is litellm, llama-swap or nginx. What is printed can be served; a comment names each thing that was not carried over, and
+    what to do instead where that is known. Keys and passwords are left out. A last line on standard error counts all of it.
+
+    \b
+      pip install 'llmpipe[import]'
+      llmpipe import litellm config.yaml --output llmpipe.toml
+
+    Exit code 0, or 2 with a line where nothing could be made of the file.
     """
-    if settings.process.admin_token is not None:
-        secret.read(settings.process.admin_token, "admin_token")
-    resolver = resolve.Resolver(resolve.Names())
-    asyncio.run(resolver.take(settings.backends))
-    engine = Engine(settings)
     try:
-        engine.configure(make_table(settings, resolver), make_routing(settings))
-    except ValueError as error:
-        raise UsageError(f"{file}: {error}") from None
-    finally:
-        engine.close()
+        made = import_command.convert(kind, file)
+        if output is None:
+            click.echo(made.text.encode(), nl=False)  # UTF-8 whatever the locale is, as TOML wants it
+        else:
+            import_command.write(made.text, output, force=force)
+    except UsageError as error:
+        _refuse_all(error)
+    lost = f"{_counted(made.lost, 'thing')} {'was' if made.lost == 1 else 'were'} not carried over"
+    click.echo(f"{_counted(made.pools, 'pool')}, {_counted(made.backends, 'backend')}; {lost}", err=True)
 
 
 def _counted(number: int, noun: str) -> str:

@@ -167,7 +167,12 @@ def _read_secret(table: dict[str, Any]) -> Secret:
     return Secret(**{key: place})
 
 
-def _read_value(setting: Setting, value: Any) -> Any:
+def read_value(setting: Setting, value: Any) -> Any:
+    """The value of a setting, as a file has it under the setting's key.
+
+    Raises:
+        UsageError: it is of another kind, or out of range.
+    """
     if not setting.is_list:
         return _read_text(setting, value)
     members = value if isinstance(value, list) else [value]
@@ -204,7 +209,7 @@ def _flatten(faults: _Faults, where: str, table: dict[str, Any], settings: Colle
 def _read_values(faults: _Faults, where: str, table: dict[str, Any], settings: dict[str, Setting]) -> dict[str, Any]:
     found = {}
     for key in table.keys() & settings.keys():
-        value = faults.read(f"{where}{key}", _read_value, settings[key], table[key])
+        value = faults.read(f"{where}{key}", read_value, settings[key], table[key])
         if value is not None:
             found[settings[key].name] = value
     return found
@@ -215,14 +220,19 @@ def _read_names(value: Any) -> tuple[str, ...]:
         raise UsageError('write an array of names, such as ["llama-3.3-70b", "llama-*"]')
     seen: set[str] = set()
     for name in value:
-        _check_model(name)
+        check_model(name)
         if name in seen:
             raise UsageError(f"{name!r} is there twice")
         seen.add(name)
     return tuple(value)
 
 
-def _check_model(name: str) -> None:
+def check_model(name: str) -> None:
+    """Looks whether a model can have this name.
+
+    Raises:
+        UsageError: it cannot.
+    """
     if not name or not name.isprintable() or '"' in name or "\\" in name or len(name.encode()) > MODEL_ROOM:
         raise UsageError(
             f"{name[:40]!r} is no name of a model: 1 to {MODEL_ROOM} bytes without quotes, backslashes or control characters"
@@ -235,8 +245,8 @@ def _read_aliases(value: Any) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(target, str) for target in value.values()):
         raise UsageError('write a table of names, such as { "gpt-4o" = "llama-3.3-70b" }')
     for alias, target in value.items():
-        _check_model(alias)
-        _check_model(target)
+        check_model(alias)
+        check_model(target)
         if target.endswith("*"):
             raise UsageError(f"{alias!r} stands for {target!r}, which is no model but many")
     return value
@@ -342,11 +352,9 @@ def _check_names(faults: _Faults, pools: Iterable[FilePool]) -> None:
                 )
 
 
-def _read_document(path: str) -> dict[str, Any]:
+def _read_document(path: str, data: bytes) -> dict[str, Any]:
     try:
-        return tomllib.loads(Path(path).read_bytes().decode())
-    except OSError as error:
-        raise FileError([f"{path}: {error.strerror}"]) from None
+        return tomllib.loads(data.decode())
     except (
         ValueError,
         RecursionError,
@@ -390,7 +398,23 @@ def read(path: str) -> File:
     Raises:
         FileError: it cannot be read, or there are faults in it: a line for each.
     """
-    document = _read_document(path)
+    try:
+        return parse(path, Path(path).read_bytes())
+    except OSError as error:
+        raise FileError([f"{path}: {error.strerror}"]) from None
+
+
+def parse(path: str, data: bytes) -> File:
+    """Checks what stands in a file.
+
+    Args:
+        path: what faults call it.
+        data: all of it.
+
+    Raises:
+        FileError: there are faults in it: a line for each.
+    """
+    document = _read_document(path, data)
     faults = _Faults(path)
     known = {*PROCESS, "pools", "routes", "default_pool"}
     for key in document.keys() - known:

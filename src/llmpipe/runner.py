@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from llmpipe import log
 from llmpipe._pipe import Engine
+from llmpipe.errors import UsageError
 from llmpipe.routing import make_routing
 
 if TYPE_CHECKING:
@@ -21,13 +22,13 @@ if TYPE_CHECKING:
     from llmpipe.config import Backend, Settings
     from llmpipe.fleet import Fleet
     from llmpipe.record_kinds import Record
-    from llmpipe.resolve import Resolver
+    from llmpipe.resolve import Resolver, Unresolved
 
 RECORD_INTERVAL = 0.1
 """Seconds between two looks at records that nobody was woken for."""
 
 
-def make_table(settings: Settings, resolver: Resolver) -> list[EngineBackend]:
+def make_table(settings: Settings, resolver: Resolver | Unresolved) -> list[EngineBackend]:
     """The backends as `Engine.configure` takes them."""
     return [
         (
@@ -40,6 +41,26 @@ def make_table(settings: Settings, resolver: Resolver) -> list[EngineBackend]:
         )
         for backend in settings.backends
     ]
+
+
+def try_out(settings: Settings, file: str, resolver: Resolver | Unresolved) -> None:
+    """Makes an engine's table of it all, and throws it away.
+
+    Args:
+        settings: what the engine is told.
+        file: where they are from.
+        resolver: has the addresses.
+
+    Raises:
+        UsageError: the engine has no room for something.
+    """
+    engine = Engine(settings)
+    try:
+        engine.configure(make_table(settings, resolver), make_routing(settings))
+    except ValueError as error:
+        raise UsageError(f"{file}: {error}") from None
+    finally:
+        engine.close()
 
 
 class Runner:

@@ -111,7 +111,7 @@ def test_peers_end_with_everything_they_started(tmp_path):
         assert peers.processes(process) == []
     finally:
         source.send_signal(signal.SIGTERM)
-        source.wait(10)
+        source.wait(30)
 
 
 def test_a_peer_that_cannot_start_says_why(tmp_path):

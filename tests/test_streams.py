@@ -187,7 +187,9 @@ def test_two_thousand_streams_at_once(many_descriptors, proxy_to, record_propert
     async def run() -> None:
         async with serving(answer) as url:
             # Long enough for what is idle to be used again, so that streams share upstreams.
-            proxy = await asyncio.to_thread(proxy_to, url, options=["--upstream-idle-timeout", "1s"])
+            proxy = await asyncio.to_thread(
+                proxy_to, url, options=["--upstream-idle-timeout", "1s", "--head-timeout", "2m"]
+            )
             descriptors = await idle_descriptors(proxy)
             streams: list[asyncio.Future[None]] = []
 
@@ -307,7 +309,7 @@ def test_random_ends_leave_nothing_behind(proxy_to, seed):
     async def run() -> None:
         rng = random.Random(seed)
         async with serving(answer) as url:
-            options = ["--upstream-idle-timeout", "500ms", "--idle-timeout", "1s"]
+            options = ["--upstream-idle-timeout", "500ms", "--idle-timeout", "8s", "--head-timeout", "2m"]
             proxy = await asyncio.to_thread(proxy_to, url, options=options)
             descriptors = await idle_descriptors(proxy)
             plan = []

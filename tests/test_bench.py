@@ -34,8 +34,6 @@ from llmpipe.bench.measure import MEANINGS
 from llmpipe.bench.workload import SHAPES, Workload, make_plan
 from llmpipe.errors import UsageError
 
-pytestmark = pytest.mark.timeout(120)
-
 SHORT = ("--rounds", "1", "--duration", "400ms", "--settle", "100ms")
 LONGER = ("--duration", "2s")
 """Where a moment in which the machine does nothing would be too large a part."""
@@ -48,7 +46,7 @@ def bench_command(*arguments: object) -> list[str]:
 
 def bench(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        bench_command(*arguments), capture_output=True, text=True, check=False, timeout=100, env=ENVIRONMENT
+        bench_command(*arguments), capture_output=True, text=True, check=False, timeout=300, env=ENVIRONMENT
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done
@@ -455,7 +453,6 @@ def answer_with(data: bytes) -> Callable[[Connection], None]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_what_only_looks_like_an_answer_is_an_error(tmp_path):
     """All in one run, one round each; what is an answer is none's error."""
     with ExitStack() as stack:
@@ -469,7 +466,7 @@ def test_what_only_looks_like_an_answer_is_an_error(tmp_path):
             capture_output=True,
             text=True,
             check=False,
-            timeout=200,
+            timeout=550,
             env=ENVIRONMENT,
         )
     assert done.returncode == 1, done.stdout + done.stderr
@@ -593,7 +590,7 @@ def test_an_interrupt_prints_what_there_is(proxy_to, tmp_path):
     while "round 2/50" not in running_.stderr.readline():
         assert running_.poll() is None
     running_.send_signal(signal.SIGINT)
-    output, error = running_.communicate(timeout=30)
+    output, error = running_.communicate(timeout=60)
     assert running_.returncode == 130
     assert "ours" in output
     assert "direct" in output

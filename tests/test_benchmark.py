@@ -19,8 +19,6 @@ from bench import peers, readme, workloads  # noqa: E402
 from bench.attacks import Attack, AttackError, Mounted  # noqa: E402
 from llmpipe.bench import page, report  # noqa: E402
 
-pytestmark = pytest.mark.timeout(180)
-
 
 def test_the_readme_quotes_the_last_full_run():
     results = json.loads(readme.RESULTS.read_text())

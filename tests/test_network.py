@@ -420,7 +420,6 @@ def echo(connection: Connection) -> None:
 @pytest.mark.slow
 @needs_namespaces
 @pytest.mark.parametrize("hurt", ["loss", "tiny segments", "loss and tiny segments"])
-@pytest.mark.timeout(150)
 def test_bodies_come_through_byte_for_byte(far: FarSide, hurt: str) -> None:
     if "loss" in hurt:
         far.lose(3)
@@ -437,7 +436,6 @@ def test_bodies_come_through_byte_for_byte(far: FarSide, hurt: str) -> None:
 @needs_namespaces
 @pytest.mark.skipif(not os.path.exists("/dev/net/tun"), reason="REORDERING NOT TESTED: there is no /dev/net/tun")
 @pytest.mark.parametrize("side", ["client", "backend"])
-@pytest.mark.timeout(150)
 def test_bodies_come_through_reordered_delayed_and_doubled(side: str) -> None:
     with contextlib.ExitStack() as stack:
         far = ShuffledFarSide()

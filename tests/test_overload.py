@@ -22,8 +22,6 @@ sys.path.insert(0, str(ROOT))
 
 from bench.attacks import Attack, Mounted  # noqa: E402
 
-pytestmark = pytest.mark.timeout(180)
-
 PATIENCE = 60.0
 """Seconds for what an attack has to bring about: it shares the machine with everything else."""
 

@@ -180,7 +180,7 @@ def test_many_workers_take_turns(proxy_to):
 def test_a_dead_backend_is_met_once_by_all_workers(proxy_to):
     port = free_port()
     dead = f"http://127.0.0.1:{port}"
-    proxy = proxy_to(dead, answer_all, options=["--workers", "8"])
+    proxy = proxy_to(dead, answer_all, options=["--workers", "8", "--log-level", "debug"])  # which tells of each time
     clients = [Client(proxy) for _ in range(16)]  # two in each worker
     try:
         failures = 0.0

@@ -29,9 +29,9 @@ PIECES = 20
 """Of the stream, at least, that must come while the attack goes on."""
 
 MB = 1 << 20
-SLACK = (32 if "asan" in os.environ.get("LD_PRELOAD", "") else 4) * MB
+SLACK = (32 if "asan" in os.environ.get("LD_PRELOAD", "") else 16) * MB
 """What resident memory may keep of an attack, besides the slabs: the 64 free buffers that a worker keeps, Python's arenas after
-thousands of access lines, what the allocator has not given back. A single buffer that stays is too small to be seen here;
+thousands of access lines, of which ten thousand may wait to be written where the machine is slow, what the allocator has not given back. A single buffer that stays is too small to be seen here;
 `llmpipe_buffers_held` counts those."""
 
 STRUCTS = 176 + 512 + 128

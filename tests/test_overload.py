@@ -31,8 +31,8 @@ PIECES = 20
 MB = 1 << 20
 SLACK = (32 if "asan" in os.environ.get("LD_PRELOAD", "") else 16) * MB
 """What resident memory may keep of an attack, besides the slabs: the 64 free buffers that a worker keeps, Python's arenas after
-thousands of access lines, of which ten thousand may wait to be written where the machine is slow, what the allocator has not given back. A single buffer that stays is too small to be seen here;
-`llmpipe_buffers_held` counts those."""
+thousands of access lines, of which ten thousand may wait to be written where the machine is slow, and what the allocator has not
+given back. A single buffer that stays is too small to be seen here; `llmpipe_buffers_held` counts those."""
 
 STRUCTS = 176 + 512 + 128
 """Bytes of a client, an exchange and an upstream: slabs keep what they have."""

@@ -6,6 +6,8 @@ import socket
 import threading
 from typing import Any
 
+from harness import wait_asleep
+
 from llmpipe._pipe import Engine
 from llmpipe.config import Settings
 from llmpipe.record_kinds import Record
@@ -33,8 +35,13 @@ class Engines:
         (numbers,) = {tuple(engine.configure(table)) for engine in self.engines}
         return list(numbers)
 
+    def rest(self) -> None:
+        """Waits until the engines have done what belongs to all that they have sent."""
+        wait_asleep(f"/proc/self/task/{thread.native_id}" for thread in self.threads)
+
     def total(self, name: str) -> int:
-        """A counter of all engines."""
+        """A counter of all engines, in which all that they have sent by now is counted."""
+        self.rest()
         return sum(engine.stats()[name] for engine in self.engines)
 
     def take(self) -> list[Record]:

@@ -30,8 +30,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-TIMEOUT = 10.0
-"""Seconds that a socket or a wait is given: enough for a slow machine, short enough for a broken one."""
+TIMEOUT = 30.0
+"""Seconds that a socket or a wait is given: enough for a machine that stands still for a while, short enough for a broken one."""
 
 REPORTS = (
     "Traceback (most recent call last)",
@@ -96,6 +96,35 @@ def free_port() -> int:
             sock.bind(("127.0.0.1", port))
             return port
     raise AssertionError("no port is free")
+
+
+def wait_asleep(threads: Iterable[str]) -> None:
+    """Waits until each of these threads, given by their folders in /proc, has slept once, or until a second has passed.
+
+    A client has the last byte of an answer a moment before the engine counts the exchange, and on a busy machine that moment
+    can be long. An engine never sleeps within a turn of its loop: once it is seen asleep, all that belongs to what it has sent is
+    done. One that has work all the time is looked at while it works.
+    """
+    first: dict[str, str] = {}
+
+    def slept(thread: str) -> bool:
+        try:
+            status = Path(thread, "status").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        switches = re.search(r"^voluntary_ctxt_switches:\s+(\d+)", status, re.MULTILINE)
+        assert switches
+        return "State:\tS" in status or first.setdefault(thread, switches[1]) != switches[1]
+
+    end = time.monotonic() + 1
+    left = list(threads)
+    while (left := [thread for thread in left if not slept(thread)]) and time.monotonic() < end:
+        time.sleep(0.001)
+
+
+def threads_of(pid: int) -> list[str]:
+    """The folders of a process's threads in /proc."""
+    return [f"/proc/{pid}/task/{thread}" for thread in os.listdir(f"/proc/{pid}/task")]
 
 
 def open_descriptors(pid: int) -> dict[int, str]:
@@ -571,8 +600,8 @@ class Proxy:
         self._reader = threading.Thread(target=self._read_log, daemon=True)
         self._reader.start()
         try:
-            self.address = str(self.wait_log("listening", timeout=30)["address"])
-            self.admin_port = int(str(self.wait_log("admin listening", timeout=30)["address"]).rpartition(":")[2])
+            self.address = str(self.wait_log("listening")["address"])
+            self.admin_port = int(str(self.wait_log("admin listening")["address"]).rpartition(":")[2])
         except BaseException:
             self.kill()
             raise
@@ -604,7 +633,7 @@ class Proxy:
             if not self._told_to_stop:
                 if self.process.poll() is None:
                     self.signal(signal.SIGTERM)
-                assert self.wait_exit(20) == 0, f"exit code {self.process.returncode}\n{''.join(self.stderr[-50:])}"
+                assert self.wait_exit() == 0, f"exit code {self.process.returncode}\n{''.join(self.stderr[-50:])}"
         finally:
             self.kill()
         text = "".join(self.stderr)
@@ -649,18 +678,25 @@ class Proxy:
             connection.close()
 
     def metrics(self) -> dict[str, float]:
-        """Every sample of /metrics, keyed as it is printed: 'llmpipe_exchanges_total{outcome="ok"}'."""
+        """Every sample of /metrics, keyed as it is printed: 'llmpipe_exchanges_total{outcome="ok"}'. What the engines have sent by now
+        is counted in them.
+        """
+        wait_asleep(threads_of(self.pid))
+        return self._scrape()
+
+    def _scrape(self) -> dict[str, float]:
         status, text = self.admin("/metrics")
         assert status == 200, text
         lines = [line for line in text.splitlines() if line and not line.startswith("#")]
         return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
 
     def metric(self, name: str, **labels: str) -> float:
-        """One sample, 0.0 where there is none.
+        """One sample, 0.0 where there is none, once the engines have done what belongs to all that they have sent.
 
-        A client has the last byte of an answer a moment before the exchange is counted, and on a busy machine that moment
-        can be long. So this looks until two samples in a row are the same, three times at most.
+        What a backend or a client did is another matter: it may still be on its way. This looks until two samples in a row are the
+        same, three times at most, but who needs it waits for it (wait_metric).
         """
+        wait_asleep(threads_of(self.pid))
         sample = self._sample(name, **labels)
         for _ in range(3):
             time.sleep(0.02)
@@ -671,7 +707,7 @@ class Proxy:
 
     def _sample(self, name: str, **labels: str) -> float:
         text = ",".join(f'{label}="{value}"' for label, value in labels.items())
-        return self.metrics().get(f"{name}{{{text}}}" if text else name, 0.0)
+        return self._scrape().get(f"{name}{{{text}}}" if text else name, 0.0)
 
     def outcome(self, name: str) -> float:
         """How many exchanges ended so."""
@@ -733,7 +769,7 @@ class Proxy:
         def nothing_left() -> bool:
             names = ("llmpipe_clients", "llmpipe_streaming_active", "llmpipe_in_flight{")
             left.clear()
-            left.update((name, n) for name, n in self.metrics().items() if name.startswith(names) and n)
+            left.update((name, n) for name, n in self._scrape().items() if name.startswith(names) and n)
             return not left
 
         try:

@@ -10,6 +10,7 @@ import time
 import urllib.request
 
 from harness import (
+    TIMEOUT,
     Backend,
     Client,
     Connection,
@@ -48,7 +49,7 @@ def test_the_fields(proxy_to):
         assert (line["method"], line["path"], line["status"]) == ("POST", "/v1/x?n=1", 200)
         assert (line["outcome"], line["phase"], line["attempts"]) == ("ok", "stream", 1)
         assert (line["backend"], line["request_id"]) == (backend.url, "my-id")
-        assert 45 < line["ttft_ms"] < line["duration_ms"] < 5000
+        assert 45 < line["ttft_ms"] < line["duration_ms"] < 60_000
         assert line["duration_ms"] > 95
         assert line["bytes_up"] == len(request)
         assert line["bytes_down"] == len(response.raw)
@@ -112,13 +113,13 @@ def test_when_nobody_reads_the_log_lines_are_dropped_and_counted_and_nobody_wait
 
             def listening() -> bool:
                 try:
-                    socket.create_connection(("127.0.0.1", port), timeout=10).close()
+                    socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT).close()
                 except ConnectionRefusedError:
                     return False
                 return True
 
             wait_until(listening)
-            stream = Stream(socket.create_connection(("127.0.0.1", port), timeout=10))
+            stream = Stream(socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT))
             one = b"HTTP/1.1 200 OK"
             for _ in range(200):
                 stream.send(GET * 100)
@@ -128,21 +129,23 @@ def test_when_nobody_reads_the_log_lines_are_dropped_and_counted_and_nobody_wait
             stream.close()
 
             def metrics() -> dict[str, float]:
-                with urllib.request.urlopen(f"http://127.0.0.1:{admin}/metrics", timeout=10) as response:
+                with urllib.request.urlopen(f"http://127.0.0.1:{admin}/metrics", timeout=TIMEOUT) as response:
                     lines = response.read().decode().splitlines()
                 return {k: float(v) for k, _, v in (line.rpartition(" ") for line in lines if line[0] != "#")}
 
             # The last exchange ends behind the bytes of its answer.
             wait_until(lambda: metrics()['llmpipe_exchanges_total{outcome="ok"}'] == 20_000)
-            dropped, before = 0.0, -1.0
-            while dropped != before or not dropped:  # until the control plane has taken every record
+            dropped = [0.0]
+            while (
+                len(dropped) < 8 or len(set(dropped[-6:])) > 1 or not dropped[-1]
+            ):  # until the control plane has taken every record
                 time.sleep(0.5)
-                before, dropped = dropped, metrics()["llmpipe_access_lines_dropped_total"]
+                dropped.append(metrics()["llmpipe_access_lines_dropped_total"])
             process.send_signal(signal.SIGTERM)
             with open(read, "rb") as log:
                 written = sum(b" access " in line for line in log)
-            assert process.wait(20) == 0
-            assert written + dropped == 20_000
+            assert process.wait(TIMEOUT) == 0
+            assert written + dropped[-1] == 20_000
         finally:
             process.kill()
             process.wait()
@@ -175,7 +178,7 @@ def test_the_fields_of_what_went_wrong(proxy_to):
             conn.close()
 
     with Backend(serve) as backend:
-        proxy = proxy_to(backend, options=["--ttft-timeout", "300ms"])
+        proxy = proxy_to(backend, options=["--ttft-timeout", "2s"])
         got = {}
         for path in ("/silent", "/reset", "/truncated", "/left"):
             with Client(proxy) as client:
@@ -196,7 +199,7 @@ def test_the_fields_of_what_went_wrong(proxy_to):
             assert (line["ttft_ms"] is None) == (path in ("/silent", "/reset"))
             assert (line["close_ms"] is None) == (path != "/left")
             assert len(line["request_id"]) == 32
-        assert 299 <= lines["/silent"]["duration_ms"] < 5000
+        assert 1999 <= lines["/silent"]["duration_ms"] < 60_000
 
 
 def test_attempts_and_the_backend_that_answered(proxy_to):
@@ -210,7 +213,8 @@ def test_attempts_and_the_backend_that_answered(proxy_to):
             for path in ("/1", "/2"):  # one of them meets the bad one first
                 assert client.request(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode()).status == 200
         lines = lines_by_path(proxy, 2)
-        assert sorted(line["attempts"] for line in lines.values()) == [1, 2]
+        attempts = {line["attempts"] for line in lines.values()}
+        assert attempts in ({1, 2}, {2})  # both, where the time for which it is left out was over
         assert {line["backend"] for line in lines.values()} == {good.url}
 
 
@@ -253,5 +257,5 @@ def test_the_engines_ring_overflows_without_a_wait():
         assert engine.take_records() == []
     finally:
         engine.stop()
-        thread.join(10)
+        thread.join(TIMEOUT)
         engine.close()

@@ -251,7 +251,7 @@ def test_a_drain_leaves_the_socket_to_who_comes_next(listener: socket.socket) ->
     def held(connection: Connection) -> None:
         connection.read_request()
         connection.send(sse_head() + chunk(b"data: 1\n\n"))
-        go.wait(20)
+        go.wait(60)
         connection.send(chunk(b"data: 2\n\n") + b"0\r\n\r\n")
 
     inode = os.fstat(listener.fileno()).st_ino
@@ -300,7 +300,7 @@ print(environment, *descriptors)
             pass_fds=over.fds,
             capture_output=True,
             text=True,
-            timeout=50,
+            timeout=100,
             check=False,
         )
     assert (done.stdout, done.stderr) == ("[] False\n", "")
@@ -325,7 +325,7 @@ def refused(over: HandedOver, *options: str) -> str:
             pass_fds=over.fds,
             capture_output=True,
             text=True,
-            timeout=50,
+            timeout=100,
             check=False,
         )
     assert done.returncode == 2, done

@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 from harness import (
+    TIMEOUT,
     Backend,
     Client,
     Connection,
@@ -27,6 +28,8 @@ from harness import (
     open_descriptors,
     respond,
     sse_head,
+    threads_of,
+    wait_asleep,
     wait_until,
 )
 from prometheus_client.parser import text_string_to_metric_families
@@ -135,7 +138,7 @@ def test_histograms_add_up(proxy_to) -> None:
 
 def test_every_failure_is_counted_by_its_reason(proxy_to) -> None:
     proxy = proxy_to(f"http://127.0.0.1:{free_port()}")
-    assert httpx.get(proxy.url).status_code == 502
+    assert httpx.get(proxy.url, timeout=TIMEOUT).status_code == 502
     proxy.wait_metric("llmpipe_streaming_errors_total", 1, reason="connect_error")
     assert proxy.outcome("connect_error") == 1
     assert proxy.outcome("ok") == 0
@@ -152,7 +155,7 @@ def test_not_ready_while_no_backend_is_usable_and_healthy_all_the_same(proxy_to)
 
     def unready() -> bool:
         # Each failure leaves it out for longer, so that sooner or later the question comes in time.
-        assert httpx.get(proxy.url).status_code == 502
+        assert httpx.get(proxy.url, timeout=TIMEOUT).status_code == 502
         status, body = proxy.admin("/readyz")
         return status == 503 and json.loads(body) == {"status": "not ready", "reason": "no backend is usable"}
 
@@ -169,7 +172,7 @@ def test_what_is_not_there_is_404_and_json(proxy: Proxy) -> None:
 
 @pytest.mark.parametrize("path", ["/metrics", "/healthz"])
 def test_it_only_answers_questions(proxy: Proxy, path: str) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", proxy.admin_port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", proxy.admin_port, timeout=TIMEOUT)
     try:
         connection.request("POST", path, body=b"x")
         response = connection.getresponse()
@@ -184,7 +187,7 @@ def test_it_only_answers_questions(proxy: Proxy, path: str) -> None:
 
 
 def test_garbage_does_not_hurt_it(proxy: Proxy) -> None:
-    with socket.create_connection(("127.0.0.1", proxy.admin_port), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", proxy.admin_port), timeout=TIMEOUT) as sock:
         sock.sendall(b"\x00\xff not http\r\n\r\n")
         assert sock.recv(100).startswith(b"HTTP/1.1 400 ")
     assert proxy.admin("/healthz")[0] == 200
@@ -250,7 +253,7 @@ def test_the_longest_silent_connection_gives_way(proxy_to) -> None:
         connections = [stack.enter_context(admin_connection(proxy)) for _ in range(MOST_CONNECTIONS)]
         wait_until(lambda: admin_sockets(proxy) == MOST_CONNECTIONS)
         connections[0].sendall(b"GET /hea")  # it has said something since the second one did
-        time.sleep(0.2)
+        wait_asleep(threads_of(proxy.pid))  # it has taken that
         stack.enter_context(admin_connection(proxy))
         assert ended(connections[1])
         connections[0].sendall(b"lthz HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -270,8 +273,8 @@ def ended(sock: socket.socket) -> bool:
 @pytest.mark.parametrize("said", [b"", b"GET /metrics HTTP/1.1\r\nHost: a\r\nX-A: ", b"drip"])
 def test_a_head_has_ten_seconds(proxy: Proxy, said: bytes) -> None:
     """Even one that grows by a byte now and then."""
+    start = time.monotonic()
     with admin_connection(proxy) as sock:
-        start = time.monotonic()
         sock.sendall(b"GET / HTTP/1.1\r\nX-A: " if said == b"drip" else said)
         sock.settimeout(0.5 if said == b"drip" else 40)
         while True:
@@ -315,7 +318,7 @@ def test_a_strangers_host_is_refused(named: Proxy, host: str, status: int) -> No
     """A browser that was led here by a name of somebody else may read nothing but what monitoring reads (rule S1)."""
     shown = 200 if status == 404 else status
     for path, expected in (("/", status), ("/status", shown), ("/healthz", 200), ("/readyz", 200), ("/metrics", 200)):
-        answer = httpx.get(f"http://127.0.0.1:{named.admin_port}{path}", headers={"host": host})
+        answer = httpx.get(f"http://127.0.0.1:{named.admin_port}{path}", headers={"host": host}, timeout=TIMEOUT)
         assert answer.status_code == expected, path
 
 

@@ -113,9 +113,12 @@ def test_limits_count_them(engines):
 
 def test_without_a_place_they_wait(engines):
     made = engines(1, most=2)
-    first, second, third = (made.adopt() for _ in range(3))
+    first, second = (made.adopt() for _ in range(2))
     for client in (first, second):
         client.send(b"GET")  # who waits for nothing would give way after a second
+    wait_until(lambda: made.first.clients == 2)
+    made.rest()
+    third = made.adopt()
     third.send(GET)
     wait_until(lambda: any(isinstance(record, AcceptPaused) for record in made.take()))
     assert third.silent(0.2)

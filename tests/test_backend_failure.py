@@ -371,7 +371,7 @@ def test_e2_clients_raise(proxy_to, name):
     script, go = ending(name)
     go.set()
     proxy = proxy_to(script)
-    with httpx.Client(base_url=proxy.url) as client, pytest.raises(httpx.TransportError):
+    with httpx.Client(base_url=proxy.url, timeout=30) as client, pytest.raises(httpx.TransportError):
         client.get("/")
     with (
         openai.OpenAI(base_url=proxy.url + "/v1", api_key="x", max_retries=0) as client,
@@ -553,7 +553,7 @@ def test_e2_a_time_out_inside_a_stream_is_told_too(proxy_to, option):
         conn.send(sse_head() + (b"" if option == "ttft" else chunk(b"data: 1\n\n")))
         conn.wait_eof()
 
-    proxy = proxy_to(stall, options=[*EVENT, f"--{option}-timeout", "300ms"])
+    proxy = proxy_to(stall, options=[*EVENT, f"--{option}-timeout", "2s"])
     with Client(proxy) as client:
         client.send(GET)
         client.read_head()

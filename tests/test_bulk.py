@@ -71,7 +71,12 @@ def test_every_byte_comes_once_and_in_order(framing: str, family: str, seed: int
         head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
         if framing == "close":
             head = b"HTTP/1.1 200 OK\r\n\r\n"
-    with Backend(Sender(head + body, chance), family) as backend, Proxy(backend.url) as proxy, Client(proxy) as client:
+    options = ["--upstream-idle-timeout", "10m"]
+    with (
+        Backend(Sender(head + body, chance), family) as backend,
+        Proxy(backend.url, options=options) as proxy,
+        Client(proxy) as client,
+    ):
         client.send(GET)
         client.read_head()
         got = bytes(client.buffer)

@@ -266,7 +266,7 @@ def test_environment_variables_and_options_which_win_over_them() -> None:
         }
         with Proxy(options=["--max-fields", "50"], env=variables) as proxy:
             assert proxy.wait_log("listening")["backends"] == f"{one.url},{two.url}"
-            with httpx.Client(base_url=proxy.url) as client:
+            with httpx.Client(base_url=proxy.url, timeout=30) as client:
                 assert client.post("/", content=b"123").status_code == 200
                 assert client.post("/", content=b"1234").status_code == 413
                 many = {f"x-{number}": "1" for number in range(60)}
@@ -365,7 +365,7 @@ def test_an_unknown_variable_is_named_and_one_of_kubernetes_is_not() -> None:
 
 def test_a_backend_that_is_not_up_yet_is_no_error() -> None:
     with Proxy(f"http://127.0.0.1:{free_port()}") as proxy:
-        answer = httpx.get(proxy.url)
+        answer = httpx.get(proxy.url, timeout=30)
         assert answer.status_code == 502
         assert answer.json()["error"]["message"]
 

@@ -29,7 +29,7 @@ from harness import LAST_CHUNK, Backend, Client, Connection, Proxy, chunk, free_
 from servers import Server, plain_environment
 from tools import tool
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 
 MEGABYTE = 1 << 20
 TIMES = 20

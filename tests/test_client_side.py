@@ -332,7 +332,7 @@ def test_a4_a_chunk_size_is_judged_alike_in_any_pieces(proxy_to):
 
 
 def test_a3_half_a_head_is_answered_408(proxy_to):
-    proxy = proxy_to(Recorder(), options=["--head-timeout", "0.3s"])
+    proxy = proxy_to(Recorder(), options=["--head-timeout", "1.5s"])
     with Client(proxy) as idle, Client(proxy) as client:
         start = time.monotonic()
         done = threading.Event()
@@ -348,7 +348,7 @@ def test_a3_half_a_head_is_answered_408(proxy_to):
         done.set()
         dribbler.join()
         assert check_error(response, 408)["code"] == "timeout_head"
-        assert 0.28 < time.monotonic() - start < 5
+        assert time.monotonic() - start > 1.49
         assert client.read_eof() == b""
         # Who has not sent a byte is late too, but there is no request to answer.
         assert idle.read_eof() == b""

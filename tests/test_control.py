@@ -72,7 +72,7 @@ def test_a_signal_is_taken_while_names_hang(server: names.NameServer, number: si
                 assert client.request(GET).status == 200
             proxy.signal(number)
             assert proxy.wait_log("draining")["signal"] == number.name
-            assert proxy.wait_exit(20) == 0
+            assert proxy.wait_exit() == 0
         assert proxy.wait_log("stopped")["clean"] is True
         assert not events(proxy, "reloaded")
 
@@ -327,7 +327,7 @@ class Held:
     def __call__(self, conn: Connection) -> None:
         conn.read_request()
         conn.send(sse_head() + chunk(b"data: 1\n\n"))
-        self.go.wait(30)
+        self.go.wait(60)
         conn.send(chunk(b"data: 2\n\n") + b"0\r\n\r\n")
 
 
@@ -440,7 +440,7 @@ def test_a_name_that_moves_while_a_request_is_in_flight(server: names.NameServer
 
     def held(conn: Connection) -> None:
         conn.read_request()
-        go.wait(30)
+        go.wait(60)
         conn.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
         answer_all(conn)
 

@@ -16,7 +16,7 @@ def test_accept_pauses_and_resumes(proxy_to):
         while True:
             conn.read_request()
             conn.send(sse_head() + chunk(b"data: 1\n\n"))
-            go.wait(30)
+            go.wait(60)
             conn.send(chunk(b"data: 2\n\n") + b"0\r\n\r\n")
 
     with Backend(held) as backend:
@@ -110,7 +110,7 @@ def limit(proxy: Proxy, descriptors: int) -> None:
 
 def test_accept_pauses_when_the_kernel_has_no_descriptor_either(proxy_to):
     """The reserve may be used up by what the proxy does not count; then accept() itself fails."""
-    proxy = proxy_to(answer_all)
+    proxy = proxy_to(answer_all, options=["--upstream-idle-timeout", "5m"])  # the live one needs no new upstream
     proxy.metrics()  # Python opens files until it has all modules
     with Client(proxy) as live:
         assert live.request(GET).status == 200

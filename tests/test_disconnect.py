@@ -30,8 +30,9 @@ from harness import (
 from llmpipe._pipe import OUTCOMES, Engine
 from llmpipe.config import ProcessSettings, Settings
 
-BOUND = 0.25
-"""Seconds; idle machines take less than a millisecond."""
+BOUND = 10.0
+"""Seconds, on a machine that is busy with other things; idle machines take less than a millisecond, and a backend that is not told waits
+for minutes."""
 
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n"
 WHOLE = HEAD + b"Content-Length: 2\r\n\r\n{}"
@@ -58,7 +59,7 @@ class Scene:
 
     def _flood(self, conn: Connection) -> None:
         """Sends until nothing is taken any more."""
-        conn.sock.settimeout(0.5)
+        conn.sock.settimeout(1.5)
         try:
             while True:
                 conn.sock.send(chunk(b"x" * 60_000))
@@ -89,7 +90,7 @@ def test_the_upstream_is_closed(proxy_to, phase, how, record_property):
     proxy = proxy_to(scene)
     client = Client(proxy)
     client.send(scene.request)
-    assert scene.reached.wait(20)
+    assert scene.reached.wait(60)
     if scene.answer and not scene.flood:
         client.read_head()
     if phase.startswith("stream"):
@@ -126,7 +127,7 @@ def test_a_half_closed_client_has_left(proxy_to, phase):
     proxy = proxy_to(scene)
     with Client(proxy) as client:
         client.send(scene.request)
-        assert scene.reached.wait(20)
+        assert scene.reached.wait(60)
         if phase == "blocked":
             proxy.wait_metric("llmpipe_buffers_held", 1)
         elif scene.answer:
@@ -239,7 +240,7 @@ def test_a_client_that_left_when_only_the_last_chunk_was_missing(proxy_to):
     def serve(conn: Connection) -> None:
         conn.read_request()
         conn.send(sse_head() + done)
-        assert go.wait(20)
+        assert go.wait(60)
         conn.send(b"0\r\n\r\n")
         go.clear()
         conn.read_request()
@@ -271,14 +272,16 @@ class TestOnAbortFinish:
     @pytest.mark.parametrize("phase", ["wait", "silent", "stream"])
     def test_it_may_finish_and_is_used_again(self, phase):
         go = threading.Event()
+        asked = threading.Event()
         finished = threading.Event()
 
         def slow(conn: Connection) -> None:
             conn.read_request()
+            asked.set()
             head = sse_head()
             if phase != "wait":
                 conn.send(head + (chunk(b"data: 1\n\n") if phase == "stream" else b""))
-            assert go.wait(20)
+            assert go.wait(60)
             conn.send((head if phase == "wait" else b"") + chunk(b"data: 2\n\n") * 1000 + b"0\r\n\r\n")
             finished.set()
             conn.read_request()
@@ -291,15 +294,14 @@ class TestOnAbortFinish:
             if phase != "wait":
                 client.read_head()
             else:
-                backend.wait_connections(1)
-                time.sleep(0.05)
+                assert asked.wait(60)
             leave(client, "rst")
             wait_until(lambda: proxy.metric("llmpipe_finishing") == 1)
             # The backend still works on it: it counts, or the next request would come on top.
             assert proxy.metric("llmpipe_clients") == 1
             assert proxy.metric("llmpipe_in_flight", backend=backend.url) == 1
             go.set()
-            assert finished.wait(20)
+            assert finished.wait(60)
             line = proxy.access()[0]
             assert (line["outcome"], line["status"], line["phase"]) == ("client_abort", 499, "finish")
             proxy.settled()
@@ -311,9 +313,11 @@ class TestOnAbortFinish:
     def test_finishing_exchanges_keep_their_clients_places(self):
         """Who asks and leaves, over and over, must not have more backends at work than who stays."""
 
+        asked = []
+
         def slow(conn: Connection) -> None:
-            conn.read_request()
-            conn.wait_eof(30)
+            asked.append(conn.read_request())
+            conn.wait_eof(60)
 
         options = ["--max-connections-per-ip", "2", "--trusted-proxies", "none"]
         with Backend(slow) as backend, Proxy(f"{backend.url}?on-abort=finish", options=options) as proxy:
@@ -321,7 +325,7 @@ class TestOnAbortFinish:
                 with Client(proxy) as client:
                     if n < 2:
                         client.send(WHOLE)
-                        backend.wait_connections(n + 1)
+                        wait_until(lambda n=n: len(asked) == n + 1)
                         wait_until(lambda n=n: proxy.metric("llmpipe_in_flight", backend=backend.url) == n + 1)
                         client.reset()
                     else:  # refused, or closed where as many are being refused already
@@ -351,7 +355,7 @@ class TestOnAbortFinish:
         def slow(conn: Connection) -> None:
             conn.read_request()
             conn.send(sse_head() + event)
-            assert go.wait(20)
+            assert go.wait(60)
             conn.send(event * 2 + event[:cut])
             sent.set()
             time.sleep(0.1)
@@ -369,7 +373,7 @@ class TestOnAbortFinish:
             client.close()
             time.sleep(0.05)
             go.set()
-            assert sent.wait(20)
+            assert sent.wait(60)
             proxy.signal(signal.SIGCONT)
             assert proxy.access()[0]["outcome"] == "client_abort"
             proxy.settled()
@@ -382,7 +386,7 @@ class TestOnAbortFinish:
         with Backend(scene) as backend, Proxy(f"{backend.url}?on-abort=finish") as proxy:
             client = Client(proxy)
             client.send(HEAD + b"Content-Length: 100\r\n\r\n{")
-            assert scene.reached.wait(20)
+            assert scene.reached.wait(60)
             client.close()
             wait_until(lambda: scene.closed_at)
 
@@ -417,7 +421,7 @@ class TestOnAbortFinish:
             client.send(WHOLE)
             proxy.wait_metric("llmpipe_buffers_held", 1)
             client.reset()
-            assert finished.wait(20)
+            assert finished.wait(60)
             proxy.settled()
             assert proxy.metric("llmpipe_buffers_held") == 0
             with Client(proxy) as other:
@@ -436,7 +440,7 @@ class TestOnAbortFinish:
             for client in clients:
                 client.send(WHOLE)
             for scene in scenes:
-                assert scene.reached.wait(20)
+                assert scene.reached.wait(60)
             for client in clients:
                 client.close()
             wait_until(lambda: scenes[1].closed_at)
@@ -451,14 +455,12 @@ def test_a_client_that_resets_while_its_backend_reads_nothing(proxy_to):
     proxy = proxy_to(lambda conn: conn.read_head())
     client = Client(proxy)
     client.send(HEAD + b"Content-Length: %d\r\n\r\n" % (60 << 20))
-    client.sock.settimeout(0.3)
+    client.sock.settimeout(1)
     with contextlib.suppress(TimeoutError):
         while True:
             client.sock.send(bytes(65536))
-    left_at = time.monotonic()
     client.reset()
     line = proxy.access()[0]
-    assert time.monotonic() - left_at < 5
     assert (line["outcome"], line["phase"]) == ("client_abort", "body")
     assert line["close_ms"] < BOUND * 1000
     proxy.settled()
@@ -495,7 +497,7 @@ def test_many_leave_at_once_on_several_workers(proxy_to, how):
     def silent(conn: Connection) -> None:
         conn.read_request()
         conn.send(sse_head())
-        closed.append(conn.wait_eof(20))
+        closed.append(conn.wait_eof(60))
 
     proxy = proxy_to(silent, options=["--workers", "2"])
     clients = [Client(proxy) for _ in range(100)]
@@ -506,7 +508,7 @@ def test_many_leave_at_once_on_several_workers(proxy_to, how):
         leave(client, how)
     left_at = time.monotonic()
     wait_until(lambda: len(closed) == 100)
-    assert max(closed) - left_at < 1
+    assert max(closed) - left_at < BOUND
     proxy.settled()
     assert proxy.metric("llmpipe_exchanges_total", outcome="client_abort") == 100
     assert proxy.metric("llmpipe_disconnect_seconds_count") == 100

@@ -158,10 +158,10 @@ def test_f_a_full_backlog_of_a_unix_socket_has_the_connect_time_out(proxy_to):
 
 
 def test_f_who_never_sends_a_byte_has_the_head_time_out(proxy_to):
-    proxy = proxy_to(answer_all, options=["--head-timeout", "500ms"])
+    proxy = proxy_to(answer_all, options=["--head-timeout", "2s"])
     with Client(proxy) as silent, Client(proxy) as kept:
         assert kept.request(GET).status == 200
-        assert silent.read_eof(10) == b""
+        assert silent.read_eof() == b""
         assert proxy.metric("llmpipe_idle_connections_closed_total", reason="silent") == 1
         assert kept.request(GET).status == 200  # between requests the keep-alive time-out counts
 
@@ -184,7 +184,8 @@ def test_g2_the_longest_idle_gives_way_when_there_are_too_many(workers):
         assert proxy.metric("llmpipe_idle_connections_closed_total", reason="room") > 0
 
 
-def test_g1_the_memory_of_long_heads_is_given_back(serve, backend, proxy):
+def test_g1_the_memory_of_long_heads_is_given_back(proxy_to):
+    proxy = proxy_to(answer_all, options=["--head-timeout", "2m"])
     head = GET[:-2] + b"".join(b"X-%d: %s\r\n" % (i, b"v" * 7900) for i in range(3)) + b"X: " + b"w" * 7000
     with Client(proxy) as client:
         assert client.request(GET).status == 200
@@ -208,12 +209,12 @@ def test_f_comments_count_where_that_is_configured(proxy_to, counts):
         connection.read_request()
         connection.send(sse_head())
         with contextlib.suppress(OSError):
-            for _ in range(20):
+            for _ in range(30):
                 connection.send(chunk(b": prefill\n\n"))
                 time.sleep(0.1)
             connection.send(chunk(b"data: x\n\n") + chunk(b": wait\n\n") + b"0\r\n\r\n")
 
-    options = ["--ttft-timeout", "1s", *(["--comments-count-as-content"] if counts else [])]
+    options = ["--ttft-timeout", "2s", *(["--comments-count-as-content"] if counts else [])]
     proxy = proxy_to(prefills, options=options)
     with Client(proxy) as client:
         client.send(GET)
@@ -231,15 +232,19 @@ def test_e2_no_error_event_goes_into_an_encoded_body(proxy_to, coding):
     body = body if coding == b"gzip" else b"data: x\n\n"
     head = sse_head()[:-2] + b"Content-Encoding: " + coding + b"\r\n\r\n"
 
+    go = threading.Event()
+
     def breaks(connection: Connection) -> None:
         connection.read_request()
         # What an event stream of gzip looks like between two events nobody can say: it may end in empty lines.
         connection.send(head + chunk(body) + (chunk(b"\n\n") if coding == b"gzip" else b""))
-        time.sleep(0.2)
+        assert go.wait(60)  # an RST would overtake what was not read yet
         connection.reset()
 
     proxy = proxy_to(breaks, options=["--on-midstream-error", "event"])
     with Client(proxy) as client:
         client.send(GET)
         client.read_head()
+        client.recv_until(chunk(body))
+        go.set()
         assert (b"upstream_abort" in client.read_eof()) == (coding == b"identity")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
-from harness import Backend, Client, Connection, Proxy, Request, respond
+from harness import TIMEOUT, Backend, Client, Connection, Proxy, Request, respond
 
 from llmpipe.config import TRUSTED_BY_DEFAULT, ProcessSettings, parse_trusted
 from llmpipe.errors import UsageError
@@ -24,7 +24,7 @@ class From(Client):
 
     def __init__(self, proxy: Proxy, address: str) -> None:
         super(Client, self).__init__(
-            socket.create_connection(("127.0.0.1", proxy.port), timeout=10, source_address=(address, 0))
+            socket.create_connection(("127.0.0.1", proxy.port), timeout=TIMEOUT, source_address=(address, 0))
         )
 
 
@@ -218,14 +218,14 @@ def test_the_client_of_an_abort_is_the_one_who_left(option):
         connection.read_request()
         leave.set()
         if option:
-            gone.wait(10)
+            gone.wait(60)
             respond(connection)
         connection.wait_eof()
 
     with Backend(answer) as backend, Proxy(backend.url + option) as proxy:
         with Client(proxy) as client:
             client.send(b"GET /left HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 1.2.3.4\r\n\r\n")
-            assert leave.wait(10)
+            assert leave.wait(TIMEOUT)
         proxy.wait_metric("llmpipe_finishing" if option else "llmpipe_clients", bool(option))
         gone.set()
         line = proxy.access(path="/left")[0]

@@ -20,7 +20,7 @@ from llmpipe.health import ask
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 FAST = 'health = { path = "/health", interval = 0.1, timeout = 30, fall = 2, rise = 2 }'
 SHORT = FAST.replace("30", "2")
-"""Where a check has to run into its time; long enough for a server that is only slow."""
+"""Where a check has to run into its time. A server that is only slow may run into it too, now and then."""
 
 
 class Server:
@@ -30,7 +30,6 @@ class Server:
         self.name = name.encode()
         self.health = 200
         self.checks: list[Any] = []
-        self.times: list[float] = []
         self.fails = 0
         """So many checks more are answered with 503."""
         self.hang = threading.Event()
@@ -41,14 +40,14 @@ class Server:
             if request.line.split()[1] != b"/health":
                 respond(connection, self.name)
                 continue
-            self.times.append(time.monotonic())
             self.checks.append(request)
             if self.fails:
+                self.fails -= 1  # before the answer, with which the next check may come
                 connection.send(b"HTTP/1.1 503 X\r\nContent-Length: 0\r\n\r\n")
-                self.fails -= 1
                 continue
             if self.health == 0:
-                self.hang.wait(30)
+                self.hang.wait(60)
+                connection.close()
                 return
             connection.send(b"HTTP/1.1 %d X\r\nContent-Length: 0\r\n\r\n" % self.health)
 
@@ -101,7 +100,7 @@ def test_l1_the_last_one_is_asked_all_the_same(tmp_path: Path) -> None:
 
 def test_l1_fewer_failures_than_that_are_none(tmp_path: Path) -> None:
     one = Server("one")
-    more = 'health = { path = "/health", interval = 0.1, fall = 3 }'
+    more = 'health = { path = "/health", interval = 0.1, timeout = 30, fall = 3 }'
     with Backend(one) as a, Proxy(options=("--config", write(tmp_path, a, more=more))) as proxy:
         for _ in range(3):
             one.fails = 2
@@ -121,10 +120,13 @@ def test_l1_one_that_does_not_answer_and_one_that_is_not_there(tmp_path: Path) -
         gone = f'[[pools.p.backends]]\nurl = "http://127.0.0.1:{free_port()}"\nname = "2"\n'
         Path(path).write_text(Path(path).read_text() + gone)
         with Proxy(options=("--config", path)) as proxy, Client(proxy) as client:
-            wait_until(lambda: len([line for line in proxy.log if line["event"] == "backend unhealthy"]) == 2, 30)
-            reasons = {line["backend"]: line["reason"] for line in proxy.log if line["event"] == "backend unhealthy"}
-            assert reasons == {"0": "no answer within 2 s", "2": "Connection refused"}
-            assert names(client) == {b"two"}
+
+            def reasons() -> dict[str, str]:
+                return {line["backend"]: line["reason"] for line in proxy.log if line["event"] == "backend unhealthy"}
+
+            wait_until(lambda: reasons().keys() >= {"0", "2"})
+            assert (reasons()["0"], reasons()["2"]) == ("no answer within 2 s", "Connection refused")
+            wait_until(lambda: names(client) == {b"two"})
             one.hang.set()
 
 
@@ -140,7 +142,7 @@ def test_l2_one_that_streams_is_well_whatever_its_health_says(tmp_path: Path) ->
             connection.send(b"HTTP/1.1 503 X\r\nContent-Length: 0\r\n\r\n")
             return
         connection.send(sse_head() + chunk(b"data: x\n\n"))
-        assert stop.wait(30)
+        assert stop.wait(60)
         connection.send(b"0\r\n\r\n")
 
     silent = Server("b")
@@ -165,11 +167,12 @@ def test_l2_one_that_streams_is_well_whatever_its_health_says(tmp_path: Path) ->
 def test_l4_checks_do_not_pile_up(tmp_path: Path) -> None:
     one = Server("one")
     one.health = 0
-    more = 'health = { path = "/health", interval = 0.1, timeout = 1 }'
-    with Backend(one) as a, Proxy(options=("--config", write(tmp_path, a, more=more))) as proxy:
-        wait_until(lambda: len(one.checks) == 3, 30)
-        assert one.times[2] - one.times[0] > 1  # and not 0.2
+    with Backend(one) as a, Proxy(options=("--config", write(tmp_path, a))) as proxy:
+        wait_until(lambda: one.checks)
+        time.sleep(1)
+        assert len(one.checks) == 1  # and not 10
         one.hang.set()
+        wait_until(lambda: len(one.checks) > 3)
         assert proxy.descriptors() < 64
 
 
@@ -232,7 +235,7 @@ def test_l1_a_server_that_is_killed_or_stopped_and_comes_back(tmp_path: Path, ho
             wait_until(lambda: all(proxy.metric("llmpipe_backend_up", backend=str(port)) == 1 for port in ports))
             wait_until(lambda: client.request(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n").status == 200)
             processes[0].send_signal(how)
-            proxy.wait_metric("llmpipe_backend_up", 0, timeout=30, backend=str(ports[0]))
+            proxy.wait_metric("llmpipe_backend_up", 0, backend=str(ports[0]))
             for _ in range(10):
                 assert client.request(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n").status == 200
             if how == signal.SIGKILL:
@@ -240,7 +243,7 @@ def test_l1_a_server_that_is_killed_or_stopped_and_comes_back(tmp_path: Path, ho
                 processes[0] = start(ports[0])
             else:
                 processes[0].send_signal(signal.SIGCONT)
-            proxy.wait_metric("llmpipe_backend_up", 1, timeout=30, backend=str(ports[0]))
+            proxy.wait_metric("llmpipe_backend_up", 1, backend=str(ports[0]))
     finally:
         for process in processes:
             process.kill()

@@ -211,7 +211,7 @@ def test_a_coded_answer_is_not_touched(url, server, via):
 
 
 def test_a_client_decodes_what_is_coded(url):
-    with httpx.Client(trust_env=False) as client:
+    with httpx.Client(trust_env=False, timeout=30) as client:
         assert client.get(f"{url}/gzip").text == "the same words again and again, " * 1000
 
 
@@ -492,6 +492,6 @@ def test_killing_curl_stops_the_backend():
         process = subprocess.Popen(command, env=plain_environment())
         server.wait_line("started killed")
         process.kill()
-        process.wait(10)
+        process.wait(30)
         server.wait_line("stopped killed")
         assert proxy.access()[0]["outcome"] == "client_abort"

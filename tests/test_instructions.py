@@ -12,7 +12,6 @@ from instructions import BUDGET, TOLERANCE, UNITS, build_of, count, lacking, tab
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_no_unit_costs_more_than_its_budget(record_property):
     if reason := lacking():
         pytest.skip(f"INSTRUCTIONS NOT COUNTED: {reason}")

@@ -39,7 +39,7 @@ def ask_in_rounds(proxy: Proxy, gaps: Sequence[tuple[float, float]]) -> list[str
                     response = client.request(method, f"{proxy.url}/count/{name}", content=body)
                     if (response.status_code, response.content) != (200, body):
                         failures.append(f"{name}: {response.status_code} {response.text}")
-                    together.wait(30)
+                    together.wait(60)
                     if turn < len(gaps):
                         time.sleep(chance.uniform(*gaps[turn]))
         except Exception as error:
@@ -50,7 +50,7 @@ def ask_in_rounds(proxy: Proxy, gaps: Sequence[tuple[float, float]]) -> list[str
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(50)
+        thread.join(120)
         assert not thread.is_alive()
     assert failures == []
     return names
@@ -118,7 +118,7 @@ def test_b3_the_end_of_a_connection_and_a_request_seen_at_once(method):
                     time.sleep(0.1)
                 finally:
                     proxy.signal(signal.SIGCONT)
-                thread.join(20)
+                thread.join(60)
                 assert answers == [200]
             expect_each_once(server, ["warm", "asleep"])
             assert proxy.outcome("ok") == 2
@@ -143,7 +143,7 @@ def test_b3_a_request_to_a_backend_that_sleeps_past_its_own_timeout(loop):
                     time.sleep(1.5)
                 finally:
                     server.process.send_signal(signal.SIGCONT)
-                thread.join(20)
+                thread.join(60)
                 assert answers == [200]
             expect_each_once(server, ["warm", "asleep"])
             report(server, proxy)

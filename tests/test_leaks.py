@@ -72,14 +72,14 @@ def run(what: str) -> tuple[str, str]:
         env={**os.environ, "ASAN_OPTIONS": f"{options}:fast_unwind_on_malloc=0", "LSAN_OPTIONS": "exitcode=0"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert done.stdout, done.stderr[-5000:]
     return done.stdout.strip(), done.stderr
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1200)
 def test_engines_leave_no_memory_behind() -> None:
     with open(_pipe.__file__, "rb") as engine:
         if b"__asan_init" not in engine.read():

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import openai
 import pytest
-from harness import LAST_CHUNK, Backend, Client, Connection, Proxy, Response, chunk, sse_head, wait_until
+from harness import LAST_CHUNK, TIMEOUT, Backend, Client, Connection, Proxy, Response, chunk, sse_head, wait_until
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
@@ -32,7 +32,7 @@ class From(Client):
 
     def __init__(self, proxy: Proxy, address: str) -> None:
         super(Client, self).__init__(
-            socket.create_connection(("127.0.0.1", proxy.port), timeout=10, source_address=(address, 0))
+            socket.create_connection(("127.0.0.1", proxy.port), timeout=TIMEOUT, source_address=(address, 0))
         )
 
 
@@ -134,7 +134,7 @@ def test_an_address_gets_no_more_refusals_than_connections(backend: Backend) -> 
 
 def test_a_refused_connection_that_asks_nothing_is_closed_after_the_head_timeout(backend: Backend) -> None:
     with (
-        Proxy(backend.url, options=("--max-connections", "1", "--head-timeout", "200ms")) as proxy,
+        Proxy(backend.url, options=("--max-connections", "1", "--head-timeout", "1s")) as proxy,
         Client(proxy) as served,
     ):
         begin(served)

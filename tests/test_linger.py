@@ -106,14 +106,14 @@ def test_a6_a_client_that_said_close_and_is_done_is_not_waited_for(serve, proxy)
     assert client.read_eof() == b""
     assert proxy.metric("llmpipe_clients") == 1  # it may send its body yet, and counts meanwhile
     client.close()
-    proxy.settled(2)
+    proxy.settled(4)  # and not five seconds
 
 
 def test_a6_five_seconds_of_silence_end_it(serve, proxy):
     with Client(proxy) as client:
+        begun = time.monotonic()
         client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\n\r\n" + bytes(1000))
         assert client.read_response().status == 413
-        begun = time.monotonic()
         assert client.read_eof() == b""
         proxy.wait_metric("llmpipe_clients", 0)
         assert time.monotonic() - begun > 4
@@ -125,9 +125,9 @@ def test_a6_a_drain_waits_two_seconds_at_most():
         assert client.read_response().status == 401
         done = trickle(client, 2000, 1000)
         time.sleep(0.2)
-        proxy.signal(signal.SIGTERM)
         begun = time.monotonic()
-        assert proxy.wait_exit(20) == 0
+        proxy.signal(signal.SIGTERM)
+        assert proxy.wait_exit() == 0
         assert time.monotonic() - begun > 1.5
         assert not done.is_set()
 
@@ -141,12 +141,12 @@ def test_a6_a_client_that_sends_all_before_it_reads_gets_a_long_early_answer(pro
         connection.send(b"HTTP/1.1 403 Forbidden\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
         connection.wait_eof(60)
 
-    proxy = proxy_to(whole, options=["--send-timeout", "20s"])
+    proxy = proxy_to(whole, options=["--send-timeout", "50s"])
     with Client(proxy) as client:
         client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         total = 16 * MEGABYTE
         client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % total)
-        client.sock.settimeout(20)
+        client.sock.settimeout(60)
         sent = threading.Event()
 
         def send() -> None:
@@ -156,7 +156,7 @@ def test_a6_a_client_that_sends_all_before_it_reads_gets_a_long_early_answer(pro
         threading.Thread(target=send, daemon=True).start()
         response = client.read_response()
         assert (response.status, response.body) == (403, body)
-        assert sent.wait(20)
+        assert sent.wait(60)
         assert client.read_eof() == b""
     proxy.settled()
 

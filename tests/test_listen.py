@@ -145,7 +145,7 @@ def test_a_pause_is_one_for_all_and_so_is_its_end(two: Callable[..., Proxy]) -> 
         while True:
             conn.read_request()
             conn.send(sse_head() + chunk(b"data: 1\n\n"))
-            go.wait(30)
+            go.wait(60)
             conn.send(chunk(b"data: 2\n\n") + b"0\r\n\r\n")
 
     with Backend(held) as backend:
@@ -181,7 +181,7 @@ def test_a_drain_ends_all_of_them_and_takes_what_waits(two: Callable[..., Proxy]
 
     def wait(conn: Connection) -> None:
         conn.read_request()
-        held.wait(30)
+        held.wait(60)
         conn.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 
     with Backend(wait) as backend:

@@ -22,8 +22,6 @@ sys.path.insert(0, str(ROOT))
 
 from bench.attacks import Attack, Mounted  # noqa: E402
 
-pytestmark = pytest.mark.timeout(180)
-
 PATIENCE = 60.0
 """Seconds for what an attack has to bring about: it shares the machine with everything else."""
 
@@ -31,10 +29,10 @@ PIECES = 20
 """Of the stream, at least, that must come while the attack goes on."""
 
 MB = 1 << 20
-SLACK = (32 if "asan" in os.environ.get("LD_PRELOAD", "") else 4) * MB
+SLACK = (32 if "asan" in os.environ.get("LD_PRELOAD", "") else 16) * MB
 """What resident memory may keep of an attack, besides the slabs: the 64 free buffers that a worker keeps, Python's arenas after
-thousands of access lines, what the allocator has not given back. A single buffer that stays is too small to be seen here;
-`llmpipe_buffers_held` counts those."""
+thousands of access lines, of which ten thousand may wait to be written where the machine is slow, and what the allocator has not
+given back. A single buffer that stays is too small to be seen here; `llmpipe_buffers_held` counts those."""
 
 STRUCTS = 176 + 512 + 128
 """Bytes of a client, an exchange and an upstream: slabs keep what they have."""
@@ -125,8 +123,8 @@ def errors(proxy: Proxy) -> dict[str, float]:
 
 
 def test_g3_slow_heads(proxy_to, server):
-    """Each is ended by its time-out, opens anew, and holds a buffer all the while."""
-    proxy = proxy_to(server.url, options=[*NO_IDLE, "--head-timeout", "2s"])
+    """Each is ended by its time-out, opens anew a second later, and holds a buffer all the while between."""
+    proxy = proxy_to(server.url, options=[*NO_IDLE, "--head-timeout", "3s"])
     before = warm(proxy, server)
     stream = Stream(proxy, server)
     with attacked(proxy, Attack("slow-heads", 500)) as mounted:
@@ -136,9 +134,9 @@ def test_g3_slow_heads(proxy_to, server):
             nonlocal seen
             samples = proxy.metrics()
             seen = max(seen, min(samples["llmpipe_clients"], samples["llmpipe_buffers_held"]))
-            return seen >= 400  # some are being ended at any moment
+            return seen >= 300  # a quarter of them is between two at any moment
 
-        advance_until(stream, many_at_once, "400 half heads at once")
+        advance_until(stream, many_at_once, "300 half heads at once")
         advance_until(stream, lambda: mounted.counts()["answers"] >= 500, "500 of them answered")
         assert mounted.counts()["pokes"] >= 250
     stream.quiet()
@@ -190,7 +188,7 @@ def test_g3_slow_readers(proxy_to, server):
 
 def test_g2_a_flood_of_idle_connections(proxy_to, server):
     """They cost a struct each, and no buffer."""
-    proxy = proxy_to(server.url, options=NO_IDLE)
+    proxy = proxy_to(server.url, options=[*NO_IDLE, "--head-timeout", "10m"])
     before = warm(proxy, server)
     stream = Stream(proxy, server)
     with attacked(proxy, Attack("idle", 3000)) as mounted:
@@ -235,13 +233,13 @@ def test_d_thousands_of_aborts_a_second(proxy_to, server, workers):
     with attacked(proxy, Attack("aborts", 3000, "/v1/chat/completions")) as mounted:
         advance_until(stream, lambda: mounted.counts()["resets"] >= 10000, "10,000 aborts")
         assert mounted.counts()["failed"] == 0
-        accepted = proxy.metrics()["llmpipe_accepted_total"]
-        assert accepted >= 5000  # a connection that was reset in the backlog may be gone before it is accepted
+        # A connection that was reset in the backlog may be gone before it is accepted, and its request before it is read.
+        advance_until(stream, lambda: proxy.metrics()["llmpipe_accepted_total"] >= 5000, "5,000 of them accepted")
+        advance_until(stream, lambda: proxy.outcome("client_abort") >= 2500, "2,500 of them read")
     stream.quiet()
     stream.advance()
     stream.close()
     back_to(proxy, before, 3000)
-    assert proxy.outcome("client_abort") >= 2500
     assert proxy.metric("llmpipe_backend_failures_total", backend=server.url) == 0
     assert proxy.metric("llmpipe_backend_up", backend=server.url) == 1
 
@@ -277,21 +275,25 @@ def test_g2_descriptors_run_out_under_a_flood(proxy_to, server):
 @pytest.mark.parametrize("attack", [Attack("idle", 2000), Attack("aborts", 3000)], ids=lambda attack: attack.kind)
 def test_f_time_goes_on_for_everybody_else(proxy_to, server, attack):
     """On both workers, half a head is answered 408 and an idle connection closed, while the attack goes on."""
-    options = ["--workers", "2", "--head-timeout", "1s", "--keepalive-timeout", "1500ms"]
+    options = ["--workers", "2", "--head-timeout", "2s", "--keepalive-timeout", "2500ms"]
     proxy = proxy_to(server.url, options=[*NO_IDLE, *options])
     before = warm(proxy, server)
     stream = Stream(proxy, server)
     with attacked(proxy, attack) as mounted:
         began = mounted.counts()["opened"]
         assert began >= (2000 if attack.kind == "idle" else 0)
-        halves = [Client(proxy) for _ in range(8)]
-        idles = [Client(proxy) for _ in range(8)]
-        for client in itertools.chain(halves, idles):
-            client.sock.settimeout(PATIENCE)
-        for client in halves:
-            client.send(b"GET / HTTP/1.1\r\nHost")
+        halves, idles = [], []
+        for clients, data in (
+            (halves, b"GET / HTTP/1.1\r\nHost"),
+            (idles, b"GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n"),
+        ):
+            for _ in range(8):
+                client = Client(proxy)
+                clients.append(client)
+                client.sock.settimeout(PATIENCE)
+                client.send(data)
         for client in idles:
-            assert client.request(b"GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n").status == 200
+            assert client.read_response().status == 200
         for client in halves:
             assert client.read_response().status == 408
             assert client.read_eof(PATIENCE) == b""

@@ -15,14 +15,13 @@ PAGE = ("method.md", "page.css", "page.html.j2", "page.js")
 """What the page of a benchmark is made of."""
 
 pytestmark = [
-    pytest.mark.timeout(300),
     pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="not run from a source tree"),
 ]
 
 
 def python(*words: object, cwd: Path) -> None:
     result = subprocess.run(
-        [sys.executable, *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=280, check=False
+        [sys.executable, *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=550, check=False
     )
     assert result.returncode == 0, result.stdout + result.stderr
 

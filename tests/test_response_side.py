@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import random
-import statistics
 import threading
 import time
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ import cases
 import pytest
 from harness import (
     LAST_CHUNK,
+    TIMEOUT,
     Backend,
     Client,
     Connection,
@@ -36,8 +37,8 @@ CLOSE = b"Connection: close\r\n"
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
 
 
-def sends(*pieces: bytes, close: bool = False, reset: bool = False, pause: float = 0.02):
-    """A script: answers each request with these pieces, a moment apart, and may end the connection then."""
+def sends(*pieces: bytes, close: bool = False, pause: float = 0.02):
+    """A script: answers each request with these pieces, a moment apart, and may close the connection then."""
 
     def script(connection: Connection) -> None:
         while True:
@@ -45,10 +46,7 @@ def sends(*pieces: bytes, close: bool = False, reset: bool = False, pause: float
             for index, piece in enumerate(pieces):
                 time.sleep(pause if index else 0)
                 connection.send(piece)
-            if reset:
-                time.sleep(0.02)
-                connection.reset()
-            if close or reset:
+            if close:
                 connection.close()
                 return
 
@@ -68,9 +66,14 @@ class Steps:
         self._asked.set()
 
     def send(self, data: bytes) -> None:
-        assert self._asked.wait(10)
+        assert self._asked.wait(TIMEOUT)
         assert self.connection
         self.connection.send(data)
+
+    def reset(self) -> None:
+        """Ends the connection with an RST: all that was sent must have arrived."""
+        assert self.connection
+        self.connection.reset()
 
 
 @pytest.fixture
@@ -115,7 +118,9 @@ def test_c1_each_piece_arrives_alone_before_the_next_one_is_sent(proxy, steps, c
         steps.send(piece)
         assert client.recv() == piece
         waits.append(time.monotonic() - start)
-    assert statistics.median(waits) < 0.02  # Nagle against a delayed ACK would be 40 ms
+    assert (
+        min(waits[20:]) < 0.03
+    )  # Nagle against a delayed ACK would be 40 ms for each, once the kernel has begun to delay them
     if end:
         steps.send(end)
         assert client.recv() == end
@@ -125,24 +130,32 @@ def test_c1_each_piece_arrives_alone_before_the_next_one_is_sent(proxy, steps, c
     assert grown["llmpipe_streaming_bytes_forwarded_total"] == len(b"".join(pieces) + end)
 
 
-def test_c1_events_paced_at_20_ms_arrive_each_alone(serve, client):
+def test_c1_events_paced_at_20_ms_arrive_as_they_were_sent(serve, client):
     events = [chunk(b'data: {"token": "%d"}\n\n' % i) for i in range(25)]
     serve(sends(sse_head(), *events, LAST_CHUNK))
     client.send(GET)
     client.read_head()
-    arrived = [client.recv() for _ in range(len(events) + 1)]
-    assert arrived == [*events, LAST_CHUNK]
+    ends = {len(b"".join(events[:number])) for number in range(1, len(events) + 1)}
+    got = b""
+    while len(got) < max(ends):
+        got += client.recv()
+        assert len(got) in {
+            *ends,
+            max(ends) + len(LAST_CHUNK),
+        }  # whoever reads late has several at once, and no part of one
+    got += client.read(max(ends) + len(LAST_CHUNK) - len(got))
+    assert got == b"".join(events) + LAST_CHUNK
 
 
 def test_c1_small_pieces_do_not_wait_for_the_clients_acknowledgement(serve, client):
     # A client that has just sent a request delays its ACK by 40 ms, and Nagle's algorithm would wait for it.
     serve(sends(OK + b"Content-Length: 6\r\n\r\n", b"aa", b"bb", b"cc", pause=0.003))
-    took = []
-    for _ in range(15):
+    for number in itertools.count():
         start = time.monotonic()
         assert client.request(GET).body == b"aabbcc"
-        took.append(time.monotonic() - start)
-    assert min(took[3:]) < 0.03
+        if number >= 3 and time.monotonic() - start < 0.03:
+            break
+        assert number < 300
 
 
 def test_c1_what_came_with_the_head_goes_with_it(serve, client):
@@ -465,7 +478,7 @@ def test_c2_a_broken_head_is_a_backend_error(proxy, backend, serve, client, name
     assert response.values(b"connection") == []  # the client did nothing wrong
     assert b"hello" not in response.raw
     proxy.wait_metric("llmpipe_exchanges_total", before + 1, outcome="upstream_error")
-    wait_until(lambda: backend.connections[0].script_ended, 2, "the upstream closed")
+    wait_until(lambda: backend.connections[0].script_ended, what="the upstream closed")
     serve(answer_all)
     assert client.request(GET).body == b"ok"
 
@@ -497,7 +510,7 @@ def test_c2_a_bad_chunk_truncates_the_answer_without_a_last_chunk(proxy, backend
     assert not got.endswith(b"\r\n\r\n")
     assert got.count(b"evil") == 0 or name == "longer than said"
     proxy.wait_metric("llmpipe_exchanges_total", before + 1, outcome="upstream_abort")
-    wait_until(lambda: backend.connections[0].script_ended, 2, "the upstream closed")
+    wait_until(lambda: backend.connections[0].script_ended, what="the upstream closed")
 
 
 @pytest.mark.parametrize(
@@ -512,10 +525,17 @@ def test_c2_a_bad_chunk_truncates_the_answer_without_a_last_chunk(proxy, backend
 @pytest.mark.parametrize("how", ["fin", "rst"])
 def test_c2_an_answer_that_breaks_off_is_never_ended_cleanly(proxy, serve, client, framing, sent, how):
     before = proxy.outcome("upstream_abort")
-    serve(sends(sent, close=how == "fin", reset=how == "rst"))
+    body = sent.partition(b"\r\n\r\n")[2]
+    steps = Steps()
+    serve(sends(sent, close=True) if how == "fin" else steps)
     client.send(GET)
+    if how == "rst":
+        steps.send(sent)
     client.read_head()
-    assert client.read_eof() == sent.partition(b"\r\n\r\n")[2]
+    assert client.read(len(body)) == body
+    if how == "rst":
+        steps.reset()
+    assert client.read_eof() == b""
     proxy.wait_metric("llmpipe_exchanges_total", before + 1, outcome="upstream_abort")
 
 
@@ -524,11 +544,13 @@ def test_c2_an_answer_that_breaks_off_is_never_ended_cleanly(proxy, serve, clien
     [(GET, OK + b"\r\ngood"), (OLD, OK + CHUNKED + b"\r\n" + chunk(b"good"))],
     ids=["until close", "de-chunked"],
 )
-def test_c2_an_answer_until_close_that_breaks_off_is_reset(proxy, serve, client, request_, sent):
+def test_c2_an_answer_until_close_that_breaks_off_is_reset(proxy, steps, client, request_, sent):
     before = proxy.outcome("upstream_abort")
-    serve(sends(sent, reset=True))
     client.send(request_)
+    steps.send(sent)
     client.read_head()
+    assert client.read(4) == b"good"
+    steps.reset()
     with pytest.raises(ConnectionResetError):
         client.read_eof()
     proxy.wait_metric("llmpipe_exchanges_total", before + 1, outcome="upstream_abort")
@@ -642,7 +664,7 @@ def test_c4_bytes_behind_a_response_never_reach_another_client(proxy, backend, s
     with Client(proxy) as first, Client(proxy) as second:
         first.send(request)
         assert first.read(len(expected)) == expected
-        wait_until(lambda: backend.connections[0].script_ended, 2, "the upstream closed")
+        wait_until(lambda: backend.connections[0].script_ended, what="the upstream closed")
         assert second.request(GET).body == b"ok"
         assert first.silent(0.01)
         assert first.request(GET).body == b"ok"
@@ -667,7 +689,7 @@ def test_c4_bytes_that_wait_in_the_socket_behind_a_response_that_filled_a_read(p
     client.send(GET + GET)
     assert client.read_response().body == b"y" * 8000
     assert client.read_response().body == b"ok"
-    wait_until(lambda: backend.connections[0].script_ended, 2, "the upstream closed")
+    wait_until(lambda: backend.connections[0].script_ended, what="the upstream closed")
 
 
 # C5: the end is the framing's end
@@ -676,12 +698,13 @@ DONE = b"data: [DONE]\n\n"
 USAGE = b'data: {"usage": {"total_tokens": 7}}\n\n'
 
 
-def test_c5_bytes_behind_done_are_forwarded(serve, client):
-    parts = [chunk(b"data: 1\n\n"), chunk(DONE), chunk(USAGE), LAST_CHUNK]
-    serve(sends(sse_head(), *parts))
+def test_c5_bytes_behind_done_are_forwarded(steps, client):
     client.send(GET)
+    steps.send(sse_head())
     client.read_head()
-    assert [client.recv() for _ in parts] == parts
+    for part in (chunk(b"data: 1\n\n"), chunk(DONE), chunk(USAGE), LAST_CHUNK):
+        steps.send(part)
+        assert client.recv() == part
 
 
 def test_c5_done_does_not_end_a_response(steps, client):
@@ -704,9 +727,7 @@ def test_c5_a_missing_done_does_not_hang_the_client(proxy, serve, client, framin
         "until close": start + b"\r\n" + event,
     }
     serve(sends(answers[framing], close=framing == "until close"))
-    started = time.monotonic()
     assert client.request(GET).body == event
-    assert time.monotonic() - started < 2
     proxy.wait_metric("llmpipe_streaming_active", 0)
     if framing != "until close":
         assert client.request(GET).body == event  # the connection is free at once

@@ -145,7 +145,7 @@ def test_nothing_that_a_client_sends_is_shown(tmp_path: Path, style: str, level:
             "--on-midstream-error",
             "event",
         ]
-        words += ["--ttft-timeout", "200ms", "--head-timeout", "200ms", "--max-body", "1KB", "--retry-status", "503"]
+        words += ["--ttft-timeout", "1s", "--head-timeout", "2s", "--max-body", "1KB", "--retry-status", "503"]
         with running(*words, tmp_path=tmp_path) as (pid, output):
             wait_until(lambda: listens(port) and listens(admin), 30)
             for what, data in ASKED.items():

@@ -17,12 +17,11 @@ SOAK = Path(__file__).with_name("soak.py")
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(SOAK.parent)}
     return subprocess.run(
-        [sys.executable, SOAK, *arguments], capture_output=True, text=True, check=False, env=environment, timeout=280
+        [sys.executable, SOAK, *arguments], capture_output=True, text=True, check=False, env=environment, timeout=550
     )
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_everything_is_as_it_was_after_two_minutes() -> None:
     done = run("--seconds", "110", "--seed", "20261123")
     print(done.stdout)
@@ -41,7 +40,6 @@ def test_everything_is_as_it_was_after_two_minutes() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 def test_backends_that_answer_wrongly_are_found_out() -> None:
     done = run("--seconds", "60", "--seed", "1", "--faulty")
     assert done.returncode == 1

@@ -2,10 +2,13 @@
 
 import contextlib
 import socket
+import threading
 import time
 
 import pytest
 from harness import Backend, Client, Connection, chunk, respond, sse_head, unanswering_address, wait_until
+
+from llmpipe.config import PoolSettings
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n"
@@ -59,11 +62,11 @@ def check(proxy, outcome: str, status: int) -> dict:
     [(silent, "--ttft-timeout", "timeout_ttft"), (silent, "--total-timeout", "timeout_total")],
 )
 def test_before_the_head_504(proxy_to, script, option, outcome):
-    proxy = proxy_to(script, options=[option, "300ms"])
+    proxy = proxy_to(script, options=[option, "2s"])
     with Client(proxy) as client:
         start = time.monotonic()
         response = client.request(GET)
-        assert 0.29 < time.monotonic() - start < 5
+        assert time.monotonic() - start > 1.99
     assert response.status == 504
     assert response.error()["code"] == outcome
     check(proxy, outcome, 504)
@@ -81,13 +84,13 @@ def test_before_the_head_504(proxy_to, script, option, outcome):
     ],
 )
 def test_after_the_head_truncated(proxy_to, script, option, outcome):
-    proxy = proxy_to(script, options=[option, "300ms"])
+    proxy = proxy_to(script, options=[option, "2s"])
     with Client(proxy) as client:
         start = time.monotonic()
         client.send(GET)
         client.read_head()
         body = client.read_eof()
-        assert 0.29 < time.monotonic() - start < 5
+        assert time.monotonic() - start > 1.99
     assert not body.endswith(b"0\r\n\r\n")
     check(proxy, outcome, 200)
 
@@ -98,11 +101,11 @@ def test_content_between_pings_does_reset_the_timer(proxy_to):
         conn.send(sse_head())
         for i in range(6):
             conn.send(chunk(b": ping\n\n"))
-            time.sleep(0.1)
+            time.sleep(0.5)
             conn.send(chunk(b": ping\n\ndata: %d\n\n" % i))
         conn.send(b"0\r\n\r\n")
 
-    proxy = proxy_to(slow, options=["--idle-timeout", "400ms", "--ttft-timeout", "400ms"])
+    proxy = proxy_to(slow, options=["--idle-timeout", "2500ms", "--ttft-timeout", "2500ms"])
     with Client(proxy) as client:
         response = client.request(GET)
     assert response.body.count(b"data: ") == 6
@@ -110,11 +113,11 @@ def test_content_between_pings_does_reset_the_timer(proxy_to):
 
 
 def test_ttft_is_counted_from_the_request_not_from_the_upload(proxy_to):
-    proxy = proxy_to(lambda conn: (conn.read_request(), respond(conn)), options=["--ttft-timeout", "300ms"])
+    proxy = proxy_to(lambda conn: (conn.read_request(), respond(conn)), options=["--ttft-timeout", "2s"])
     with Client(proxy) as client:
         client.send(POST)
         for _ in range(10):
-            time.sleep(0.06)
+            time.sleep(0.25)
             client.send(b"x")
         assert client.read_response().status == 200
 
@@ -160,13 +163,13 @@ def test_a_client_that_does_not_read(proxy_to):
 
 def test_a_client_that_reads_slowly_is_no_stalled_one(proxy_to):
     body = b"x" * (16 << 20)
-    proxy = proxy_to(lambda conn: (conn.read_request(), respond(conn, body)), options=["--send-timeout", "1s"])
+    proxy = proxy_to(lambda conn: (conn.read_request(), respond(conn, body)), options=["--send-timeout", "2500ms"])
     with Client(proxy) as client:
         client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         client.send(GET)
         client.read_head()
         got = len(client.recv())
-        end = time.monotonic() + 2
+        end = time.monotonic() + 3.2
         while time.monotonic() < end:
             got += len(client.sock.recv(200_000))
             time.sleep(0.05)
@@ -178,19 +181,19 @@ def test_a_client_that_reads_slowly_is_no_stalled_one(proxy_to):
 def test_a_blocked_client_is_not_the_backends_fault(proxy_to):
     """The idle timer stands still while the client does not read."""
     body = b"x" * (16 << 20)
-    proxy = proxy_to(lambda conn: (conn.read_request(), respond(conn, body)), options=["--idle-timeout", "300ms"])
+    proxy = proxy_to(lambda conn: (conn.read_request(), respond(conn, body)), options=["--idle-timeout", "2s"])
     with Client(proxy) as client:
         client.send(GET)
-        time.sleep(1)
+        time.sleep(3)
         assert client.read_response().body == body
 
 
 def test_idle_client_connections_are_closed(proxy_to):
-    proxy = proxy_to(lambda conn: None, options=["--keepalive-timeout", "300ms"])
+    proxy = proxy_to(lambda conn: None, options=["--keepalive-timeout", "300ms", "--head-timeout", "0"])
+    start = time.monotonic()
     with Client(proxy) as client:
-        start = time.monotonic()
         assert client.read_eof() == b""
-        assert 0.29 < time.monotonic() - start < 5
+        assert time.monotonic() - start > 0.29
 
 
 @pytest.mark.slow
@@ -199,8 +202,8 @@ def test_idle_upstreams_are_closed(proxy_to):
 
     def once(conn: Connection) -> None:
         conn.read_request()
-        respond(conn)
         start = time.monotonic()
+        respond(conn)
         closed.append(conn.wait_eof() - start)
 
     with Backend(once) as backend:
@@ -208,12 +211,13 @@ def test_idle_upstreams_are_closed(proxy_to):
         with Client(proxy) as client:
             client.request(GET)
             wait_until(lambda: closed)
-        assert 0.25 < closed[0] < 5
+        assert closed[0] > 0.29
         proxy = proxy_to(backend)
         with Client(proxy) as client:
             client.request(GET)
             wait_until(lambda: len(closed) == 2)
-        assert 3.5 < closed[1] < 5  # less than uvicorn's 5 s
+        assert closed[1] > max(3.9, closed[0])
+    assert PoolSettings().upstream_idle_timeout < 5  # less than uvicorn's 5 s
 
 
 def test_zero_turns_them_off(proxy_to):
@@ -238,12 +242,12 @@ def test_zero_turns_them_off(proxy_to):
 @pytest.mark.slow
 def test_timeouts_of_minutes_do_not_fire_early(proxy_to):
     """The wheel looks 17 s ahead; longer deadlines are armed again and again."""
-    proxy = proxy_to(lambda conn: (conn.read_head(), conn.wait_eof(40)), options=["--ttft-timeout", "19s"])
+    proxy = proxy_to(lambda conn: (conn.read_head(), conn.wait_eof(60)), options=["--ttft-timeout", "19s"])
     with Client(proxy) as client:
-        client.sock.settimeout(30)
+        client.sock.settimeout(50)
         start = time.monotonic()
         assert client.request(GET).status == 504
-        assert 18.9 < time.monotonic() - start < 25
+        assert 18.9 < time.monotonic() - start < 33  # and not after two looks
 
 
 def test_total_counts_while_the_client_does_not_read(proxy_to):
@@ -261,7 +265,7 @@ def test_total_counts_while_the_client_does_not_read(proxy_to):
 
 
 def test_total_counts_while_the_client_sends(proxy_to):
-    proxy = proxy_to(lambda conn: (conn.read_head(), conn.wait_eof()), options=["--total-timeout", "400ms"])
+    proxy = proxy_to(lambda conn: (conn.read_head(), conn.wait_eof()), options=["--total-timeout", "1s"])
     with Client(proxy) as client:
         client.send(POST)
         for _ in range(4):
@@ -275,15 +279,18 @@ def test_total_counts_while_the_client_sends(proxy_to):
 def test_a_backend_that_does_not_read_the_request(proxy_to):
     """The client is not the one that stalled."""
     with Backend(lambda conn: conn.read_head()) as backend:
-        proxy = proxy_to(backend, options=["--idle-timeout", "400ms"])
+        proxy = proxy_to(backend, options=["--idle-timeout", "2s"])
         with Client(proxy) as client:
-            client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % (60 << 20))
-            client.sock.setblocking(False)
-            end = time.monotonic() + 10
-            while not proxy.metric("llmpipe_exchanges_total", outcome="timeout_idle"):
-                assert time.monotonic() < end
-                with contextlib.suppress(BlockingIOError, ConnectionError):
-                    client.sock.send(bytes(65536))
+
+            def upload() -> None:
+                with contextlib.suppress(OSError):  # its end
+                    client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % (60 << 20))
+                    client.send(bytes(60 << 20))
+
+            thread = threading.Thread(target=upload)
+            thread.start()
+            proxy.wait_metric("llmpipe_exchanges_total", 1, outcome="timeout_idle")
+        thread.join()
         check(proxy, "timeout_idle", 504)
 
 
@@ -293,7 +300,7 @@ def test_a_counted_body_that_does_not_begin(proxy_to):
         conn.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n")
         conn.wait_eof()
 
-    proxy = proxy_to(script, options=["--ttft-timeout", "300ms"])
+    proxy = proxy_to(script, options=["--ttft-timeout", "2s"])
     with Client(proxy) as client:
         client.send(GET)
         client.read_head()
@@ -308,17 +315,17 @@ def test_a_tunnel(proxy_to, talks):
     def switch(conn: Connection) -> None:
         conn.read_head()
         conn.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n")
-        conn.wait_eof(20)
+        conn.wait_eof()
 
-    proxy = proxy_to(switch, options=["--idle-timeout", "500ms"])
+    proxy = proxy_to(switch, options=["--idle-timeout", "1500ms"])
     with Client(proxy) as client:
         client.send(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n")
-        client.read_head()
         start = time.monotonic()
+        client.read_head()
         for _ in range(10 if talks else 0):
             client.send(b"x")
-            time.sleep(0.1)
+            time.sleep(0.2)
         with contextlib.suppress(ConnectionResetError):
             client.read_eof()
-        assert (1.4 if talks else 0.49) < time.monotonic() - start < 6
+        assert time.monotonic() - start > (3.2 if talks else 1.49)
     assert check(proxy, "timeout_idle", 101)["phase"] == "tunnel"

@@ -23,7 +23,7 @@ from harness import TIMEOUT, Client, Proxy, free_port, shut, wait_until
 from servers import Server
 from tools import tool
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.slow
 
 CLIENT = "203.0.113.9"
 """Where the front says that its client is."""

@@ -19,7 +19,7 @@ import websockets.asyncio.client
 import websockets.exceptions
 import websockets.frames
 import websockets.sync.client
-from harness import Proxy, shut, wait_until
+from harness import TIMEOUT, Proxy, shut, wait_until
 from servers import Server, unique
 
 MEGABYTE = 1 << 20
@@ -54,9 +54,9 @@ def exchange(websocket: websockets.sync.client.ClientConnection) -> None:
     messages += [random.Random(1).randbytes(MEGABYTE), "x" * MEGABYTE]
     for message in messages:
         websocket.send(message)
-        assert websocket.recv(timeout=20) == message
+        assert websocket.recv(timeout=TIMEOUT) == message
     websocket.send(iter(["in ", "several ", "frames"]))
-    assert websocket.recv(timeout=20) == "in several frames"
+    assert websocket.recv(timeout=TIMEOUT) == "in several frames"
 
 
 @pytest.mark.parametrize("compression", ["deflate", None])
@@ -83,8 +83,8 @@ def test_c2_a_subprotocol_is_agreed_on(real_proxy):
 
 def test_c2_pings_from_both_ends(real_proxy):
     with connect(real_proxy, "/ping") as websocket:
-        assert websocket.recv(timeout=10) == "you are"  # the server got a pong
-        assert websocket.ping(b"and you").wait(10)
+        assert websocket.recv(timeout=TIMEOUT) == "you are"  # the server got a pong
+        assert websocket.ping(b"and you").wait(TIMEOUT)
 
 
 @pytest.mark.parametrize(("code", "reason"), [(1000, ""), (1001, "going"), (1009, ""), (4000, "\u20ac")])
@@ -100,7 +100,7 @@ def test_c2_the_server_learns_why_the_client_closed(server, real_proxy, code, re
 def test_c2_the_client_learns_why_the_server_closed(real_proxy, code):
     with connect(real_proxy, f"/close/{code}") as websocket:
         with pytest.raises(websockets.exceptions.ConnectionClosed) as caught:
-            websocket.recv(timeout=10)
+            websocket.recv(timeout=TIMEOUT)
         assert caught.value.rcvd == websockets.frames.Close(code, "the server's wish")
     real_proxy.settled()
 
@@ -108,7 +108,7 @@ def test_c2_the_client_learns_why_the_server_closed(real_proxy, code):
 def test_c2_a_handler_that_fails(real_proxy):
     with connect(real_proxy, "/fail") as websocket:
         with pytest.raises(websockets.exceptions.ConnectionClosedError):
-            websocket.recv(timeout=10)
+            websocket.recv(timeout=TIMEOUT)
         assert websocket.close_code == 1011
 
 
@@ -118,7 +118,7 @@ def test_c2_a_client_that_drops_out_is_gone_for_the_server(server, real_proxy, r
     path = f"/{unique()}"
     with connect(real_proxy, path) as websocket:
         websocket.send("here")
-        assert websocket.recv(timeout=10) == "here"
+        assert websocket.recv(timeout=TIMEOUT) == "here"
         shut(websocket.socket, reset=reset)
         assert server.wait_line(f"closed {path}").startswith(f"closed {path} 1006")
     real_proxy.settled()
@@ -148,10 +148,10 @@ def test_c2_a_server_that_is_killed_is_gone_for_the_client():
     with servers.websockets() as server, Proxy(server.url) as proxy:
         with connect(proxy) as websocket:
             websocket.send("here")
-            assert websocket.recv(timeout=10) == "here"
+            assert websocket.recv(timeout=TIMEOUT) == "here"
             server.kill()
             with pytest.raises(websockets.exceptions.ConnectionClosedError):
-                websocket.recv(timeout=10)
+                websocket.recv(timeout=TIMEOUT)
             assert websocket.close_code == 1006
         proxy.settled()
 

@@ -132,7 +132,7 @@ def main() -> int:
         for folder in (corpus, found, crashes):
             folder.mkdir(parents=True, exist_ok=True)
         seconds = max(1, arguments.seconds * SHARES.get(target, 1) // parts)
-        options = [f"-max_total_time={seconds}", "-print_final_stats=1", "-timeout=10", "-rss_limit_mb=4096"]
+        options = [f"-max_total_time={seconds}", "-print_final_stats=1", "-timeout=60", "-rss_limit_mb=4096"]
         options.append(f"-seed={arguments.seed}")
         options += [
             f"-max_len={LENGTHS.get(target.removesuffix(SMALL), 600)}",

@@ -67,6 +67,7 @@ include "_pipe/deadline.pxi"
 include "_pipe/pool.pxi"
 include "_pipe/grant.pxi"
 include "_pipe/upstream.pxi"
+include "_pipe/kept.pxi"
 include "_pipe/exchange.pxi"
 include "_pipe/client.pxi"
 include "_pipe/answer.pxi"
@@ -191,6 +192,7 @@ cdef int _read_limits(LimitsC *to, settings) except -1:
     to.total_timeout = _microseconds(settings.total_timeout)
     to.upstream_idle_timeout = _microseconds(settings.upstream_idle_timeout)
     to.max_in_flight = _at_most("max_in_flight", settings.max_in_flight, INT32_MAX)
+    to.eject_errors = _at_most("eject_errors", settings.eject_errors, INT32_MAX)
     to.queue_size = _at_most("queue_size", settings.queue_size, INT32_MAX)
     to.queue_timeout = _microseconds(settings.queue_timeout)
     to.cold_timeout = _microseconds(settings.cold_timeout)
@@ -386,6 +388,8 @@ cdef object _pool_stats(PoolStateC *state):
     return {
         "waiting": sys_load_acquire(&queue.waiting),
         "wait": _histogram(&queue.wait),
+        "full": sys_read_counter(&queue.full),
+        "late": sys_read_counter(&queue.late),
     }
 
 

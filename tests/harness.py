@@ -520,6 +520,10 @@ class Response:
         return error
 
 
+ERROR_TYPES = {502: "server_error", 503: "service_unavailable_error", 504: "timeout_error"}
+"""The `type` of the proxy's own errors of 5xx (rule R)."""
+
+
 class Client(Stream):
     """A raw client of a proxy."""
 

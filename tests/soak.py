@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import names
-from harness import Proxy, wait_until
+from harness import ERROR_TYPES, Proxy, wait_until
 
 CLIENTS = 80
 PATIENCE = 30.0  # seconds that an answer may take
@@ -550,7 +550,7 @@ class SoakClient:
         closes = fields.get("connection") == "close" or asking.version == "1.0"
         if status != 200:
             error = await self.reader.readexactly(int(fields["content-length"]))
-            if status not in (502, 504) or json.loads(error)["error"]["type"] != "server_error":
+            if status not in (502, 504) or json.loads(error)["error"]["type"] != ERROR_TYPES[status]:
                 raise WrongError(f"{asking.kind} was answered {status}: {error[:200]!r}")
             self.account.ends[f"answered {status}"] += 1
             self.account.saw(asking.name, str(status))

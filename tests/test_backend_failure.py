@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from harness import Backend, Client, Connection, answer_all, chunk, free_port, respond, sse_head, wait_until
+from harness import ERROR_TYPES, Backend, Client, Connection, answer_all, chunk, free_port, respond, sse_head, wait_until
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
@@ -51,7 +51,7 @@ def check_error(response, status: int, code: str) -> None:
     assert response.status == status
     error = json.loads(response.body)["error"]
     assert set(error) == {"message", "type", "param", "code"}
-    assert (error["code"], error["type"], error["param"]) == (code, "server_error", None)
+    assert (error["code"], error["type"], error["param"]) == (code, ERROR_TYPES[status], None)
     assert error["message"].endswith(".")
     assert response.values(b"content-type") == [b"application/json"]
     assert response.values(b"content-length") == [b"%d" % len(response.body)]

@@ -10,7 +10,7 @@ import time
 
 import cases
 import pytest
-from harness import LAST_CHUNK, Client, Connection, Request, Response, chunk, respond, wait_until
+from harness import ERROR_TYPES, LAST_CHUNK, Client, Connection, Request, Response, chunk, respond, wait_until
 
 
 class Recorder:
@@ -53,7 +53,7 @@ def check_error(response: Response, status: int, *, closes: bool = True) -> dict
     assert set(error) == {"message", "type", "param", "code"}
     assert error["message"]
     assert error["type"] == (
-        "invalid_request_error" if status < 500 or error["code"] == "bad_request" else "server_error"
+        "invalid_request_error" if status < 500 or error["code"] == "bad_request" else ERROR_TYPES[status]
     )
     assert error["param"] is None
     return error

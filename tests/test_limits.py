@@ -9,7 +9,7 @@ from types import ModuleType
 
 import openai
 import pytest
-from harness import LAST_CHUNK, TIMEOUT, Backend, Client, Connection, Proxy, Response, chunk, sse_head, wait_until
+from harness import ERROR_TYPES, LAST_CHUNK, TIMEOUT, Backend, Client, Connection, Proxy, Response, chunk, sse_head, wait_until
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
@@ -56,7 +56,7 @@ def expect_refused(response: Response, status: int) -> None:
     assert response.values(b"x-request-id")
     error = response.error()
     assert error["code"] == "overload"
-    assert error["type"] == ("rate_limit_error" if status == 429 else "server_error")
+    assert error["type"] == ("rate_limit_error" if status == 429 else ERROR_TYPES[status])
     assert "connections open as it may" in error["message"]
 
 

@@ -137,6 +137,19 @@ cdef void backend_failed(WorkerC *w, BackendC *backend, int slot, uint8_t reason
         sys_add_counter(&w.stats.backends[slot].ejections, 1)
         backend_post(w, backend, RECORD_BACKEND_DOWN, out, reason, error)
 
+cdef void backend_well(BackendC *backend) noexcept nogil:
+    # It has answered with something else than an error of its own; 503 says that it is busy.
+    if sys_load_acquire(&backend.errors):
+        sys_store_release(&backend.errors, 0)
+
+cdef void backend_erred(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # It has answered with an error of its own. After some of them in a row it is left out, if there is another one (rule L1).
+    cdef PoolC *pool = pool_now(w, x)
+    sys_add_shared(&x.counted.errors, 1)
+    if (x.pool.limits.eject_errors and sys_load_acquire(&x.counted.errors) >= x.pool.limits.eject_errors
+            and pool_ready(w.table, pool, w.now, x.counted)):
+        backend_failed(w, x.counted, x.backend, REASON_ERRORS, 0)
+
 cdef bint backend_answered(WorkerC *w, BackendC *backend) noexcept nogil:
     # Whether it had failed before.
     if not backend_recover(backend):

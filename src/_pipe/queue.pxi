@@ -111,6 +111,8 @@ cdef TicketC *ticket_make(WorkerC *w, ExchangeC *x) noexcept nogil:
 
 cdef void queue_refuse(WorkerC *w, ExchangeC *x, uint8_t outcome, uint8_t reason) noexcept nogil:
     # It does not get a place. What it may do is in the answer: how many wait, and for how long.
+    cdef QueueC *queue = &x.pool.state.queue
+    sys_add_shared_counter(&queue.full if outcome == OUTCOME_QUEUE_FULL else &queue.late, 1)
     exchange_blame(w, x, reason, 0)
     if pool_ready(w.table, pool_now(w, x), w.now, NULL):
         answer_error(w, x, 429, outcome)

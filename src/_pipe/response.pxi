@@ -134,6 +134,10 @@ cdef void response_read(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n) noexc
     if head.status == 101:
         tunnel_begin(w, x, data + length, n - length)
         return
+    if head.status < 500 or head.status == 503:
+        backend_well(x.counted)
+    else:
+        backend_erred(w, x)
     if status_retries(w, x, head.status):
         sys_add_counter(&w.stats.retries, 1)
         discard(&w.stats, DISCARD_RETRIED, n)
@@ -143,7 +147,7 @@ cdef void response_read(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n) noexc
         request_rewind(x)
         exchange_reroute(w, x, False)
         return
-    if backend_answered(w, x.counted):
+    if not sys_load_acquire(&x.counted.errors) and backend_answered(w, x.counted):
         pools_serve(w)          # somebody may have waited for that
     request_forget(w, x)
     body_begin(&x.down_body, head.framing, head.content_length)

@@ -52,6 +52,8 @@ cdef struct QueueC:
     double busy                 # ... and how long somebody waited, us; both with less and less of what is older
     int64_t measured_at
     HistogramC wait             # of those that were granted
+    uint64_t full               # refused because the queue was full
+    uint64_t late               # refused because their deadline has passed, or would
 
 cdef struct TicketC:
     HeapC heap                  # in its tenant's; the key is its deadline

@@ -36,6 +36,7 @@ cdef struct LimitsC:
     int64_t upstream_idle_timeout
     uint32_t max_in_flight      # of all backends of the pool; 0 is no limit
     uint32_t queue_size
+    uint32_t eject_errors       # answers of 5xx in a row after which a backend is left out; 0 is off
     int64_t queue_timeout
     int64_t cold_timeout        # how long a request may wait for a backend while none is usable
     bint retry_429

@@ -85,6 +85,8 @@ class PoolStats(TypedDict):
 
     waiting: int  # exchanges in its queue
     wait: Histogram  # of those that got a place
+    full: int  # exchanges refused because the queue was full
+    late: int  # exchanges that got no place in time
 
 class Stats(TypedDict):
     clients: int

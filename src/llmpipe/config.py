@@ -701,6 +701,16 @@ class PoolSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             key="queue.cold_timeout",
         ),
     ] = 0.0
+    eject_errors: Annotated[
+        int,
+        _count(
+            "answers",
+            "Answers of 5xx in a row, 503 apart, after which a backend is left out for a while, if there is another one; 0 is off.",
+            0,
+            1_000_000,
+            key="eject.errors",
+        ),
+    ] = 5
     on_midstream_error: Annotated[
         Literal["close", "event"],
         _other("choice", "When a backend fails inside an event stream: just close, or write one error event first."),

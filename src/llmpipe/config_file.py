@@ -54,6 +54,7 @@ _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     "checks": ((int,), "a whole number"),
     "exchanges": ((int,), "a whole number"),
     "requests": ((int,), "a whole number"),
+    "answers": ((int,), "a whole number"),
     "status": ((int,), "a whole number"),
     "switch": ((bool,), "true or false"),
     "secret": ((dict,), 'the place of the secret, { env = "NAME" } or { file = "PATH" }'),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -15,7 +15,7 @@ from llmpipe._pipe import BUCKETS, DISCARDS, OUTCOMES, REASONS
 from llmpipe.status import STATES, backend_state
 
 if TYPE_CHECKING:
-    from llmpipe._pipe import BackendStats, Histogram, Stats
+    from llmpipe._pipe import BackendStats, Histogram, PoolStats, Stats
     from llmpipe.config import Settings
     from llmpipe.fleet import Fleet
     from llmpipe.health import HealthChecks
@@ -34,13 +34,19 @@ def _counter(name: str, text: str, value: float) -> CounterMetricFamily:
     return CounterMetricFamily(f"llmpipe_{name}", text, value=value)
 
 
-def _histogram(name: str, text: str, parts: Sequence[Histogram]) -> HistogramMetricFamily:
+def _buckets(parts: Sequence[Histogram]) -> tuple[list[tuple[str, float]], float]:
+    """The buckets of several histograms together, each with all below it, and the sum of their values."""
     buckets: list[tuple[str, float]] = []
     total = 0
     for index, bound in enumerate((*map(str, BUCKETS), "+Inf")):
         total += sum(counts[index] for counts, _ in parts)
         buckets.append((bound, total))
-    return HistogramMetricFamily(f"llmpipe_{name}", text, buckets=buckets, sum_value=sum(sum_ for _, sum_ in parts))
+    return buckets, sum(sum_ for _, sum_ in parts)
+
+
+def _histogram(name: str, text: str, parts: Sequence[Histogram]) -> HistogramMetricFamily:
+    buckets, total = _buckets(parts)
+    return HistogramMetricFamily(f"llmpipe_{name}", text, buckets=buckets, sum_value=total)
 
 
 class EngineCollector(Collector):
@@ -70,6 +76,7 @@ class EngineCollector(Collector):
         yield from self._outcomes(snapshots)
         yield from self._histograms(snapshots)
         yield from self._per_backend(snapshots)
+        yield from self._per_pool(snapshots[0]["pools"])
         build = GaugeMetricFamily("llmpipe_build_info", "The version that runs; always 1.", labels=["version"])
         build.add_metric([__version__], 1)
         yield build
@@ -222,6 +229,23 @@ class EngineCollector(Collector):
             for number, backend in numbered:
                 counter.add_metric([backend.name], sum(get(stats["backends"][number]) for stats in snapshots))
             yield counter
+
+
+    def _per_pool(self, pools: Mapping[bytes, PoolStats]) -> Iterable[Metric]:
+        length = GaugeMetricFamily("llmpipe_queue_length", "Requests that wait for a place.", labels=["pool"])
+        wait = HistogramMetricFamily("llmpipe_queue_wait_seconds", "Wait of those that got a place.", labels=["pool"])
+        refused = CounterMetricFamily(
+            "llmpipe_queue_refused",
+            "Requests that got no place: the queue was full, or their turn came too late, or would have.",
+            labels=["pool", "reason"],
+        )
+        for name, pool in pools.items():
+            text = name.decode()
+            length.add_metric([text], pool["waiting"])
+            wait.add_metric([text], *_buckets([pool["wait"]]))
+            refused.add_metric([text, "full"], pool["full"])
+            refused.add_metric([text, "late"], pool["late"])
+        yield from (length, wait, refused)
 
 
 class ControlCollector(Collector):

@@ -85,6 +85,7 @@ NOTATIONS = {
     "checks": _COUNT,
     "exchanges": _COUNT,
     "requests": _COUNT,
+    "answers": _COUNT,
     "FIELD": Notation("FIELD", parse_field, str),
     "/PATH": Notation("/PATH", parse_path, str),
     "HOST:PORT": Notation("HOST:PORT", parse_address, _format_listener, gather=check_listen),

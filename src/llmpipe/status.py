@@ -9,7 +9,7 @@ from llmpipe import __version__
 
 if TYPE_CHECKING:
     from llmpipe._pipe import BackendStats
-    from llmpipe.config import Backend, Settings
+    from llmpipe.config import Backend, Pool, Settings
     from llmpipe.runner import Runner
 
 STATES = ("up", "down", "draining", "drained")
@@ -55,6 +55,13 @@ def make(settings: Settings, runner: Runner, not_ready: str | None, faults: Sequ
             }
         return made
 
+    def queue(pool: Pool) -> dict[str, Any]:
+        known = snapshots[0]["pools"].get(pool.name.encode())
+        made: dict[str, Any] = {"size": pool.settings.queue_size}
+        if known:
+            made |= {"waiting": known["waiting"], "full": known["full"], "late": known["late"]}
+        return made
+
     return {
         "version": __version__,
         "ready": not_ready is None,
@@ -67,6 +74,7 @@ def make(settings: Settings, runner: Runner, not_ready: str | None, faults: Sequ
                 "name": pool.name,
                 "models": list(pool.models),
                 "aliases": pool.aliases,
+                "queue": queue(pool),
                 "backends": [backend(found) for found in pool.settings.backends],
             }
             for pool in settings.all_pools

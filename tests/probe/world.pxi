@@ -1508,6 +1508,7 @@ class _Settings:
     tenant = "x-tenant"
     priority = "x-priority"
     max_in_flight = 0
+    eject_errors = 5
     queue_size = 256
     queue_timeout = 30.0
     cold_timeout = 0.0

@@ -80,6 +80,7 @@ NOTATIONS = {
     "fields": _COUNT,
     "checks": _COUNT,
     "/PATH": Notation("/PATH", parse_path, str),
+    "FILE": Notation("FILE", str, str),
     "HOST:PORT": Notation("HOST:PORT", parse_address, _format_listener, gather=check_listen),
     "HOST:PORT or off": Notation("HOST:PORT", parse_address_or_off, format_address_or_off),
     "NAME": Notation("NAME", str, str, gather=tuple),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from llmpipe import __version__
@@ -10,6 +12,9 @@ from llmpipe import __version__
 if TYPE_CHECKING:
     from llmpipe.config import Backend, Settings
     from llmpipe.runner import Runner
+
+STARTED = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+"""When this process was started, about."""
 
 
 def make(settings: Settings, runner: Runner, not_ready: str | None, faults: Sequence[str]) -> dict[str, Any]:
@@ -44,6 +49,8 @@ def make(settings: Settings, runner: Runner, not_ready: str | None, faults: Sequ
 
     return {
         "version": __version__,
+        "pid": os.getpid(),
+        "started": STARTED,
         "ready": not_ready is None,
         "reason": not_ready,
         "clients": runner.clients(),

@@ -207,6 +207,7 @@ class Server:
         self._announce(self._settings.backends)
         self._pid_file.publish()
         stack.callback(self._pid_file.remove)
+        self._no_upgrade = "it is process 1, whose end ends its container" if os.getpid() == 1 else ""
         self._notifier.ready()
         self._predecessor.serving()
         return acceptor, runner, resolver
@@ -422,7 +423,6 @@ class Server:
         return got.result() if got.done() and not got.cancelled() else None
 
     async def _serve(self, acceptor: Acceptor, runner: Runner) -> int:
-        self._no_upgrade = "it is process 1, whose end ends its container" if os.getpid() == 1 else ""
         ended = asyncio.create_task(runner.ended.wait())
         upgraded = asyncio.create_task(self._upgraded.wait())
         number = await self._signal_or(ended, upgraded)

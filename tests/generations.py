@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import signal
@@ -76,10 +77,20 @@ class Generations:
 
     def status(self) -> dict[str, Any]:
         """What /status says."""
-        code, text = self.proxy.admin("/status")
-        assert code == 200, text
-        made: dict[str, Any] = json.loads(text)
+        made: dict[str, Any] = json.loads(self.admin("/status"))
         return made
+
+    def admin(self, path: str) -> str:
+        """The body of a 200 from the admin endpoint, on a connection of its own."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.proxy.admin_port, timeout=LONG)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            text = response.read().decode()
+            assert response.status == 200, text
+            return text
+        finally:
+            connection.close()
 
     def wait_gone(self, pid: int) -> None:
         if pid == self.proxy.pid:

@@ -214,7 +214,9 @@ def test_i1_off_counts_though_it_is_no_value(write: Any) -> None:
     path = write('admin = "off"\n[pools.a]\n[[pools.a.backends]]\nurl = "http://127.0.0.1:1"\n')
     done = llmpipe("check", path)
     assert done.returncode == 0, done.stderr
-    assert [line.split("#")[0].strip() for line in done.stdout.splitlines() if line.startswith("admin =")] == ["admin = off"]
+    assert [line.split("#")[0].strip() for line in done.stdout.splitlines() if line.startswith("admin =")] == [
+        "admin = off"
+    ]
 
 
 def test_i1_a_file_that_is_not_there() -> None:

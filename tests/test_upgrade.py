@@ -37,6 +37,8 @@ from llmpipe import upgrade
 from llmpipe.config import parse_address
 from llmpipe.sockets import are_at
 
+pytestmark = pytest.mark.timeout(600)  # several starts, on a machine that may be busy
+
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 ONCE = b"GET /once HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 HELD = b"GET /held HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -127,9 +129,8 @@ def test_three_in_a_row_refuse_nobody_and_cut_nothing() -> None:
         proxy = generations.proxy
 
         def ask_admin() -> None:
-            status, body = proxy.admin("/readyz")
-            assert status == 200, body
-            generations.status()
+            generations.admin("/readyz")
+            generations.admin("/status")
 
         streams = [stack.enter_context(begin(proxy, held)) for _ in range(20)]
         with Asking(lambda: ask_once(proxy.port)) as asking, Asking(ask_admin) as admin:
@@ -245,7 +246,7 @@ def test_a_file_with_faults_stops_it_and_a_good_one_is_taken(tmp_path: Path) -> 
             new = int(generations.wait_line("upgrading")["pid"])
             line = generations.wait_line("upgrade failed")
             assert "pools.one.backends[0]" in line["error"]
-            assert "pools.one: the key 'model'" in line["error"] or "model" in line["error"]
+            assert "pools.one.model: unknown key" in line["error"]
             assert "\n" not in line["error"]
             wait_until(lambda: not Path(f"/proc/{new}").exists(), LONG, "it to be waited for")
             assert ask(generations.proxy) == b"ok"

@@ -112,6 +112,7 @@ class Generations:
             if pid != self.proxy.pid and not gone(pid):
                 os.kill(pid, signal.SIGKILL)
         self.proxy.kill()
+        LIBC.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
     def __enter__(self) -> Generations:
         return self
@@ -124,4 +125,3 @@ class Generations:
                 print("".join(["stderr of all:\n", *self.proxy.stderr[-100:]]), file=sys.stderr)
         finally:
             self.kill()
-            LIBC.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)

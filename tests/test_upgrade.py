@@ -136,10 +136,10 @@ def test_three_in_a_row_refuse_nobody_and_cut_nothing() -> None:
         streams = [stack.enter_context(begin(proxy, held)) for _ in range(20)]
         with Asking(lambda: ask_once(proxy.port)) as asking, Asking(ask_admin) as admin:
             for _ in range(3):
-                asking.wait_more(100)
+                asking.wait_more(50)
                 generations.upgrade()
-                asking.wait_more(100)
-                admin.wait_more(10)
+                asking.wait_more(50)
+                admin.wait_more(3)
         assert asking.error is None, asking.error
         assert admin.error is None, admin.error
         assert len(set(generations.pids)) == 4

@@ -114,7 +114,9 @@ def test_m2_higher_classes_go_first_and_none_starves(world: ModuleType) -> None:
     rate = {b"high": 2, b"normal": 4, b"low": 4}
     work = [arrivals(rate[name], 300, dice, field) for name, field in streams.items()]
     result = run(world, *work, places=4, queue_size=250)
-    rates = {name: len([job for job in served(result, field) if job.sent > 30]) / 270 for name, field in streams.items()}
+    rates = {
+        name: len([job for job in served(result, field) if job.sent > 30]) / 270 for name, field in streams.items()
+    }
     high = [made for job, made in zip(result["arrivals"], result["jobs"], strict=True) if job[2] == streams[b"high"]]
     assert all(job.status == 200 for job in high), "a full queue has room for it"
     assert rates[b"low"] > 0.45, "one in eight"
@@ -160,7 +162,13 @@ def test_m4_a_full_queue_refuses(world: ModuleType) -> None:
 
 def test_m1_who_leaves_makes_room_at_once(world: ModuleType) -> None:
     # A full queue; one of those that wait leaves, and the next that comes gets its place in the queue.
-    jobs = [(0.0, 10.0, b"", 0.0), (1.0, 1.0, b"", 2.0), (2.0, 1.0, b"", 0.0), (3.1, 1.0, b"", 0.0), (3.2, 1.0, b"", 0.0)]
+    jobs = [
+        (0.0, 10.0, b"", 0.0),
+        (1.0, 1.0, b"", 2.0),
+        (2.0, 1.0, b"", 0.0),
+        (3.1, 1.0, b"", 0.0),
+        (3.2, 1.0, b"", 0.0),
+    ]
     result = run(world, jobs, places=1, queue_size=2, queue_timeout=60.0)
     assert [job.status for job in result["jobs"]] == [200, 499, 200, 200, 429]
     assert result["jobs"][2].sent == pytest.approx(10.0, abs=0.001), "the place goes to the next within a millisecond"

@@ -11,7 +11,18 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from harness import ERROR_TYPES, Backend, Client, Connection, answer_all, chunk, free_port, respond, sse_head, wait_until
+from harness import (
+    ERROR_TYPES,
+    Backend,
+    Client,
+    Connection,
+    answer_all,
+    chunk,
+    free_port,
+    respond,
+    sse_head,
+    wait_until,
+)
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 

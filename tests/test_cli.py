@@ -40,6 +40,8 @@ SERVE_DEFAULTS = {
     "--admin-token-file": "(none)",
     "--trusted-proxies": "127.0.0.0/8, ::1, unix",
     "--drain-timeout": "600s",
+    "--upgrade-timeout": "60s",
+    "--pid-file": "(none)",
     "--max-request-line": "8KB",
     "--max-head": "32KB",
     "--max-fields": "128",

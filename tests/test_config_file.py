@@ -210,6 +210,15 @@ def test_i1_each_fault_is_a_line_with_its_place_and_all_are_shown(write: Any, te
     assert done.stderr.splitlines() == [f"Error: {' '.join(line.split())}" for line in found]
 
 
+def test_i1_off_counts_though_it_is_no_value(write: Any) -> None:
+    path = write('admin = "off"\n[pools.a]\n[[pools.a.backends]]\nurl = "http://127.0.0.1:1"\n')
+    done = llmpipe("check", path)
+    assert done.returncode == 0, done.stderr
+    assert [line.split("#")[0].strip() for line in done.stdout.splitlines() if line.startswith("admin =")] == [
+        "admin = off"
+    ]
+
+
 def test_i1_a_file_that_is_not_there() -> None:
     done = llmpipe("serve", "--config", "/nowhere/llmpipe.toml")
     assert (done.returncode, done.stderr) == (2, "Error: /nowhere/llmpipe.toml: No such file or directory\n")

@@ -365,7 +365,7 @@ def test_standard_descriptors_may_be_closed(closed: str) -> None:
         assert (b"stopped" in errors) == ("2" not in closed)
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGHUP])
 def test_signals_that_never_end_it(proxy_to: Callable[..., Proxy], number: signal.Signals) -> None:
     """Rule G4."""
     held = Held()

@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from generations import Generations
 from harness import Backend, Client, Proxy, answer_all, free_port
 
 from llmpipe.cli import cli
@@ -227,6 +228,21 @@ def test_a_whole_life_inside_the_filter() -> None:
             proxy.wait_log("reloaded")
             status = Path(f"/proc/{proxy.pid}/status").read_text()
             assert "Seccomp:\t2\n" in status
+
+
+@needs_systemd
+@needs_libseccomp
+@pytest.mark.timeout(600)
+def test_an_upgrade_inside_the_filter() -> None:
+    """The unit's filter lets a process start the next one, which has the same filter."""
+    families = read_unit("llmpipe.service")["RestrictAddressFamilies"][0]
+    confined = [sys.executable, "-c", CONFINE, " ".join(sorted(allowed_calls() - {"socket"})), families]
+    with Backend(answer_all) as backend, Generations(backend.url, prefix=confined) as generations:
+        new = generations.upgrade()
+        assert "Seccomp:\t2\n" in Path(f"/proc/{new}/status").read_text()
+        with Client(generations.proxy) as client:
+            assert client.request(GET).status == 200
+        generations.wait_gone(generations.proxy.pid)
 
 
 def instructions() -> list[tuple[str, str]]:

@@ -9,7 +9,19 @@ from types import ModuleType
 
 import openai
 import pytest
-from harness import ERROR_TYPES, LAST_CHUNK, TIMEOUT, Backend, Client, Connection, Proxy, Response, chunk, sse_head, wait_until
+from harness import (
+    ERROR_TYPES,
+    LAST_CHUNK,
+    TIMEOUT,
+    Backend,
+    Client,
+    Connection,
+    Proxy,
+    Response,
+    chunk,
+    sse_head,
+    wait_until,
+)
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"

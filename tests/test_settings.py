@@ -160,7 +160,7 @@ def test_the_engine_reads_every_setting_that_is_not_for_the_control_plane() -> N
     _pipe.Engine(noted).close()
     control_plane = {"listen", "workers", "admin", "admin_hosts", "admin_token"}
     control_plane |= {"max_connections", "max_connections_per_ip"}
-    control_plane |= {"drain_timeout", "log_level", "log_format", "log_query", "watch"}
+    control_plane |= {"drain_timeout", "upgrade_timeout", "pid_file", "log_level", "log_format", "log_query", "watch"}
     checks = {"health_path", "health_interval", "health_timeout", "health_rise", "health_fall"}
     assert pool == {setting.name for setting in POOL} - {"backends"} - checks
     assert process == {setting.name for setting in PROCESS} - control_plane | {"access_records"}

@@ -33,6 +33,9 @@ BACKLOG = 128
 STOP_TIME = 2.0
 """Seconds for a server to end."""
 
+LEAVE_TICKS = 5
+"""Tenths of a second that a server goes on at least, once it has left its listening socket to another process."""
+
 
 class BoundedProtocol(H11Protocol):
     """HTTP/1.1 with a limit on connections and a time for each request, of which uvicorn has neither. The application finds it in
@@ -126,7 +129,27 @@ class BoundedListener(socket.socket):
         return sock, address
 
 
-def make_server(app: App, *, bounded: bool = False) -> uvicorn.Server:
+class Server(uvicorn.Server):
+    """One that can leave its listening socket to another process that has it too."""
+
+    leaves = False
+    _left_ticks = 0
+
+    async def on_tick(self, counter: int) -> bool:
+        """Is called ten times a second; whether it is to end. One that leaves ends when every connection has asked something: who
+        was accepted here must be answered here.
+        """
+        if self.leaves:
+            self._left_ticks += 1
+            for server in self.servers:
+                server.close()  # the listening socket, not the connections; the next times it does nothing
+            asked = all(getattr(protocol, "cycle", None) is not None for protocol in self.server_state.connections)
+            # What was accepted last is among the connections a few turns of the loop later.
+            self.should_exit = self.should_exit or (asked and self._left_ticks > LEAVE_TICKS)
+        return await super().on_tick(counter)
+
+
+def make_server(app: App, *, bounded: bool = False) -> Server:
     """A quiet uvicorn server for `app`; the caller gives it a bound socket, a BoundedListener where it is bounded."""
     config = uvicorn.Config(
         app,
@@ -139,7 +162,7 @@ def make_server(app: App, *, bounded: bool = False) -> uvicorn.Server:
         backlog=BACKLOG if bounded else 2048,
         timeout_graceful_shutdown=1,
     )
-    return uvicorn.Server(config)
+    return Server(config)
 
 
 class BackgroundServer:
@@ -162,13 +185,24 @@ class BackgroundServer:
         """Starts the thread; connections that come before it serves wait in the backlog."""
         self._thread.start()
 
+    async def leave(self) -> None:
+        """Leaves the listening socket to another process that has it too. Who is connected here is still answered, within
+        REQUEST_TIME where the server is bounded.
+        """
+        self._server.leaves = True
+        await self._wait(REQUEST_TIME + STOP_TIME)
+
     async def stop(self) -> None:
         """Ends it within about a second; where that is not enough, the end of the process does it."""
         self._server.should_exit = True
-        end = time.monotonic() + STOP_TIME
+        await self._wait(STOP_TIME)
+        self._listener.close()
+
+    async def _wait(self, seconds: float) -> None:
+        """Waits for the end of the thread."""
+        end = time.monotonic() + seconds
         while self._thread.is_alive() and time.monotonic() < end:  # noqa: ASYNC110 - a thread has no event
             await asyncio.sleep(0.01)
-        self._listener.close()
 
 
 async def send_json(send: Send, status: int, body: bytes, extra: tuple[tuple[bytes, bytes], ...] = ()) -> None:

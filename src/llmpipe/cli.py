@@ -14,10 +14,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NoReturn, TypeVar
 
 import click
+from click.core import ParameterSource
 from click.shell_completion import get_completion_class
 from msgspec import Struct
 
-from llmpipe import __version__, config_file, log, mock, reference, resolve, secret, server, sockets
+from llmpipe import __version__, config_file, handover, log, mock, reference, resolve, secret, server, sockets, upgrade
 from llmpipe.background import make_server
 from llmpipe.bench import command as bench_command
 from llmpipe.bench.workload import DEFAULT_PROMPT, SHAPES
@@ -32,6 +33,7 @@ from llmpipe.config import (
 from llmpipe.effective import Effective
 from llmpipe.errors import UsageError
 from llmpipe.importer import command as import_command
+from llmpipe.pid_file import read as read_pid_file
 from llmpipe.runner import try_out
 from llmpipe.settings import UNITS, Setting, describe
 
@@ -185,8 +187,9 @@ def serve(context: click.Context, /, **options: Any) -> None:
     """Forward requests to inference servers, each token the moment it arrives.
 
     SIGTERM, SIGINT or SIGQUIT drains: /readyz fails, listening stops, streams finish; a second one ends at once. SIGHUP
-    loads the file again, pools and routes, and resolves the backends' names anew; SIGUSR1 and SIGUSR2 are ignored. Exit code 0
-    after a clean drain, 1 if streams were cut, 2 if the options cannot work.
+    loads the file again, pools and routes, and resolves the backends' names anew. SIGUSR2 starts the same command anew, hands
+    the sockets to it, and drains once it serves. SIGUSR1 is ignored. Exit code 0 after a clean drain, 1 if streams were cut, 2 if
+    the options cannot work.
 
     Sockets that a service manager hands over (LISTEN_FDS) are used instead of --listen and, if one is named admin, --admin.
     """
@@ -259,6 +262,37 @@ def import_(kind: str, file: str, output: str | None, force: bool) -> None:
         _refuse_all(error)
     lost = f"{_counted(made.lost, 'thing')} {'was' if made.lost == 1 else 'were'} not carried over"
     click.echo(f"{_counted(made.pools, 'pool')}, {_counted(made.backends, 'backend')}; {lost}", err=True)
+
+
+@cli.command("upgrade")
+@option("--pid-file", "The pid file of the process.", type=click.Path(), metavar="FILE", show_default="none")
+@click.option("--pid", type=click.IntRange(2), help="The number of the process, instead of its pid file.")
+@click.option(
+    "--timeout",
+    type=DURATION,
+    default="70s",
+    show_default=True,
+    help="How long to wait, longer than the --upgrade-timeout of the process; 0 is no limit.",
+)
+@click.pass_context
+def upgrade_(context: click.Context, /, pid_file: str | None, pid: int | None, timeout: float) -> None:
+    """Replace a running `llmpipe serve` by a new process, of the version that is installed now.
+
+    It sends SIGUSR2. The new process has the same command line and environment, reads the configuration file anew, and takes over
+    the listening sockets: no connection is refused, and no stream is cut. If it cannot serve, the old one goes on.
+
+    Exit code 0 once the new process serves, 1 if the old one goes on, with the reason, 2 if there is none to upgrade.
+    """
+    named = context.get_parameter_source("pid_file") == ParameterSource.COMMANDLINE
+    if pid is not None and named:
+        _refuse("--pid and --pid-file are two ways to name a process; leave one out")
+    if pid is None and not pid_file:
+        _refuse("name the process with --pid-file FILE or --pid NUMBER")
+    try:
+        number = pid if pid is not None else read_pid_file(str(pid_file))
+        sys.exit(upgrade.run(number, timeout, click.echo))
+    except UsageError as error:
+        _refuse(str(error))
 
 
 def _counted(number: int, noun: str) -> str:
@@ -529,6 +563,7 @@ def _variables() -> set[str]:
 def _unknown_variables(environment: Mapping[str, str]) -> Iterator[str]:
     """Variables that look like ours and that nothing reads: a misspelt option is silent otherwise."""
     known = {*_variables(), "LLMPIPE_BUILD", "LLMPIPE_PROBE"}  # the last two are read where it is built and tested
+    known.add(handover.VARIABLE)
     for name, value in sorted(environment.items()):
         if not name.startswith("LLMPIPE_") or name in known or _SERVICE.fullmatch(name):
             continue
@@ -538,15 +573,21 @@ def _unknown_variables(environment: Mapping[str, str]) -> Iterator[str]:
 
 def _refuse(text: str) -> NoReturn:
     """Ends the process with one line, whatever stands in `text`."""
-    click.echo(f"Error: {' '.join(text.split())}", err=True)
+    _say_fault(text)
     sys.exit(2)
+
+
+def _say_fault(text: str) -> None:
+    line = " ".join(text.split())
+    click.echo(f"Error: {line}", err=True)
+    handover.tell_fault(os.environ, line)
 
 
 def _refuse_all(error: UsageError) -> NoReturn:
     """The same, with a line for each fault of a file."""
     faults = error.faults if isinstance(error, config_file.FileError) else (str(error),)
     for text in faults[:-1]:
-        click.echo(f"Error: {' '.join(text.split())}", err=True)
+        _say_fault(text)
     _refuse(faults[-1])
 
 
@@ -556,6 +597,7 @@ def _open_standard_descriptors() -> None:
     descriptor = 0
     while descriptor <= 2:
         descriptor = os.open(os.devnull, os.O_RDWR)
+        os.set_inheritable(descriptor, descriptor <= 2)  # a process that takes over has them too
     os.close(descriptor)
 
 

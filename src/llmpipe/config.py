@@ -546,6 +546,17 @@ class ProcessSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         ),
     ] = 256 << 20
     drain_timeout: Annotated[float, _seconds("Time for streams to finish after SIGTERM; 0 is no limit.")] = 600.0
+    upgrade_timeout: Annotated[
+        float,
+        _seconds("Time for the new process of an upgrade (SIGUSR2) to be ready; then this one goes on. 0 is no limit."),
+    ] = 60.0
+    pid_file: Annotated[
+        str,
+        _other(
+            "FILE",
+            "A file that has the number of the process while it serves; after an upgrade, that of the new one. Empty for none.",
+        ),
+    ] = ""
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
         _other("choice", "Least important lines written. Access lines are info; above it they are not even made."),

@@ -210,8 +210,9 @@ def _flatten(faults: _Faults, where: str, table: dict[str, Any], settings: Colle
 def _read_values(faults: _Faults, where: str, table: dict[str, Any], settings: dict[str, Setting]) -> dict[str, Any]:
     found = {}
     for key in table.keys() & settings.keys():
+        faulty = len(faults.lines)
         value = faults.read(f"{where}{key}", read_value, settings[key], table[key])
-        if value is not None:
+        if len(faults.lines) == faulty:  # None may be a value: admin = "off"
             found[settings[key].name] = value
     return found
 

@@ -230,7 +230,6 @@ class EngineCollector(Collector):
                 counter.add_metric([backend.name], sum(get(stats["backends"][number]) for stats in snapshots))
             yield counter
 
-
     def _per_pool(self, pools: Mapping[bytes, PoolStats]) -> Iterable[Metric]:
         length = GaugeMetricFamily("llmpipe_queue_length", "Requests that wait for a place.", labels=["pool"])
         wait = HistogramMetricFamily("llmpipe_queue_wait_seconds", "Wait of those that got a place.", labels=["pool"])

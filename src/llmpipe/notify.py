@@ -27,7 +27,9 @@ class Notifier:
     """
 
     def __init__(self, environment: MutableMapping[str, str]) -> None:
-        self._path = environment.pop("NOTIFY_SOCKET", "")
+        self.path = environment.pop("NOTIFY_SOCKET", "")
+        """The value of NOTIFY_SOCKET, for a process that takes over; empty for no manager."""
+        self._silent = False
         self._waiting: deque[tuple[str, float]] = deque()
 
     def ready(self) -> None:
@@ -43,8 +45,15 @@ class Notifier:
         """The drain has begun."""
         self._send("STOPPING=1")
 
+    def main_pid(self, pid: int) -> None:
+        """Which process the service is from now on. Where that is another one, its states are its own to tell: STOPPING=1 of this
+        one would be taken for the service's."""
+        self._silent = False
+        self._send(f"MAINPID={pid}")
+        self._silent = pid != os.getpid()
+
     def _send(self, state: str) -> None:
-        if not self._path:
+        if not self.path or self._silent:
             return
         self._waiting.append((state, time.monotonic() + PATIENCE))
         if len(self._waiting) == 1:
@@ -66,7 +75,7 @@ class Notifier:
 
     def _send_now(self, state: str) -> None:
         # "@" stands for the zero byte that an abstract name begins with.
-        address = b"\0" + os.fsencode(self._path[1:]) if self._path.startswith("@") else os.fsencode(self._path)
+        address = b"\0" + os.fsencode(self.path[1:]) if self.path.startswith("@") else os.fsencode(self.path)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             sock.setblocking(False)
             sock.sendto(state.encode(), address)

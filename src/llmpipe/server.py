@@ -20,20 +20,30 @@ import uvloop
 from msgspec.structs import replace
 from prometheus_client import CollectorRegistry
 
-from llmpipe import __version__, activation, admin, disconnect, log, metrics, mock, resolve, secret, status
+from llmpipe import __version__, activation, admin, disconnect, log, metrics, mock, resolve, secret, status, upgrade
 from llmpipe.actions import Actions
 from llmpipe.authority import Authority
 from llmpipe.background import BACKLOG as ADMIN_BACKLOG
 from llmpipe.background import BackgroundServer
-from llmpipe.config import Backend, ServeConfig, Settings, parse_backend
+from llmpipe.config import (
+    Backend,
+    ProcessSettings,
+    ServeConfig,
+    Settings,
+    format_address,
+    format_duration,
+    parse_backend,
+)
 from llmpipe.errors import UsageError
 from llmpipe.fleet import Fleet
+from llmpipe.handover import HandoverError, Predecessor, Successor
 from llmpipe.health import HealthChecks
 from llmpipe.notify import Notifier
+from llmpipe.pid_file import PidFile
 from llmpipe.records import RecordLog
 from llmpipe.reloads import Reloads
 from llmpipe.runner import Runner
-from llmpipe.sockets import bind, bind_all, bound_address, local_only, raise_descriptor_limit, take_over
+from llmpipe.sockets import are_at, bind, bind_all, bound_address, local_only, raise_descriptor_limit, take_over
 
 RESERVED_DESCRIPTORS = 64
 """Descriptors that are kept for what is neither client nor upstream, with one engine; the admin endpoint has the most of them."""
@@ -118,6 +128,16 @@ class Server:
         self._notifier = Notifier(os.environ)
         self._names = resolve.Names()
         self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
+        self._predecessor = Predecessor(os.environ)
+        self._pid_file = PidFile(self._process.pid_file)
+        self._listeners: Sequence[socket.socket] = ()
+        self._admin_listener: socket.socket | None = None
+        self._admin_server: BackgroundServer | None = None
+        self._no_upgrade = "it has not started yet"
+        """Why this process cannot be upgraded now; empty where it can."""
+        self._upgrading: asyncio.Task[None] | None = None
+        self._upgraded = asyncio.Event()
+        """Set when another process serves in the place of this one."""
 
     def _why_not_ready(self, runner: Runner, records: RecordLog) -> str | None:
         if self._draining:
@@ -157,18 +177,7 @@ class Server:
     ) -> tuple[Acceptor, Runner, resolve.Resolver, HealthChecks]:
         process = self._process
         token = None if process.admin_token is None else secret.read(process.admin_token, "admin_token")
-        inherited = activation.take(os.environ)
-        if inherited.admin is not None and process.admin is None:
-            raise UsageError("a socket named admin was handed over, but --admin is off; leave one of them out")
-        if inherited.http:
-            listeners = [stack.enter_context(take_over(listener, "--listen")) for listener in inherited.http]
-        else:
-            listeners = await bind_all(process.listen, "--listen", self._names, stack)
-        admin_listener = None
-        if inherited.admin is not None:
-            admin_listener = stack.enter_context(take_over(inherited.admin, "--admin"))
-        elif process.admin is not None:
-            admin_listener = stack.enter_context(await bind(process.admin, "--admin", self._names, ADMIN_BACKLOG))
+        await self._open_sockets(stack)
         if self._config.demo:
             pool = replace(self._settings.pool, backends=(await self._start_mock(stack),))
             self._settings = replace(self._settings, pool=pool)
@@ -190,17 +199,66 @@ class Server:
         runner.start()
         stack.callback(runner.stop)
         checks = HealthChecks(runner, resolver)
-        if admin_listener is not None:
+        if self._admin_listener is not None:
             registry = metrics.make_registry(
                 metrics.EngineCollector(runner.stats, fleet, lambda: lines.dropped, lambda: self._draining),
                 metrics.ControlCollector(runner, checks, self._reloads, lambda: self._settings),
             )
-            self._start_admin(stack, admin_listener, runner, records, registry=registry, token=token)
-        acceptor = Acceptor(listeners, runner, self._settings, descriptors)
+            self._admin_server = self._make_admin(self._admin_listener, runner, records, registry=registry, token=token)
+        acceptor = Acceptor(self._listeners, runner, self._settings, descriptors)
+        self._pid_file.prepare()
+        await self._predecessor.ready()
+        # Nothing may go wrong from here on: the old process is about to leave.
+        if self._admin_server is not None:
+            self._admin_server.start()
+            stack.push_async_callback(self._admin_server.stop)
+            stack.callback(self._reloads.close)  # before that: who waits for a reload would delay it
         acceptor.start()
-        self._announce(listeners, admin_listener, self._settings.backends)
+        self._announce(self._settings.backends)
+        self._pid_file.publish()
+        stack.callback(self._pid_file.remove)
+        self._no_upgrade = "it is process 1, whose end ends its container" if os.getpid() == 1 else ""
         self._notifier.ready()
+        self._predecessor.serving()
         return acceptor, runner, resolver, checks
+
+    async def _open_sockets(self, stack: AsyncExitStack) -> None:
+        """Takes those that were handed over, and opens what is missing."""
+        process = self._process
+        inherited = activation.take(os.environ)
+        if inherited.admin is not None and process.admin is None and not self._predecessor:
+            raise UsageError("a socket named admin was handed over, but --admin is off; leave one of them out")
+        if inherited.http:
+            self._listeners = [stack.enter_context(take_over(listener, "--listen")) for listener in inherited.http]
+        else:
+            self._listeners = await bind_all(process.listen, "--listen", self._names, stack)
+        if inherited.admin is not None and process.admin is None:
+            inherited.admin.close()  # of an old process, which had the endpoint
+        elif inherited.admin is not None:
+            self._admin_listener = stack.enter_context(take_over(inherited.admin, "--admin"))
+        elif process.admin is not None:
+            self._admin_listener = stack.enter_context(await bind(process.admin, "--admin", self._names, ADMIN_BACKLOG))
+        if self._predecessor:
+            self._compare(inherited)
+
+    def _compare(self, inherited: activation.InheritedSockets) -> None:
+        """Says so where the settings ask for other sockets than the old process had: its own count."""
+        default = ProcessSettings()
+        process = self._process
+        listen = () if process.listen == default.listen else process.listen
+        admin = () if process.admin is None or process.admin == default.admin else (process.admin,)
+        for option, asked, used in (
+            ("--listen", listen, inherited.http),
+            ("--admin", admin, (inherited.admin,) if inherited.admin else ()),
+        ):
+            if asked and used and not are_at(used, asked):
+                log.warning(
+                    "other sockets were handed over",
+                    option=option,
+                    asked=",".join(format_address(*address) for address in asked),
+                    used=",".join(map(bound_address, used)),
+                    hint="a restart changes them",
+                )
 
     async def _start_mock(self, stack: AsyncExitStack) -> Backend:
         listener = await bind(("127.0.0.1", 0), "--demo", self._names)
@@ -210,16 +268,15 @@ class Server:
         stack.push_async_callback(server.stop)
         return backend
 
-    def _start_admin(
+    def _make_admin(
         self,
-        stack: AsyncExitStack,
         listener: socket.socket,
         runner: Runner,
         records: RecordLog,
         *,
         registry: CollectorRegistry,
         token: bytes | None,
-    ) -> None:
+    ) -> BackgroundServer:
         process = self._process
         hosts = {*process.admin_hosts, *(process.admin[:1] if process.admin else ())}
 
@@ -234,17 +291,10 @@ class Server:
             authority=Authority(token, local=local_only(listener)),
             names=hosts,
         )
-        server = BackgroundServer(app, listener, bounded=True)
-        server.start()
-        stack.push_async_callback(server.stop)
-        stack.callback(self._reloads.close)  # before that: who waits for a reload would delay it
+        return BackgroundServer(app, listener, bounded=True)
 
-    def _announce(
-        self,
-        listeners: Sequence[socket.socket],
-        admin_listener: socket.socket | None,
-        backends: tuple[Backend, ...],
-    ) -> None:
+    def _announce(self, backends: tuple[Backend, ...]) -> None:
+        listeners, admin_listener = self._listeners, self._admin_listener
         for listener in listeners:
             log.info(
                 "listening",
@@ -276,6 +326,48 @@ class Server:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             loop.add_signal_handler(number, self._signals.put_nowait, number)
         loop.add_signal_handler(signal.SIGHUP, self._reloads.ask)  # several before one was looked at are one
+        loop.add_signal_handler(signal.SIGUSR2, self._begin_upgrade)
+
+    def _begin_upgrade(self) -> None:
+        if self._no_upgrade:
+            log.warning("upgrade ignored", reason=self._no_upgrade)
+            upgrade.tell(upgrade.IGNORED, self._no_upgrade)
+        else:
+            self._no_upgrade = "another upgrade is under way"
+            self._upgrading = asyncio.create_task(self._upgrade())
+
+    async def _upgrade(self) -> None:
+        """Has a new process take over (rule G4). If it does not, all is as before."""
+        successor: Successor | None = None
+        limit = self._process.upgrade_timeout
+        try:
+            environment = {**os.environ, **({"NOTIFY_SOCKET": self._notifier.path} if self._notifier.path else {})}
+            successor = Successor(self._listeners, self._admin_listener, environment)
+            log.info("upgrading", pid=successor.pid)
+            upgrade.tell(upgrade.STARTED, successor.pid)
+            await asyncio.wait_for(self._hand_over(successor), limit or None)
+        except asyncio.CancelledError:  # this process is to end, and the service with it
+            if successor is not None:
+                successor.end(signal.SIGTERM if successor.told else signal.SIGKILL)
+            raise
+        except (HandoverError, asyncio.TimeoutError) as error:
+            reason = str(error) or f"it was not ready within {format_duration(limit)} (--upgrade-timeout)"
+            if successor is not None:
+                successor.end(signal.SIGKILL)
+                if successor.told:
+                    self._notifier.main_pid(os.getpid())
+            log.error("upgrade failed", error=reason, hint="this process goes on")
+            upgrade.tell(upgrade.FAILED, reason)
+            self._no_upgrade = ""
+        else:
+            log.info("upgraded", pid=successor.pid)
+            upgrade.tell(upgrade.TAKEN_OVER, successor.pid)
+            self._upgraded.set()
+
+    async def _hand_over(self, successor: Successor) -> None:
+        await successor.ready()
+        self._notifier.main_pid(successor.pid)
+        await successor.take_over()
 
     async def _reload_on_demand(self, resolver: resolve.Resolver, runner: Runner, checks: HealthChecks) -> None:
         """Loads the file and resolves names anew whenever that is asked for, and names without it now and then. It may take as long
@@ -347,7 +439,15 @@ class Server:
 
     async def _serve(self, acceptor: Acceptor, runner: Runner) -> int:
         ended = asyncio.create_task(runner.ended.wait())
-        number = await self._signal_or(ended)
+        upgraded = asyncio.create_task(self._upgraded.wait())
+        number = await self._signal_or(ended, upgraded)
+        self._no_upgrade = "it is draining"
+        if self._upgraded.is_set():
+            return await self._drain(acceptor, runner, ended, number or signal.SIGUSR2)
+        upgraded.cancel()
+        if self._upgrading is not None and not self._upgrading.done():
+            self._upgrading.cancel()
+            await asyncio.wait((self._upgrading,))
         if number is None:
             await acceptor.close()
             return 1  # an engine failed; the runner has logged why
@@ -362,7 +462,11 @@ class Server:
             await acceptor.close()
             runner.drain()
 
-        self._draining = True
+        leaving = None
+        if not self._upgraded.is_set():
+            self._draining = True
+        elif self._admin_server is not None:  # who asks whether the service is ready is answered by the other process
+            leaving = asyncio.create_task(self._admin_server.leave())
         self._notifier.stopping()
         log.info("draining", signal=number.name, clients=runner.clients(), seconds=self._process.drain_timeout)
         beginning = asyncio.create_task(begin())
@@ -382,6 +486,8 @@ class Server:
             runner.stop()
             await ended
         await beginning
+        if leaving is not None and clean:
+            await leaving
         runner.take_records()  # their lines belong before the last one
         log.info("stopped", clean=clean and runner.failure is None)
         return 0 if clean and runner.failure is None else 1
@@ -397,7 +503,7 @@ def run(config: ServeConfig, lines: log.Log) -> int:
     Raises:
         UsageError: what was asked for cannot work.
     """
-    # Some supervisors send these to everybody, for logs to be opened anew.
+    # Some supervisors send these to everybody, for logs to be opened anew. The second has its handler once the loop runs.
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     try:
@@ -406,4 +512,5 @@ def run(config: ServeConfig, lines: log.Log) -> int:
         # The loop leaves handlers that do nothing. What is left to do is to write the log, for which somebody must read it.
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             signal.signal(number, _end_at_once)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        for number in (signal.SIGHUP, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)

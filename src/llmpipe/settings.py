@@ -88,6 +88,7 @@ NOTATIONS = {
     "answers": _COUNT,
     "FIELD": Notation("FIELD", parse_field, str),
     "/PATH": Notation("/PATH", parse_path, str),
+    "FILE": Notation("FILE", str, str),
     "HOST:PORT": Notation("HOST:PORT", parse_address, _format_listener, gather=check_listen),
     "HOST:PORT or off": Notation("HOST:PORT", parse_address_or_off, format_address_or_off),
     "NAME": Notation("NAME", str, str, gather=tuple),

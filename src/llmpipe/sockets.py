@@ -98,6 +98,21 @@ def take_over(inherited: socket.socket, option: str) -> socket.socket:
     return inherited
 
 
+def are_at(listeners: Sequence[socket.socket], addresses: Sequence[tuple[str, int]]) -> bool:
+    """Whether listening sockets are those that somebody asks for; any will do for port 0, and any host for a name."""
+
+    def is_at(listener: socket.socket, host: str, port: int) -> bool:
+        bound_host, bound_port = listener.getsockname()[:2]
+        try:
+            same = ipaddress.ip_address(host) == ipaddress.ip_address(bound_host.partition("%")[0])
+        except ValueError:
+            same = True
+        return same and port in (0, bound_port)
+
+    each = all(any(is_at(listener, *address) for listener in listeners) for address in addresses)
+    return len(listeners) == len(addresses) and each
+
+
 def bound_address(listener: socket.socket) -> str:
     """Where a socket really listens, as host:port."""
     host, port = listener.getsockname()[:2]

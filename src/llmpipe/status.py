@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from llmpipe import __version__
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
 STATES = ("up", "down", "draining", "drained")
 """Of a backend: others are asked in the place of one that is down, because it failed or its health checks do, if there are any. One
 that drains gets no new exchange, and has some in flight; a drained one has none. A drain counts more than a failure."""
+
+STARTED = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+"""When this process was started, about."""
 
 
 def backend_state(counters: BackendStats) -> str:
@@ -64,6 +69,8 @@ def make(settings: Settings, runner: Runner, not_ready: str | None, faults: Sequ
 
     return {
         "version": __version__,
+        "pid": os.getpid(),
+        "started": STARTED,
         "ready": not_ready is None,
         "reason": not_ready,
         "clients": runner.clients(),

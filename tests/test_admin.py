@@ -39,6 +39,7 @@ import llmpipe.cli
 from llmpipe.background import MOST_CONNECTIONS
 
 COUNTERS = {
+    "llmpipe_queue_refused": ("pool", "reason"),
     "llmpipe_streaming_bytes_forwarded": (),
     "llmpipe_streaming_errors": ("reason",),
     "llmpipe_exchanges": ("outcome",),
@@ -57,6 +58,7 @@ COUNTERS = {
 }
 
 GAUGES = {
+    "llmpipe_queue_length": ("pool",),
     "llmpipe_streaming_active": (),
     "llmpipe_in_flight": ("backend",),
     "llmpipe_backend_up": ("backend",),
@@ -73,6 +75,7 @@ GAUGES = {
 }
 
 HISTOGRAMS = {"llmpipe_ttft_seconds", "llmpipe_itl_seconds", "llmpipe_duration_seconds", "llmpipe_disconnect_seconds"}
+HISTOGRAMS |= {"llmpipe_queue_wait_seconds"}
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 

@@ -196,3 +196,53 @@ def test_a_dead_backend_is_met_once_by_all_workers(proxy_to):
     finally:
         for client in clients:
             client.close()
+
+
+class Answers:
+    """A backend that answers every request with one status, and counts them."""
+
+    def __init__(self, status: bytes) -> None:
+        self.status = status
+        self.count = 0
+
+    def __call__(self, conn: Connection) -> None:
+        while True:
+            conn.read_request()
+            self.count += 1
+            conn.send(b"HTTP/1.1 %s\r\nContent-Length: 2\r\n\r\nno" % self.status)
+
+
+@pytest.mark.parametrize("status", [b"500 X", b"502 X", b"504 X"])
+def test_l1_errors_in_a_row_leave_a_backend_out(proxy_to, status):
+    broken, well = Answers(status), Answers(b"200 OK")
+    proxy = proxy_to(broken, well, options=("--retry-status", "502"))
+    with Client(proxy) as client:
+        for _ in range(100):
+            client.request(GET)
+        assert broken.count < 40 < 60 < well.count
+        line = proxy.wait_log("backend left out")
+        assert line["reason"] == "5xx in a row"
+        # One good answer, of the request that tries whether it works again, and it has its share once more.
+        broken.status = b"200 OK"
+        before = well.count
+        wait_until(lambda: client.request(GET).status == 200 and broken.count > well.count - before, 60)
+    proxy.settled()
+
+
+@pytest.mark.parametrize(("status", "options"), [(b"503 X", ()), (b"404 X", ()), (b"500 X", ("--eject-errors", "0"))])
+def test_l1_what_does_not_leave_a_backend_out(proxy_to, status, options):
+    one, well = Answers(status), Answers(b"200 OK")
+    proxy = proxy_to(one, well, options=options)
+    with Client(proxy) as client:
+        for _ in range(40):
+            client.request(GET)
+    assert (one.count, well.count) == (20, 20)
+    assert not [line for line in proxy.log if line.get("event") == "backend left out"]
+
+
+def test_l1_the_only_backend_is_not_left_out_for_its_answers(proxy_to):
+    one = Answers(b"500 X")
+    proxy = proxy_to(one)
+    with Client(proxy) as client:
+        assert [client.request(GET).status for _ in range(20)] == [500] * 20
+    assert proxy.admin("/readyz")[0] == 200

@@ -34,9 +34,10 @@ cdef bint pool_full(TableC *table, PoolC *pool) noexcept nogil:
     return total >= pool.limits.max_in_flight
 
 cdef int pool_reserve(TableC *table, PoolC *pool, const uint64_t *tried, int64_t now) noexcept nogil:
-    # The slot of the backend of the pool that is to work on an exchange, with that one counted: one that is not left out, of the lowest
-    # tier, with the fewest exchanges in flight for its weight. Equals take turns, each as many as its weight says. Of those that are
-    # `tried` none; NULL is none; and none that is drained. SLOT_NONE where none is left, SLOT_BUSY where it has to wait: for a place, or for one that is up.
+    # The slot of the backend of the pool that is to work on an exchange, with that one counted: one that is not left out, of the
+    # lowest tier, with the fewest exchanges in flight for its weight. Equals take turns, each as many as its weight says. None of
+    # those that are `tried` (NULL: of none), and none that is drained. SLOT_NONE where none is left, SLOT_BUSY where it has to wait:
+    # for a place, or for one that is up.
     cdef RouteC *route
     cdef MemberC *member
     cdef MemberC *best

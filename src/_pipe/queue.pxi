@@ -1,8 +1,8 @@
 # queue: a request that waits for a place at a backend: its deadline, its turn, and its answer where it cannot be served (rule M).
 
 cdef int64_t wait_of_text(const uint8_t *p, size_t n, bint units) noexcept nogil:
-    # A time-out in a field, in us: seconds, with a fraction or without; with `units` a number and the unit of gRPC ("PROTOCOL-HTTP2.md",
-    # Requests: H, M, S, m, u, n). -1 for what is none, or is none of use.
+    # A time-out in a field, in us: seconds, with a fraction or without; with `units` a number and the unit of gRPC (its
+    # "PROTOCOL-HTTP2.md", Requests: H, M, S, m, u, n). -1 for what is none, or is of no use.
     cdef const uint8_t *point
     cdef const char *letters = b"HMSmun"
     cdef int64_t *scales = [3600000000, 60000000, 1000000, 1000, 1, 0]
@@ -51,8 +51,8 @@ cdef uint8_t priority_of(const uint8_t *p, size_t n) noexcept nogil:
     return CLASSES - 1 if text_same(p, n, b"low") else CLASS_NORMAL
 
 cdef int64_t ticket_read(WorkerC *w, ExchangeC *x, TicketC *ticket) noexcept nogil:
-    # Takes what the request's head says of its place in a queue: its tenant and its class. How long its client waits for the first byte
-    # of the answer, us; INT64_MAX where it does not say.
+    # Takes what the request's head says of its place in a queue: its tenant and its class. How long its client waits for the first
+    # byte of the answer, us; INT64_MAX where it does not say.
     cdef const uint8_t *line
     cdef const uint8_t *next_line
     cdef const uint8_t *end

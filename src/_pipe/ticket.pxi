@@ -121,7 +121,8 @@ cdef int64_t queue_estimate(QueueC *queue, uint32_t ahead) noexcept nogil:
     return ESTIMATE_MOST if wait > ESTIMATE_MOST else <int64_t>wait
 
 cdef uint32_t queue_ahead(QueueC *queue, uint8_t priority, uint64_t tenant) noexcept nogil:
-    # How many would be served before one more ticket of that tenant: those of higher classes, and as many of each tenant as it has itself.
+    # How many would be served before one more ticket of that tenant: those of higher classes, and as many of each tenant as it has
+    # itself.
     cdef ClassC *line = &queue.classes[priority]
     cdef TenantC *found = line.buckets[tenant_bucket(tenant)]
     cdef uint64_t ahead = 0
@@ -205,8 +206,8 @@ cdef TicketC *queue_displace(QueueC *queue, uint8_t priority, uint64_t tenant) n
     return ticket
 
 cdef TicketC *queue_next(QueueC *queue, int64_t now) noexcept nogil:
-    # Takes out the ticket that is served next, which its tenant is charged for; NULL where none waits. Those whose deadline is over are
-    # taken out on the way, and not served late: their own workers answer them.
+    # Takes out the ticket that is served next, which its tenant is charged for; NULL where none waits. Those whose deadline is over
+    # are taken out on the way, and not served late: their own workers answer them.
     cdef ClassC *line
     cdef TenantC *tenant
     cdef TicketC *ticket

@@ -99,7 +99,13 @@ class Effective:
 
     def _line(self, setting: Setting, struct: Struct, values: dict[str, Any]) -> str:
         value = getattr(struct, setting.name)
-        members = setting.notation.members(value) if setting.is_list else [] if value is None else [value]
+        members = (
+            setting.notation.members(value)
+            if setting.is_list
+            else []
+            if value is None and setting.is_secret
+            else [value]
+        )
         shown = ", ".join(setting.notation.format(member) for member in members) or "none"
         source = "default"
         if self._said(setting.name):

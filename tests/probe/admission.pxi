@@ -153,8 +153,8 @@ cdef int admission_idle(int64_t until) noexcept nogil:
 
 
 Job = namedtuple("Job", "comes sent answered status again ahead")
-Job.__doc__ = """What became of a request: when it came, was sent to its backend (0 for never) and answered, in seconds from the beginning;
-the status, its Retry-After in seconds or None, and how many waited when it came."""
+Job.__doc__ = """What became of a request: when it came, was sent to its backend (0 for never) and was answered, in seconds from the
+beginning; the status, its Retry-After in seconds or None, and how many waited when it came."""
 
 
 def run_admission(jobs, int places=4, int queue_size=256, double queue_timeout=30.0, int backends=1):

@@ -96,8 +96,8 @@ cdef void trace_connect(const sim_end *end) noexcept nogil:
     cdef int i
     for i in range(trace.settled if trace.settled_table == trace.table else trace_count(), trace_count()):
         note = trace_note(i)
-        if (exchange >= 0 and not world.worker.limits.cold_timeout and note.kind == NOTE_CONNECT and note.n == exchange and note.who == end.port % SERVERS
-                and not sim.ends[note.place].connected):
+        if (exchange >= 0 and not world.worker.limits.cold_timeout and note.kind == NOTE_CONNECT and note.n == exchange
+                and note.who == end.port % SERVERS and not sim.ends[note.place].connected):
             sim_fail("an address that could not be connected is tried again", "server", note.who)
     trace_add(NOTE_CONNECT, end.port % SERVERS, exchange, <int>(end - sim.ends))
 

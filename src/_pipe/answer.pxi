@@ -96,6 +96,7 @@ cdef void answer_error(WorkerC *w, ExchangeC *x, int status, uint8_t outcome) no
     cdef char text[256]
     cdef int64_t again = 1000       # ms
     upstream_drop(w, x)
+    ticket_drop(w, x)
     if outcome == OUTCOME_BAD_REQUEST:
         message = reason_words[x.reason].message
     elif outcome == OUTCOME_QUEUE_FULL or outcome == OUTCOME_QUEUE_TIMEOUT:

@@ -123,11 +123,14 @@ cdef void exchange_set_state(WorkerC *w, ExchangeC *x, uint8_t state) noexcept n
         sys_add_counter(&w.stats.streaming_active, 1 if state_streams(state) else <uint64_t>-1)
     sys_check((STATE_MOVES[x.state] >> state) & 1, "an exchange's state")
     x.state = state
-    if x.ticket is not NULL and state >= STATE_WAIT:
-        ticket_free(w, x.ticket)        # nobody goes back from here to where he stood in a queue
-        x.ticket = NULL
     if state != STATE_ENDED and state != STATE_ROUTE:       # which does not wait
         exchange_rearm(w, x)
+
+cdef void ticket_drop(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # It waits for no place any more, and will not go back to where it stood in a queue.
+    if x.ticket is not NULL:
+        ticket_free(w, x.ticket)
+        x.ticket = NULL
 
 cdef void exchange_take_table(WorkerC *w, ExchangeC *x) noexcept nogil:
     # What the exchange goes by from now on is the worker's table, and in it the pool that it had.
@@ -251,6 +254,7 @@ cdef void exchange_end(WorkerC *w, ExchangeC *x, uint8_t phase, uint8_t outcome)
         discard(&w.stats, DISCARD_TUNNEL if x.state == STATE_TUNNEL else DISCARD_REQUEST, x.up.unsent)
         discard(&w.stats, DISCARD_TUNNEL if x.state == STATE_TUNNEL else DISCARD_RESPONSE, x.down.unsent)
     upstream_drop(w, x)
+    ticket_drop(w, x)
     if x.left_at and x.state != STATE_DETACHED:
         clock_gettime(CLOCK_MONOTONIC, &clock)
         close_time = clock.tv_sec * 1000000 + clock.tv_nsec // 1000 - x.left_at

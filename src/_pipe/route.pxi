@@ -107,6 +107,7 @@ cdef void upstream_connected(WorkerC *w, ExchangeC *x) noexcept nogil:
     # A fresh connection to the only backend leaves nowhere else to send the request to: nothing needs to be kept.
     if not pool_has_another(w, x):
         request_forget(w, x)
+    ticket_drop(w, x)
     exchange_set_state(w, x, STATE_WAIT)
 
 cdef void upstream_reconnect(WorkerC *w, UpstreamC *upstream) noexcept nogil:
@@ -184,6 +185,7 @@ cdef void step_route(WorkerC *w, ExchangeC *x) noexcept nogil:
         upstream.conn.exchange = x
         sys_add_counter(&w.stats.reuses, 1)
         sys_add_counter(&w.stats.backends[slot].reuses, 1)
+        ticket_drop(w, x)
         exchange_set_state(w, x, STATE_WAIT)
         return
     rc = upstream_open(w, slot, x.address, &upstream)

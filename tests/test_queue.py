@@ -168,7 +168,7 @@ def test_m4_a_full_queue_is_429_and_says_when_to_come_again(gate: Gate, proxy_to
             assert answer.status == 429
             error = answer.error()
             assert (error["type"], error["code"]) == ("server_overloaded", "queue_full")
-            assert "1 requests are before" in error["message"]
+            assert "Waiting before a new request: 1;" in error["message"]
             assert 1 <= int(answer.values(b"Retry-After")[0]) <= 120
             assert 1000 <= int(answer.values(b"retry-after-ms")[0]) <= 120_000
             # The connection lives on, and so does the API of Anthropic, with its own shape.
@@ -242,12 +242,16 @@ def test_m1_a_long_body_waits_in_its_socket(proxy_to: Callable[..., Proxy], gate
         proxy.settled()
 
 
-def test_m1_waits_for_a_backend_that_is_not_up_yet(proxy_to: Callable[..., Proxy]) -> None:
+@pytest.mark.parametrize("dead", [0, 1, 3])
+def test_m1_waits_for_a_backend_that_is_not_up_yet(proxy_to: Callable[..., Proxy], dead: int) -> None:
+    # For longer than the budget of retries lasts: to ask whether one is up is no retry.
     port = free_port()
-    proxy = proxy_to(f"http://127.0.0.1:{port}", options=("--queue-cold-timeout", "5m"))
+    urls = [f"http://127.0.0.1:{free_port()}" for _ in range(dead)]
+    proxy = proxy_to(f"http://127.0.0.1:{port}", *urls, options=("--queue-cold-timeout", "5m"))
     clients = [ask(proxy, number) for number in range(5)]
+    wait_until(lambda: proxy.metric("llmpipe_connect_errors_total") >= 6 + 10 * dead, LONG)
     wait_waiting(proxy, 5)
-    assert all(client.silent(0.3) for client in clients)
+    assert all(client.silent(0.1) for client in clients)
     with Backend(answer_all, port=port) as backend:
         for client in clients:
             assert client.read_response().status == 200

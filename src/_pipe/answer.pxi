@@ -101,7 +101,7 @@ cdef void answer_error(WorkerC *w, ExchangeC *x, int status, uint8_t outcome) no
         message = reason_words[x.reason].message
     elif outcome == OUTCOME_QUEUE_FULL or outcome == OUTCOME_QUEUE_TIMEOUT:
         again = retry_after(w)
-        snprintf(text, sizeof(text), b"%s %u requests are before a new one, which would wait about %lld s.", message, w.ahead,
+        snprintf(text, sizeof(text), b"%s Waiting before a new request: %u; its turn would come in about %lld s.", message, w.ahead,
                  <long long>((w.estimate if w.estimate > 0 else 1000000) + 999999) // 1000000)
         message = text
     if x.client.refuse_status and outcome == OUTCOME_OVERLOAD:

@@ -104,12 +104,13 @@ cdef int pool_reserve(TableC *table, PoolC *pool, const uint64_t *tried, int64_t
             return best.slot
 
 cdef bint pool_ready(TableC *table, PoolC *pool, int64_t now, BackendC *beside) noexcept nogil:
-    # Whether any of its backends, beside that one, is neither left out nor drained.
+    # Whether any of its backends, beside that one, is neither left out nor drained, nor has yet to show that it is up again.
     cdef BackendC *backend
     cdef int i
     for i in range(pool.count):
         backend = table.routes[pool.members[i].slot].backend
-        if backend is not beside and not backend_out(backend, now) and not sys_load_acquire(&backend.drained):
+        if (backend is not beside and not backend_out(backend, now) and not sys_load_acquire(&backend.failures)
+                and not sys_load_acquire(&backend.drained)):
             return True
     return False
 

@@ -61,13 +61,13 @@ cdef void upstream_failed(WorkerC *w, ExchangeC *x, uint8_t outcome, uint8_t rea
             exchange_reroute(w, x, True)
             return
         upstream_drop(w, x)
-        if pool_has_another(w, x) and retry_take(w.shared):
-            sys_add_counter(&w.stats.retries, 1)
+        if unconnected and x.pool.limits.cold_timeout and not pool_ready(w.table, pool_now(w, x), w.now, NULL):
+            memset(x.tried, 0, sizeof(x.tried))     # none of them is known to be up: it waits for one, which is no retry
             request_rewind(x)
             exchange_reroute(w, x, False)
             return
-        if unconnected and x.pool.limits.cold_timeout and not pool_ready(w.table, pool_now(w, x), w.now, NULL):
-            memset(x.tried, 0, sizeof(x.tried))     # none of them can be connected now: it waits until one can
+        if pool_has_another(w, x) and retry_take(w.shared):
+            sys_add_counter(&w.stats.retries, 1)
             request_rewind(x)
             exchange_reroute(w, x, False)
             return

@@ -82,6 +82,8 @@ class Effective:
     def _pool_lines(self, pool: Pool, values: dict[str, Any]) -> Iterator[str]:
         for backend in pool.settings.backends:
             rest = [f"weight {backend.weight}", f"tier {backend.tier}"]
+            if backend.max_in_flight:
+                rest.append(f"max_in_flight {backend.max_in_flight}")
             if backend.name != backend.url:
                 rest.insert(0, backend.url)
             if backend.host_field:

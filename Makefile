@@ -105,7 +105,7 @@ asan: curl $(ASAN)/tested ## Run the tests under AddressSanitizer and UndefinedB
 
 # Only the engine is instrumented: what happens inside CPython is not looked at, its locks are. ThreadSanitizer of gcc 12 needs
 # an address space that is not shuffled as far as newer kernels do, and a shell does not start under it: no test that lowers limits.
-TSAN_TESTS := tests/test_threads.py tests/test_adopt.py tests/test_limits.py tests/test_balancing.py tests/test_drain.py
+TSAN_TESTS := tests/test_threads.py tests/test_adopt.py tests/test_limits.py tests/test_balancing.py tests/test_queue.py tests/test_drain.py
 .PHONY: tsan
 tsan: $(TSAN)/tested ## Run the tests of what threads share under ThreadSanitizer
 	LD_PRELOAD="$$(gcc -print-file-name=libtsan.so)" \

@@ -81,13 +81,16 @@ def fleet_script(world: ModuleType, dice: random.Random) -> bytes:
         if dice.random() < 0.5:
             script.time(0, dice.choice([0, 0, 1, 20, 100, 102]))
 
+    limit = 8 * (dice.random() < 0.4)  # one exchange at a time for each backend: who frees a place gives it to another worker's
+    if limit:
+        script.configure(limit, table)
     for _ in range(dice.randrange(1, 6)):
         burst("connect", 9)
         burst("client_say", 16, dice.choice([0, 1, 8, 9]))
         if dice.random() < 0.5:
             burst("client_fin", 9, 0)
         if dice.random() < 0.2:
-            script.configure(0, table ^ dice.choice([0, TABLE["two"], TABLE["moved"]]))
+            script.configure(limit, table ^ dice.choice([0, TABLE["two"], TABLE["moved"]]))
     if dice.random() < 0.5:
         script.drain().time(0, 1)
     return bytes([0, table]) + bytes(script)[2:]

@@ -1008,6 +1008,7 @@ cdef void world_check_time(WorkerC *w, ExchangeC *x) noexcept nogil:
         world_overdue(b"idle time-out, request", world_latest(world_latest(upstream.told_at, client.took_at), x.upstream.since),
                       w.limits.idle_timeout)
     elif x.state == STATE_WAIT and x.up_body.done and not x.down.unsent:
+        down = world_latest(down, x.upstream.since)
         world_overdue(b"TTFT time-out", world_latest(down, world_latest(upstream.told_at, client.took_at)),
                       w.limits.ttft_timeout)
 

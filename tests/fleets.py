@@ -81,7 +81,9 @@ def fleet_script(world: ModuleType, dice: random.Random) -> bytes:
         if dice.random() < 0.5:
             script.time(0, dice.choice([0, 0, 1, 20, 100, 102]))
 
-    limit = 8 * (dice.random() < 0.4)  # one exchange at a time for each backend: who frees a place gives it to another worker's
+    limit = 8 * (
+        dice.random() < 0.4
+    )  # one exchange at a time for each backend: who frees a place gives it to another worker's
     if limit:
         script.configure(limit, table)
     for _ in range(dice.randrange(1, 6)):

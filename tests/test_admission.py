@@ -189,3 +189,35 @@ def test_the_wait_is_counted(world: ModuleType) -> None:
     waited = [job.sent - job.comes for job in served(result) if job.sent - job.comes > 0.001]
     assert sum(counts) == len(waited)
     assert total == pytest.approx(sum(waited), rel=0.01)
+
+
+@pytest.mark.parametrize(("timeout", "work"), [(2.0, 5.0), (5.0, 8.0), (30.0, 40.0)])
+def test_m1_a_place_that_is_rarely_free_goes_to_somebody(world: ModuleType, timeout: float, work: float) -> None:
+    # Hardly anybody waits long enough, but some do: however few were served before, the next that can be is.
+    dice = random.Random(2)
+    jobs = arrivals(2 / work, 100 * work, dice, work=lambda _: work)
+    result = run(world, jobs, places=1, queue_timeout=timeout)
+    sent = [job.sent for job in served(result)]
+    assert max(sent) > 95 * work
+    assert len(sent) > 60
+
+
+@pytest.mark.parametrize("rate", [0.6, 0.8, 0.95, 1.5])
+@pytest.mark.parametrize("places", [1, 4])
+def test_m2_who_comes_one_at_a_time_has_no_more_than_its_turn(world: ModuleType, rate: float, places: int) -> None:
+    # One whose queue is empty again and again, beside one that always waits: half of it each.
+    dice = random.Random(6)
+    one, other = b"X-Tenant: one\r\n", b"X-Tenant: other\r\n"
+    work = [arrivals(rate * places, 300, dice, one), arrivals(5 * places, 300, dice, other)]
+    result = run(world, *work, places=places, queue_size=20)
+    shares = [len([job for job in served(result, who) if 30 < job.sent <= 300]) for who in (one, other)]
+    assert shares[1] >= 0.47 * sum(shares), shares
+
+
+def test_m2_the_class_between_does_not_starve(world: ModuleType) -> None:
+    dice = random.Random(9)
+    fields = [b"X-Priority: high\r\n", b"", b"X-Priority: low\r\n"]
+    result = run(world, *(arrivals(8, 200, dice, field) for field in fields), places=4, queue_size=300)
+    counts = [len([job for job in served(result, field) if job.sent > 30]) for field in fields]
+    assert min(counts[1:]) > 0.03 * sum(counts), counts
+    assert counts[0] > 0.8 * sum(counts)

@@ -15,7 +15,7 @@ cdef inline int64_t exchange_deadline(WorkerC *w, ExchangeC *x, uint8_t *outcome
         deadline = sooner(deadline, x.client_at, w.settings.send_timeout, OUTCOME_TIMEOUT_SEND, outcome)
     if x.state == STATE_TUNNEL and x.up.unsent:
         return sooner(deadline, x.request_at, w.settings.send_timeout, OUTCOME_TIMEOUT_SEND, outcome)
-    if x.down.unsent:
+    if x.down.unsent and x.ticket is NULL:      # it waits for the client alone, and not for a place
         return deadline
     if x.state == STATE_HEAD:
         return sooner(deadline, x.begun_at, w.settings.head_timeout, OUTCOME_TIMEOUT_HEAD, outcome)
@@ -24,7 +24,7 @@ cdef inline int64_t exchange_deadline(WorkerC *w, ExchangeC *x, uint8_t *outcome
         return sooner(deadline, x.head_at, limits.idle_timeout, OUTCOME_TIMEOUT_BODY, outcome)
     if x.up_body.done and not x.content and x.state != STATE_TUNNEL and (x.state != STATE_QUEUE or x.attempts):
         deadline = sooner(deadline, x.whole_at, limits.ttft_timeout, OUTCOME_TIMEOUT_TTFT, outcome)
-    if x.state == STATE_QUEUE:
+    if x.state == STATE_QUEUE and x.ticket is not NULL:
         return sooner(deadline, 0, x.ticket.heap.key, OUTCOME_QUEUE_TIMEOUT, outcome)
     if x.state == STATE_CONNECT and x.upstream is not NULL:
         return sooner(deadline, x.upstream.since, limits.connect_timeout, OUTCOME_TIMEOUT_CONNECT, outcome)

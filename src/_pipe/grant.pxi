@@ -6,7 +6,10 @@ cdef enum:
 cdef int place_reserve(WorkerC *w, PoolC *pool, const uint64_t *tried) noexcept nogil:
     # As pool_reserve, for one that has not waited: it may not go before those that do.
     cdef int slot
-    if pool.count and pool.state is not NULL and sys_load_acquire(&pool.state.queue.waiting):
+    if pool_idle(w.table, pool):
+        return SLOT_NONE
+    # One that is sent again has waited, or came before them.
+    if not tried[0] and not tried[1] and pool.state is not NULL and sys_load_acquire(&pool.state.queue.waiting):
         return SLOT_BUSY
     if not pool.limits.max_in_flight or pool.state is NULL:
         return pool_reserve(w.table, pool, tried, w.now)
@@ -87,6 +90,7 @@ cdef void ticket_leave(WorkerC *w, TicketC *ticket) noexcept nogil:
     ticket.state = TICKET_OUT
     ticket.granted = NULL
     sys_unlock(&ticket.queue.lock)
+    ticket.queue = NULL         # its pool may go
     if granted is not NULL:
         place_return(w, granted, NULL)
 
@@ -116,6 +120,14 @@ cdef void grants_take(WorkerC *w) noexcept nogil:
 
 cdef void queues_look(WorkerC *w) noexcept nogil:
     # Now and then, while an exchange of this worker has a ticket.
+    cdef ConnC *conn = w.all
+    cdef int i
     pools_serve(w)
+    for i in range(w.table.pool_count):
+        if sys_load_acquire(&w.table.pools[i].state.queue.waiting) and pool_idle(w.table, &w.table.pools[i]):
+            while conn is not NULL:         # who waits for it is to look, for nobody will serve him
+                if conn.kind == CONN_CLIENT and conn.exchange is not NULL:
+                    conn_queue(w, conn)
+                conn = conn.all_next
     if w.tickets_out:
         timer_arm(w, &w.queue_conn, w.now + QUEUE_LOOK)

@@ -23,6 +23,14 @@ cdef int pool_turn(PoolC *pool, uint32_t turn) noexcept nogil:
             return i
     return 0            # it was counted up with the table of a worker that has a longer one
 
+cdef bint pool_idle(TableC *table, PoolC *pool) noexcept nogil:
+    # Whether it has no backend that may get a request, now or later: there is none, or all are drained, and nobody waits for that.
+    cdef int i
+    for i in range(pool.count):
+        if pool.limits.cold_timeout or not sys_load_acquire(&table.routes[pool.members[i].slot].backend.drained):
+            return False
+    return True
+
 cdef bint pool_full(TableC *table, PoolC *pool) noexcept nogil:
     # Whether all its backends together have as many exchanges as they may have.
     cdef uint32_t total = 0
@@ -144,12 +152,16 @@ cdef void backend_well(BackendC *backend) noexcept nogil:
     if sys_load_acquire(&backend.errors):
         sys_store_release(&backend.errors, 0)
 
+cdef bint backend_errs(ExchangeC *x) noexcept nogil:
+    # Whether it has answered with so many errors in a row that it may be left out.
+    cdef uint32_t most = x.pool.limits.eject_errors
+    return most and sys_load_acquire(&x.counted.errors) >= most
+
 cdef void backend_erred(WorkerC *w, ExchangeC *x) noexcept nogil:
     # It has answered with an error of its own. After some of them in a row it is left out, if there is another one (rule L1).
     cdef PoolC *pool = pool_now(w, x)
     sys_add_shared(&x.counted.errors, 1)
-    if (x.pool.limits.eject_errors and sys_load_acquire(&x.counted.errors) >= x.pool.limits.eject_errors
-            and pool_ready(w.table, pool, w.now, x.counted)):
+    if backend_errs(x) and pool_ready(w.table, pool, w.now, x.counted):
         backend_failed(w, x.counted, x.backend, REASON_ERRORS, 0)
 
 cdef bint backend_answered(WorkerC *w, BackendC *backend) noexcept nogil:

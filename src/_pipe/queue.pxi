@@ -70,6 +70,8 @@ cdef int64_t ticket_read(WorkerC *w, ExchangeC *x, TicketC *ticket) noexcept nog
         while value[0] == c" " or value[0] == c"\t":
             value += 1
         n = next_line - 2 - value
+        while n and (value[n - 1] == c" " or value[n - 1] == c"\t"):
+            n -= 1
         wait = -1
         if line_names(line, next_line - line, w.settings.tenant):
             ticket.tenant_id = ticket.tenant_id * 31 + text_hash(value, n)
@@ -90,6 +92,7 @@ cdef TicketC *ticket_make(WorkerC *w, ExchangeC *x) noexcept nogil:
     cdef LimitsC *limits = &x.pool.limits
     cdef TicketC *ticket = <TicketC *>slab_get(&w.tickets)
     cdef int64_t patience
+    cdef int64_t needed
     if ticket is NULL:
         return NULL
     x.ticket = ticket
@@ -100,8 +103,9 @@ cdef TicketC *ticket_make(WorkerC *w, ExchangeC *x) noexcept nogil:
     ticket.heap.key = INT64_MAX
     patience = ticket_read(w, x, ticket)
     if patience < INT64_MAX:
-        # What the backend needs until it begins to answer is not there to wait.
-        ticket.heap.key = x.head_at + patience - pool_latest_ttft(x.pool.state)
+        # What backends need until they begin to answer is not there to wait, but for half of it: they may be faster this time.
+        needed = pool_latest_ttft(x.pool.state)
+        ticket.heap.key = x.head_at + patience - (needed if needed < patience // 2 else patience // 2)
     patience = limits.queue_timeout
     if limits.cold_timeout and not pool_ready(w.table, x.pool, w.now, NULL):
         patience = limits.cold_timeout
@@ -124,6 +128,8 @@ cdef void queue_look(WorkerC *w, ExchangeC *x) noexcept nogil:
     cdef QueueC *queue = &x.pool.state.queue
     if queue.waiting:
         queue_measure(queue, w.now, 0)
+    else:
+        queue_rest(queue, w.now)
     w.ahead = queue_ahead(queue, x.ticket.priority, x.ticket.tenant_id)
     w.estimate = queue_estimate(queue, w.ahead)
 
@@ -145,6 +151,7 @@ cdef void queue_enter(WorkerC *w, ExchangeC *x) noexcept nogil:
     cdef bint full = False
     cdef bint late
     cdef bint added = False
+    cdef bint ready = pool_ready(w.table, pool_now(w, x), w.now, NULL)
     if fresh:
         ticket = ticket_make(w, x)
         if ticket is NULL:
@@ -154,7 +161,8 @@ cdef void queue_enter(WorkerC *w, ExchangeC *x) noexcept nogil:
     sys_lock(&queue.lock)
     queue_look(w, x)
     full = fresh and queue.waiting >= x.pool.limits.queue_size
-    late = ticket.heap.key <= w.now + (w.estimate if w.estimate > 0 else 0)
+    # With nobody before it, or where none is up, no rate tells when its turn comes.
+    late = ticket.heap.key <= w.now + (w.estimate if ready and w.ahead and w.estimate > 0 else 0)
     if full and not late:
         other = queue_displace(queue, ticket.priority, ticket.tenant_id)
         if other is not NULL:
@@ -181,12 +189,17 @@ cdef void step_queue(WorkerC *w, ExchangeC *x) noexcept nogil:
     # Waits for a place.
     if x.client.conn.hung_up:
         client_left(w, x, 0)
-    elif x.ticket.ready and x.ticket.state == TICKET_GRANTED:
+        return
+    if x.down.unsent:
+        client_flush(w, x)      # a 100 that it had no room for
+        if x.state != STATE_QUEUE:
+            return
+    if x.ticket.ready and x.ticket.state == TICKET_GRANTED:
         exchange_set_state(w, x, STATE_ROUTE)
     elif x.ticket.ready:
         queue_out(w, x, OUTCOME_QUEUE_FULL, REASON_QUEUE_FULL)
-    elif x.table is not w.table and (pool_now(w, x).state is not x.pool.state or not pool_now(w, x).count):
-        ticket_leave(w, x.ticket)       # the pool is gone, or has no backend: nobody serves its queue any more
+    elif pool_now(w, x).state is not x.pool.state or pool_idle(w.table, pool_now(w, x)):
+        ticket_drop(w, x)       # the pool is gone, or has no backend: nobody serves its queue any more
         exchange_set_state(w, x, STATE_ROUTE)
 
 cdef int exchange_place(WorkerC *w, ExchangeC *x) noexcept nogil:
@@ -196,9 +209,12 @@ cdef int exchange_place(WorkerC *w, ExchangeC *x) noexcept nogil:
     if ticket is not NULL and ticket.ready:
         granted = ticket.granted
         ticket.granted = NULL
+        ticket.queue = NULL
         ticket.state = TICKET_OUT
         ticket.ready = False
         ticket.abroad = False
+        if (x.tried[granted.slot >> 6] >> (granted.slot & 63)) & 1:
+            memset(x.tried, 0xff, sizeof(x.tried))      # it has been everywhere, and waited: this is the last time
         # Time in the queue is not the backend's, if none has had the request yet.
         x.upstream_at = w.now
         x.request_at = w.now

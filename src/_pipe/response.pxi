@@ -28,7 +28,7 @@ cdef void content_came(WorkerC *w, ExchangeC *x) noexcept nogil:
         x.content = True
         x.content_at = w.now
         histogram_add(&w.stats.ttft, w.now - x.head_at)
-        if x.pool.state is not NULL:
+        if x.pool.state is not NULL and x.status < 300:
             pool_note_ttft(x.pool.state, w.now - x.whole_at)
         x.upstream_at = w.now
         exchange_rearm(w, x)
@@ -147,7 +147,7 @@ cdef void response_read(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n) noexc
         request_rewind(x)
         exchange_reroute(w, x, False)
         return
-    if not sys_load_acquire(&x.counted.errors) and backend_answered(w, x.counted):
+    if not backend_errs(x) and backend_answered(w, x.counted):
         pools_serve(w)          # somebody may have waited for that
     request_forget(w, x)
     body_begin(&x.down_body, head.framing, head.content_length)

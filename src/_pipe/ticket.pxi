@@ -13,7 +13,7 @@ cdef struct BackendC
 cdef enum:
     CLASSES = 3                 # of priority: high, normal, low
     CLASS_NORMAL = 1
-    CLASS_TURNS = 8             # one grant in so many goes to the lowest class that waits, so that none starves
+    CLASS_TURNS = 8             # one grant in so many goes to a lower class that waits, so that none starves
     TENANT_BUCKETS = 64         # a power of two
     RATE_TIME = 10000000        # us: what is older counts less and less in the rate at which places become free
     ESTIMATE_MOST = 120000000   # us; an estimate of more is not worth more. OpenAI's client gives up above 120 s
@@ -36,7 +36,8 @@ cdef struct TenantC:
 cdef struct ClassC:
     HeapC *tenants
     TenantC *buckets[TENANT_BUCKETS]
-    int64_t served              # of the tenant served last: who comes anew begins there, with no credit for the time before
+    int64_t served              # of the tenant served last. Who comes anew begins behind it: with no credit for the time before, and
+    # with the debt of one that has just been served and left
     uint32_t waiting
     uint32_t count              # tenants
 
@@ -85,7 +86,7 @@ cdef TenantC *tenant_find(QueueC *queue, ClassC *line, uint64_t id) noexcept nog
         if tenant is NULL:
             return NULL
         tenant.id = id
-        tenant.heap.key = line.served
+        tenant.heap.key = line.served + 1
         tenant.next = bucket[0]
         bucket[0] = tenant
         queue.order += 1
@@ -111,6 +112,12 @@ cdef void queue_measure(QueueC *queue, int64_t now, uint32_t freed) noexcept nog
     queue.freed = queue.freed * kept + freed
     queue.busy = queue.busy * kept + passed
     queue.measured_at = now
+
+cdef void queue_rest(QueueC *queue, int64_t now) noexcept nogil:
+    # Nobody waits. What was seen long ago says nothing of now.
+    if now - queue.measured_at > RATE_TIME:
+        queue.freed = 0
+        queue.busy = 0
 
 cdef int64_t queue_estimate(QueueC *queue, uint32_t ahead) noexcept nogil:
     # How long one with so many ahead of it has to wait, us; -1 where too little was seen to tell.
@@ -148,6 +155,7 @@ cdef bint queue_add(QueueC *queue, TicketC *ticket, int64_t now) noexcept nogil:
     if queue.waiting:
         queue_measure(queue, now, 0)
     else:
+        queue_rest(queue, now)
         queue.measured_at = now     # while nobody waited, places became free as fast as requests came
     queue.order += 1
     ticket.heap.order = queue.order
@@ -205,18 +213,29 @@ cdef TicketC *queue_displace(QueueC *queue, uint8_t priority, uint64_t tenant) n
     ticket.state = TICKET_GIVES_WAY
     return ticket
 
+cdef ClassC *queue_class(QueueC *queue) noexcept nogil:
+    # The class that is served next, of those that wait: the highest, and now and then one of the lower ones, in turn.
+    cdef ClassC *line = NULL
+    cdef uint64_t turn = (queue.grants + 1) // CLASS_TURNS
+    cdef bint lower = (queue.grants + 1) % CLASS_TURNS == 0
+    cdef int passed = 0
+    cdef int i
+    for i in range(CLASSES):
+        if not queue.classes[i].waiting or (passed == 2 and turn & 1):
+            continue
+        if line is NULL or lower:
+            line = &queue.classes[i]
+        passed += 1
+    return line
+
 cdef TicketC *queue_next(QueueC *queue, int64_t now) noexcept nogil:
     # Takes out the ticket that is served next, which its tenant is charged for; NULL where none waits. Those whose deadline is over
     # are taken out on the way, and not served late: their own workers answer them.
     cdef ClassC *line
     cdef TenantC *tenant
     cdef TicketC *ticket
-    cdef int i
     while queue.waiting:
-        line = NULL
-        for i in range(CLASSES):
-            if queue.classes[i].waiting and (line is NULL or (queue.grants + 1) % CLASS_TURNS == 0):
-                line = &queue.classes[i]
+        line = queue_class(queue)
         tenant = <TenantC *>line.tenants        # the heap's member is the first of its fields
         ticket = <TicketC *>tenant.tickets
         if ticket.heap.key > now:

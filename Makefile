@@ -106,7 +106,7 @@ ASAN_LEAVES_OUT := activation admin_actions bench_figures bench_imports bench_pa
 asan: curl $(ASAN)/tested ## Run the tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so.6)" PYTHONMALLOC=malloc \
 	ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 LLMPIPE_PROBE=build/probe-asan \
-	$(ASAN)/bin/python -m pytest -n 3 $(ASAN_LEAVES_OUT:%=--ignore tests/test_%.py) $(PYTEST_ARGS)
+	$(ASAN)/bin/python -m pytest -n 4 $(ASAN_LEAVES_OUT:%=--ignore tests/test_%.py) $(PYTEST_ARGS)
 
 # Only the engine is instrumented: what happens inside CPython is not looked at, its locks are. ThreadSanitizer of gcc 12 needs
 # an address space that is not shuffled as far as newer kernels do, and a shell does not start under it: no test that lowers limits.

@@ -84,7 +84,7 @@ curl:
 # What takes longer, and most of what makes its own inputs, is marked slow. A -m of yours comes later, and counts. The tests that are
 # not slow mostly wait, so four run at once.
 .PHONY: test
-test: curl $(VENV)/tested ## Run the tests, within 5 minutes
+test: curl $(VENV)/tested ## Run the tests, in about 6 minutes
 	$(VENV)/bin/python -m pytest -n 4 -m "not slow" $(PYTEST_ARGS)
 
 .PHONY: test-all
@@ -103,7 +103,7 @@ ASAN_LEAVES_OUT := activation admin_actions bench_figures bench_imports bench_pa
 # Leaks are looked for by the tests' own counters: CPython never frees all that it has. A small quarantine keeps the
 # sanitizer's own memory out of what the tests measure; the engine's slabs are poisoned by hand.
 .PHONY: asan
-asan: curl $(ASAN)/tested ## Run the tests under AddressSanitizer and UndefinedBehaviorSanitizer
+asan: curl $(ASAN)/tested ## Run the engine's tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so.6)" PYTHONMALLOC=malloc \
 	ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 LLMPIPE_PROBE=build/probe-asan \
 	$(ASAN)/bin/python -m pytest -n 4 $(ASAN_LEAVES_OUT:%=--ignore tests/test_%.py) $(PYTEST_ARGS)

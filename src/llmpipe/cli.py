@@ -32,7 +32,7 @@ from llmpipe.config import (
 )
 from llmpipe.effective import Effective
 from llmpipe.errors import UsageError
-from llmpipe.importer import command as import_command
+from llmpipe.importer import KINDS
 from llmpipe.pid_file import read as read_pid_file
 from llmpipe.runner import try_out
 from llmpipe.settings import UNITS, Setting, describe
@@ -236,7 +236,7 @@ def check(context: click.Context, /, file: str, **_: Any) -> None:
 
 
 @cli.command("import")
-@click.argument("kind", type=click.Choice(list(import_command.KINDS)), metavar="KIND")
+@click.argument("kind", type=click.Choice(KINDS), metavar="KIND")
 @click.argument("file", type=click.Path(), metavar="FILE")
 @click.option("--output", type=click.Path(), metavar="FILE", help="Write to this file, which must not exist.")
 @click.option("--force", is_flag=True, help="Write over --output if it exists.")
@@ -252,12 +252,14 @@ def import_(kind: str, file: str, output: str | None, force: bool) -> None:
 
     Exit code 0, or 2 with a line where nothing could be made of the file.
     """
+    from llmpipe.importer import command  # noqa: PLC0415 - no other command should wait for it
+
     try:
-        made = import_command.convert(kind, file)
+        made = command.convert(kind, file)
         if output is None:
             click.echo(made.text.encode(), nl=False)  # UTF-8 whatever the locale is, as TOML wants it
         else:
-            import_command.write(made.text, output, force=force)
+            command.write(made.text, output, force=force)
     except UsageError as error:
         _refuse_all(error)
     lost = f"{_counted(made.lost, 'thing')} {'was' if made.lost == 1 else 'were'} not carried over"

@@ -7,11 +7,11 @@ from pathlib import Path
 from llmpipe import config_file, runner
 from llmpipe.config import PoolSettings, ProcessSettings
 from llmpipe.errors import UsageError
-from llmpipe.importer import litellm, llama_swap, nginx
+from llmpipe.importer import KINDS, litellm, llama_swap, nginx
 from llmpipe.importer.draft import Draft
 from llmpipe.resolve import Unresolved
 
-KINDS: dict[str, Callable[[str], Draft]] = {"litellm": litellm.read, "llama-swap": llama_swap.read, "nginx": nginx.read}
+READERS: dict[str, Callable[[str], Draft]] = dict(zip(KINDS, (litellm.read, llama_swap.read, nginx.read), strict=True))
 """What makes a draft of a file of each kind."""
 
 
@@ -38,7 +38,7 @@ def convert(kind: str, path: str) -> Import:
     Raises:
         UsageError: the file cannot be read, or no configuration comes of it.
     """
-    draft = KINDS[kind](path)
+    draft = READERS[kind](path)
     draft.finish()
     if not draft.pools:
         raise UsageError(f"{path}: nothing in it gives a backend{f' ({draft.refused})' if draft.refused else ''}")

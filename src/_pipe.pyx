@@ -64,9 +64,11 @@ include "_pipe/table.pxi"
 include "_pipe/place.pxi"
 include "_pipe/pending.pxi"
 include "_pipe/deadline.pxi"
+include "_pipe/choice.pxi"
 include "_pipe/pool.pxi"
 include "_pipe/grant.pxi"
 include "_pipe/upstream.pxi"
+include "_pipe/recovery.pxi"
 include "_pipe/kept.pxi"
 include "_pipe/exchange.pxi"
 include "_pipe/client.pxi"
@@ -100,6 +102,7 @@ cdef object ExchangeEnded, BackendDown, BackendUp, AcceptPaused, AcceptResumed, 
 from llmpipe.record_kinds import AcceptEnded, AcceptPaused, AcceptResumed, BackendDown, BackendUp, ExchangeEnded
 
 globals()["MAX_BACKENDS"] = MAX_BACKENDS
+globals()["MAX_MEMBERS"] = MAX_MEMBERS
 globals()["MAX_ADDRESSES"] = MAX_ADDRESSES
 globals()["MAX_LISTENERS"] = MAX_LISTENERS
 globals()["MAX_NETWORKS"] = MAX_NETWORKS
@@ -193,9 +196,12 @@ cdef int _read_limits(LimitsC *to, settings) except -1:
     to.upstream_idle_timeout = _microseconds(settings.upstream_idle_timeout)
     to.max_in_flight = _at_most("max_in_flight", settings.max_in_flight, INT32_MAX)
     to.eject_errors = _at_most("eject_errors", settings.eject_errors, INT32_MAX)
+    to.policy = POLICIES.index(settings.policy)
+    to.slow_start = _microseconds(settings.slow_start)
     to.queue_size = _at_most("queue_size", settings.queue_size, INT32_MAX)
     to.queue_timeout = _microseconds(settings.queue_timeout)
     to.cold_timeout = _microseconds(settings.cold_timeout)
+    to.holds_event_streams = settings.on_error_event
     to.retry_429 = 429 in settings.retry_statuses
     to.retry_502 = 502 in settings.retry_statuses
     to.retry_503 = 503 in settings.retry_statuses
@@ -230,15 +236,21 @@ cdef int _read_authority(char *to, bytes text) except -1:
     return 0
 
 
-cdef int _read_route(TableC *table, BackendC *backend, bytes authority, bytes host, addresses,
-                     bint finish_on_abort, max_in_flight) except -1:
+cdef int _read_route(TableC *table, BackendC *backend, configured) except -1:
     cdef RouteC *route = &table.routes[backend.slot]
+    cdef bytes authority, host, prefix
+    _, authority, host, addresses, finish_on_abort, max_in_flight, prefix = configured
     if route.backend is not NULL:
         raise ValueError(f"the backend {backend.name.decode('utf-8', 'replace')} is named twice")
     if not 0 < len(addresses) <= MAX_ADDRESSES:
         raise ValueError(f"a backend has 1 to {MAX_ADDRESSES} addresses, not {len(addresses)}")
     _read_authority(route.authority, authority)
     _read_authority(route.host, host)
+    _ranged("the length of a path", len(prefix), 0, PREFIX_ROOM - 1)
+    if prefix and (prefix[:1] != b"/" or prefix[-1:] == b"/" or not all(0x21 <= c <= 0x7e for c in prefix)):
+        raise ValueError(f"{prefix!r} is not a path to put before others")
+    memcpy(route.prefix, <const char *>prefix, len(prefix))
+    route.prefix_length = <uint16_t>len(prefix)
     for text, port in addresses:
         _read_address(&route.addresses[route.address_count], text, port)
         route.address_count += 1
@@ -259,6 +271,7 @@ cdef int _read_pool(TableC *table, WorkerC *w, BackendC **found, int count, byte
     cdef uint64_t seen[MAX_BACKEND_WORDS]
     cdef int i
     _ranged("the length of a pool's name", len(name), 0, NAME_ROOM - 1)
+    _ranged("the backends of a pool", len(members), 0, MAX_MEMBERS)
     if settings is not None:
         _read_limits(&limits, settings)
         _ranged("max_response_head", limits.max_response_head, 0, long_head_size(w))
@@ -281,6 +294,8 @@ cdef int _read_pool(TableC *table, WorkerC *w, BackendC **found, int count, byte
             raise ValueError(f"a backend is twice in the pool {name.decode('utf-8', 'replace')}")
         seen[i >> 6] |= <uint64_t>1 << (i & 63)
         pool_put(table, pool, found[i].slot, weight, tier)
+    if not pool_order(pool):
+        raise MemoryError
     return 0
 
 
@@ -378,6 +393,7 @@ cdef object _backend_stats(BackendStatsC *stats, BackendC *backend, int64_t now)
         "ejections": sys_read_counter(&stats.ejections) if own else 0,
         "out": backend_out(backend, now),
         "drained": sys_load_acquire(&backend.drained) != 0,
+        "flowing": sys_read_counter(&stats.flowing) if own else 0,
         "content_age": (now - <int64_t>sys_read_counter(&stats.content_at)) / 1e6
                        if own and sys_read_counter(&stats.content_at) else None,
     }
@@ -465,7 +481,7 @@ cdef class Engine:
             w.mail.adopts = <AdoptC *>calloc(MAIL_IN, sizeof(AdoptC))
             w.mail.records = <RecordC *>calloc(MAIL_OUT, sizeof(RecordC))
             # A head grows by what we add to it, and what came with it goes in the same send.
-            w.out.size = long_head_size(w) + 2048 + BUF_SIZE
+            w.out.size = long_head_size(w) + 2048 + HOLD_MOST + BUF_SIZE
             w.out.data = <uint8_t *>malloc(w.out.size)
             w.hot = buf_get(&w.bufs)
             w.bulk = <uint8_t *>malloc(BULK_SIZE)
@@ -628,7 +644,7 @@ cdef class Engine:
         _ranged("backends", len(routes), 0, MAX_BACKENDS)
         with self.lock:
             try:
-                for name, _, _, _, _, _ in routes:
+                for name, *_ in routes:
                     _ranged("the length of a backend's name", len(name), 1, NAME_ROOM - 1)
                     found[count] = backend_find(w.shared, name, len(name))
                     if found[count] is NULL:
@@ -640,8 +656,8 @@ cdef class Engine:
                 table = table_make(&w.limits, room, len(pools), members)
                 if table is NULL:
                     raise MemoryError
-                for i, (_, authority, host, addresses, finish_on_abort, max_in_flight) in enumerate(routes):
-                    _read_route(table, found[i], authority, host, addresses, finish_on_abort, max_in_flight)
+                for i in range(count):
+                    _read_route(table, found[i], routes[i])
                 for name, of_pool, settings in pools:
                     _read_pool(table, w, found, count, name, of_pool, settings)
                 if routing is not None:
@@ -668,8 +684,11 @@ cdef class Engine:
         raise KeyError(number)
 
     def mark(self, int number, bint down):
+        cdef BackendC *backend
         with self.lock:
-            sys_store_release(&self._backend(number).down, down)
+            backend = self._backend(number)
+            if sys_exchange(&backend.down, down) and not down:
+                sys_set_counter(&backend.well_since, <uint64_t>loop_clock())
 
     def mark_drained(self, int number, bint drained):
         with self.lock:

@@ -34,7 +34,7 @@ class Named(Engines):
 
     def name(self, **backends: Address) -> list[int]:
         """A table of backends by name, and their numbers."""
-        return self.configure([(name.encode(), b"b", b"", [address], False, 0) for name, address in backends.items()])
+        return self.configure([(name.encode(), b"b", b"", [address], False, 0, b"") for name, address in backends.items()])
 
     def backend(self, number: int, name: str) -> int:
         """A counter of a backend, of all engines."""
@@ -43,7 +43,7 @@ class Named(Engines):
     def route(self, *backends: list[Address], finish_on_abort: bool = False) -> None:
         """A table of backends, each with its addresses."""
         self.configure(
-            [(b"%d" % slot, b"b", b"", addresses, finish_on_abort, 0) for slot, addresses in enumerate(backends)]
+            [(b"%d" % slot, b"b", b"", addresses, finish_on_abort, 0, b"") for slot, addresses in enumerate(backends)]
         )
 
     def connect(self) -> Stream:

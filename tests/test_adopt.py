@@ -28,7 +28,7 @@ class Adopting(Engines):
         self.first = self.engines[0]
         port = stack.enter_context(Backend(answer_all)).port
         stack.callback(self.close)
-        self.configure([(b"b", b"b", b"", [("127.0.0.1", port)], False, 0)])
+        self.configure([(b"b", b"b", b"", [("127.0.0.1", port)], False, 0, b"")])
 
     def adopt(self, address: str = "192.0.2.1") -> Stream:
         """A client whose connection was handed over with that address."""

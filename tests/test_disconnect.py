@@ -212,7 +212,7 @@ def test_nobody_is_woken_for_a_client_that_left_unless_it_is_asked_for(wakes, le
         listener.setblocking(False)
         engine.listen([listener.fileno()], [engine], most=10, resume_at=9)
         backend = stack.enter_context(Backend(scene))
-        engine.configure([(b"b", b"b", b"", [("127.0.0.1", backend.port)], False, 0)])
+        engine.configure([(b"b", b"b", b"", [("127.0.0.1", backend.port)], False, 0, b"")])
         thread.start()
         stack.callback(thread.join)
         stack.callback(engine.stop)

@@ -127,7 +127,7 @@ model_list:
   - model_name: tls
     litellm_params: {model: openai/tls, api_base: "https://gpu9:8000/v1"}
   - model_name: deep
-    litellm_params: {model: openai/deep, api_base: "http://gpu9:8000/llm/v1"}
+    litellm_params: {model: openai/deep, api_base: "http://gpu9:8000/llm"}
   - model_name: keyed
     litellm_params: {model: openai/keyed, api_base: "http://basic-auth-user:pass-word-1@gpu9:8000/v1"}
 environment_variables:
@@ -182,7 +182,7 @@ def test_i2_litellm(make: Callable[..., Imported]) -> None:
         "model_list[6].litellm_params.model: LiteLLM translates requests for the provider 'azure'",
         "model_list[7].litellm_params.model: LiteLLM translates requests for the provider 'anthropic'",
         "model_list[8].litellm_params.api_base: TLS to backends (https://) is not supported",
-        "model_list[9].litellm_params.api_base: http://gpu9:8000 has a path other than /v1",
+        "model_list[9].litellm_params.api_base: http://gpu9:8000 has a path behind it that does not end with /v1",
         "model_list[10].litellm_params.api_base: the URL has a user in it",
         "router_settings.redis_host: the counts of a process are its own",
         "router_settings.redis_password:",
@@ -839,9 +839,12 @@ def test_i2_included_files_have_a_bound(make: Callable[..., Imported], tmp_path:
 def test_i2_many_of_a_kind(make: Callable[..., Imported]) -> None:
     """As many as one file can have are carried over, and the others are comments."""
     row = '- {{model_name: m{0}, litellm_params: {{model: openai/m{0}, api_base: "http://h{0}:1"}}}}\n'
-    made = make("litellm", "model_list:\n" + "".join(row.format(n) for n in range(200)))
-    assert made.counts == (128, 128, 72)
-    assert "one proxy can have 128 backends" in made.comments
+    servers = '- {{model_name: m{0}, litellm_params: {{model: openai/m{0}, api_base: "http://h{1}:1"}}}}\n'
+    rows = [servers.format(n // 130, n) for n in range(130 * 33)]       # two of each pool are too many, and the last pool's rest
+    made = make("litellm", "model_list:\n" + "".join(rows))
+    assert made.counts == (32, 4096, 33 * 130 - 4096)
+    assert "one proxy can have 4096 backends" in made.comments
+    assert "one pool can have 128 backends" in made.comments
     aliases = "".join(f"  a{n}: m0\n" for n in range(1100))
     made = make("litellm", f"model_list:\n{row.format(0)}router_settings:\n model_group_alias:\n{aliases}")
     assert len(made.pools["m0"]["aliases"]) == 999

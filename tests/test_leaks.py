@@ -35,7 +35,7 @@ def churn():
     with Backend(answer_all) as backend:
         for _ in range(20):
             for engine in engines:
-                engine.configure([(b"b", b"b", b"", [("127.0.0.1", int(backend.url.rpartition(":")[2]))], False, 0)])
+                engine.configure([(b"b", b"b", b"", [("127.0.0.1", int(backend.url.rpartition(":")[2]))], False, 0, b"")])
         engines[0].listen([listener.fileno()], engines, most=1000, resume_at=900, max_per_address=50)
         for n in range(600):
             stream = Stream(socket.create_connection(listener.getsockname()))

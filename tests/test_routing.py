@@ -51,7 +51,7 @@ class Fleet(Engines):
     """Engines behind which servers stand in pools."""
 
     def route(self, servers: list[Server], routing: Routing | None) -> None:
-        table = [(server.name.encode(), b"b", b"", [server.place], False, 0) for server in servers]
+        table = [(server.name.encode(), b"b", b"", [server.place], False, 0, b"") for server in servers]
         for engine in self.engines:
             engine.configure(table, routing)
 
@@ -573,10 +573,10 @@ def test_j2_what_is_held_counts_until_the_backend_has_taken_it(fleet) -> None:
 
     with Backend(script) as backend:
         made = fleet(failover_body=0)
-        made.configure([(b"a", b"b", b"", [("127.0.0.1", backend.port)], False, 0)])
+        made.configure([(b"a", b"b", b"", [("127.0.0.1", backend.port)], False, 0, b"")])
         for engine in made.engines:
             engine.configure(
-                [(b"a", b"b", b"", [("127.0.0.1", backend.port)], False, 0)], Routing(pools(b"a"), [Model(b"x", 0)])
+                [(b"a", b"b", b"", [("127.0.0.1", backend.port)], False, 0, b"")], Routing(pools(b"a"), [Model(b"x", 0)])
             )
         sent = body("x", image="A" * (30 << 20))
         with Asker(made) as asker:

@@ -37,7 +37,7 @@ class Three(Engines):
         super().__init__(ENGINES, **limits)
 
     def name(self, *ports: int) -> None:
-        self.configure([(b"%d" % port, b"backend", b"", [("127.0.0.1", port)], False, 0) for port in ports])
+        self.configure([(b"%d" % port, b"backend", b"", [("127.0.0.1", port)], False, 0, b"") for port in ports])
 
     def outcomes(self) -> dict[str, int]:
         counts = [engine.stats()["outcomes"] for engine in self.engines]
@@ -161,7 +161,7 @@ def test_counters_are_read_while_tables_are_replaced(engines: Three) -> None:
 def test_counters_name_the_backends_that_are_configured(engines: Three) -> None:
     first = engines.engines[0]
     assert first.stats()["backends"] == {}
-    one, two, three = [(name, b"b", b"", [("127.0.0.1", 9)], False, 0) for name in (b"one", b"two", b"three")]
+    one, two, three = [(name, b"b", b"", [("127.0.0.1", 9)], False, 0, b"") for name in (b"one", b"two", b"three")]
     assert first.configure([one, two]) == [0, 1]
     assert set(first.stats()["backends"]) == {0, 1}
     assert first.configure([two]) == [1]

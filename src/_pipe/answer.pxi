@@ -19,6 +19,10 @@ cdef bint asks_messages(ExchangeC *x) noexcept nogil:
     # Whether the client speaks Anthropic's API, whose errors have another shape.
     return x.path_length >= 12 and memcmp(x.path, <const char *>b"/v1/messages", 12) == 0
 
+cdef bint asks_responses(ExchangeC *x) noexcept nogil:
+    # Whether it speaks OpenAI's API of responses, whose streams have an event for their failure.
+    return x.path_length >= 13 and memcmp(x.path, <const char *>b"/v1/responses", 13) == 0
+
 cdef void write_messages_error(WriterC *out, ExchangeC *x, int status, uint8_t outcome, const char *message) noexcept nogil:
     # The error object of Anthropic's API (rule R).
     cdef const char *kind = b"api_error" if status >= 500 else b"invalid_request_error"
@@ -174,6 +178,22 @@ cdef void answer_models(WorkerC *w, ExchangeC *x) noexcept nogil:
     if x.state != STATE_ENDED:
         response_flush(w, x)
 
+cdef void write_error_event(WriterC *out, ExchangeC *x, uint8_t outcome) noexcept nogil:
+    # The event that tells a stream's client of its failure, as its API has it (rule R).
+    cdef const char *message = outcome_words[outcome].message
+    if asks_messages(x):
+        write_text(out, b"event: error\n")
+    if asks_responses(x):
+        # What the backend called the response, and how many events there were, was not read.
+        write_text(out, b'event: response.failed\ndata: {"type": "response.failed", "sequence_number": null, "response": '
+                   b'{"id": null, "object": "response", "status": "failed", "error": {"code": "server_error", "message": "')
+        write_text(out, message)
+        write_text(out, b'"}, "output": []}}')
+    else:
+        write_text(out, b"data: ")
+        write_error(out, x, 502, outcome, message)
+    write_text(out, b"\n\n")
+
 cdef void response_truncate(WorkerC *w, ExchangeC *x, uint8_t outcome) noexcept nogil:
     # Ends a response that was begun and can never be whole, so that the client can tell (rule E2).
     cdef uint8_t room[600]
@@ -188,11 +208,7 @@ cdef void response_truncate(WorkerC *w, ExchangeC *x, uint8_t outcome) noexcept 
     if (x.pool.limits.midstream_error_event and x.event_stream and x.down_body.sse == SSE_EVENT_START
             and (x.reset or (x.down_body.framing == FRAMING_CHUNKED and x.down_body.chunk.state == CHUNK_SIZE))):
         write_start(&data, text, sizeof(text))
-        if asks_messages(x):
-            write_text(&data, b"event: error\n")
-        write_text(&data, b"data: ")
-        write_error(&data, x, 502, outcome, outcome_words[outcome].message)
-        write_text(&data, b"\n\n")
+        write_error_event(&data, x, outcome)
         write_start(&event, room, sizeof(room))
         if not x.reset:
             snprintf(size, sizeof(size), "%x\r\n", <unsigned int>data.used)

@@ -189,6 +189,7 @@ cdef void client_flush(WorkerC *w, ExchangeC *x) noexcept nogil:
         x.client_at = w.now
     if not x.down.unsent and x.state != STATE_FLUSH:
         x.upstream_at = w.now   # the wait for the upstream starts anew: it was not its fault
+        exchange_flow(w, x, x.content and x.event_stream and x.counted is not NULL)
         exchange_rearm(w, x)
 
 cdef void client_send(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t n) noexcept nogil:
@@ -219,6 +220,7 @@ cdef void client_send(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t n) n
         x.outcome = OUTCOME_OVERLOAD
         client_next(w, x)
         return
+    exchange_flow(w, x, False)
     if not x.client.user_timeout_off:
         # The kernel takes a window that stays shut for death too; from here the send time-out decides.
         x.client.user_timeout_off = True

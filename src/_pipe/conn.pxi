@@ -11,6 +11,7 @@ cdef enum:
     REQUEST_ID_ROOM = 64    # a longer X-Request-ID is replaced
     MAX_ADDRESSES = 8
     AUTHORITY_ROOM = 264    # a host name, a colon and a port
+    PREFIX_ROOM = 256
 
 cdef struct ExchangeC
 

@@ -66,8 +66,14 @@ cdef int64_t client_deadline(WorkerC *w, ClientC *client) noexcept nogil:
         most = w.settings.head_timeout      # who connects does so to ask for something
     return client.since + most if most else 0
 
+cdef int64_t probe_time(WorkerC *w) noexcept nogil:
+    # How long the connect of a backend that had failed may take.
+    return w.limits.connect_timeout if w.limits.connect_timeout else PROBE_TIME
+
 cdef int64_t upstream_deadline(WorkerC *w, UpstreamC *upstream) noexcept nogil:
     # When an upstream without an exchange has had its time.
     if upstream.lingers:
         return linger_deadline(w, upstream.since, upstream.heard)
+    if upstream.probes:
+        return upstream.since + probe_time(w)
     return upstream.since + table_route(w.table, upstream.backend).upstream_idle_timeout

@@ -29,6 +29,9 @@ cdef struct ExchangeC:
     uint8_t skipped_line    # the empty line that may stand before a request was seen
     uint8_t reset           # the client's connection must end with an RST
     uint8_t deaf            # the client takes no more, but what it sent before is still to be read (tunnels)
+    uint8_t flows           # an event stream with content, and its client takes it: it waits for the backend
+    uint8_t holds           # HOLD_*: whether its answer waits for the first event
+    uint16_t prefix_length  # of what stands before the client's path, for the backend
     uint8_t reason          # REASON_* of the last failure
     ExchangeC *ended_next   # in the list of those that ended in this turn
     TableC *table           # that its attempt began with, or before the first one the request
@@ -44,7 +47,7 @@ cdef struct ExchangeC:
     int32_t backend_id      # of it; -1 before the choice
     int status              # sent to the client, 0 for none
     int error               # errno that ended it
-    uint64_t tried[MAX_BACKEND_WORDS]
+    uint64_t tried[MAX_MEMBER_WORDS]    # members of its pool
     HostC origin            # the client that a trusted peer speaks for, where it names one
     BodyC up_body           # of the request, as the client sends it
     BodyC down_body         # of the response, as the upstream sends it
@@ -135,11 +138,20 @@ cdef void ticket_drop(WorkerC *w, ExchangeC *x) noexcept nogil:
 cdef void exchange_take_table(WorkerC *w, ExchangeC *x) noexcept nogil:
     # What the exchange goes by from now on is the worker's table, and in it the pool that it had.
     cdef PoolStateC *state = x.pool.state if x.pool is not NULL else NULL
+    cdef PoolC *pool = table_pool(w.table, state)
+    cdef uint64_t tried[MAX_MEMBER_WORDS]
+    cdef int i
     w.table.users += 1
     if x.table is not NULL:
+        if x.tried[0] or x.tried[1]:
+            memset(tried, 0, sizeof(tried))
+            for i in range(pool.count):
+                if exchange_tried(x, pool, i, w.table.routes[pool.members[i].slot].backend):
+                    member_put(tried, i)
+            memcpy(x.tried, tried, sizeof(tried))
         table_release(x.table)
     x.table = w.table
-    x.pool = table_pool(w.table, state)
+    x.pool = pool
 
 cdef ExchangeC *exchange_begin(WorkerC *w, ClientC *client) noexcept nogil:
     # An exchange for the request whose first byte is there; NULL where there is no memory.
@@ -173,10 +185,18 @@ cdef void attempt_begin(WorkerC *w, ExchangeC *x, int slot) noexcept nogil:
     x.backend_id = x.counted.id
     sys_add_counter(&w.stats.backends[slot].exchanges, 1)
 
+cdef inline void exchange_flow(WorkerC *w, ExchangeC *x, bint flows) noexcept nogil:
+    # Whether it is the backend alone that keeps an event stream waiting, from now on: how many there are says whether a silent
+    # backend hangs (rule L3).
+    if x.flows != flows:
+        x.flows = flows
+        sys_add_counter(&w.stats.backends[x.backend].flowing, 1 if flows else <uint64_t>-1)
+
 cdef void attempt_end(WorkerC *w, ExchangeC *x) noexcept nogil:
     # The backend does not work on this exchange any more.
     if x.counted is NULL:
         return
+    exchange_flow(w, x, False)
     place_return(w, x.counted, x.pool.state)
     x.counted = NULL
 

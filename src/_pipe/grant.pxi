@@ -5,35 +5,34 @@ cdef enum:
 
 cdef int place_reserve(WorkerC *w, PoolC *pool, const uint64_t *tried) noexcept nogil:
     # As pool_reserve, for one that has not waited: it may not go before those that do.
-    cdef int slot
+    cdef int member
     if pool_idle(w.table, pool):
-        return SLOT_NONE
+        return MEMBER_NONE
     # One that is sent again has waited, or came before them.
     if not tried[0] and not tried[1] and pool.state is not NULL and sys_load_acquire(&pool.state.queue.waiting):
-        return SLOT_BUSY
+        return MEMBER_BUSY
     if not pool.limits.max_in_flight or pool.state is NULL:
         return pool_reserve(w.table, pool, tried, w.now)
     sys_lock(&pool.state.queue.lock)        # or two workers would take the last place
-    slot = pool_reserve(w.table, pool, tried, w.now)
+    member = pool_reserve(w.table, pool, tried, w.now)
     sys_unlock(&pool.state.queue.lock)
-    return slot
+    return member
 
 cdef TicketC *pool_grant(WorkerC *w, PoolC *pool) noexcept nogil:
     # Gives a place to the one that waits and is next; NULL where there is no place, or nobody.
     cdef QueueC *queue = &pool.state.queue
     cdef TicketC *ticket = NULL
-    cdef int slot
+    cdef BackendC *backend
+    cdef int member
     sys_lock(&queue.lock)
-    slot = pool_reserve(w.table, pool, NULL, w.now) if queue.waiting else SLOT_NONE
-    if slot >= 0:
-        ticket = queue_next(queue, w.now)
-        if ticket is NULL:
-            sys_add_shared(&w.table.routes[slot].backend.in_flight, <uint32_t>-1)
-        else:
-            ticket.granted = w.table.routes[slot].backend
-            ticket.state = TICKET_GRANTED
-            ticket.abroad = ticket.worker is not w
-            histogram_add(&queue.wait, w.now - ticket.since)
+    member = pool_reserve(w.table, pool, NULL, w.now) if queue_drop_late(queue, w.now) else MEMBER_NONE
+    if member >= 0:
+        ticket = queue_next(queue)
+        backend = w.table.routes[pool.members[member].slot].backend
+        ticket.granted = backend
+        ticket.state = TICKET_GRANTED
+        ticket.abroad = ticket.worker is not w
+        histogram_add(&queue.wait, w.now - ticket.since)
     sys_unlock(&queue.lock)
     return ticket
 

@@ -1,4 +1,4 @@
-# host: the Host field that a backend gets: its own, or the client's (rule B1).
+# host: the Host field and the path that a backend gets: its own Host or the client's (rule B1), and what stands before the path (I5).
 
 cdef void request_copy_head(WorkerC *w, ExchangeC *x) noexcept nogil:
     # Copies the head of a request of which nothing has been sent to w.out.
@@ -59,4 +59,20 @@ cdef int request_set_host(WorkerC *w, ExchangeC *x, int slot) noexcept nogil:
     if chain_replace(&x.up, &w.bufs, at, length, host, host_length) != RC_OK:
         return -ENOMEM
     x.head_length = <uint32_t>(x.head_length - length + host_length)
+    return RC_OK
+
+cdef int request_set_prefix(WorkerC *w, ExchangeC *x, int slot) noexcept nogil:
+    # Puts what this backend wants to stand before the path, in the place of what the one before wanted. Nothing of the request has
+    # been sent. RC_OK, -ENOMEM.
+    cdef RouteC *route = &x.table.routes[slot]
+    cdef const uint8_t *target
+    request_copy_head(w, x)
+    target = <const uint8_t *>memchr(w.out.data, c" ", w.out.used) + 1
+    if target[0] != c"/":
+        return RC_OK            # the * of OPTIONS
+    if chain_replace(&x.up, &w.bufs, target - w.out.data, x.prefix_length, <const uint8_t *>route.prefix,
+                     route.prefix_length) != RC_OK:
+        return -ENOMEM
+    x.head_length = x.head_length - x.prefix_length + route.prefix_length
+    x.prefix_length = route.prefix_length
     return RC_OK

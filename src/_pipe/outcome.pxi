@@ -102,7 +102,10 @@ cdef enum:
     REASON_TOO_LATE = 61
     # of the backend's answers (rule L1)
     REASON_ERRORS = 62
-    REASON_COUNT = 63
+    # of the beginning of an event stream (rule N1)
+    REASON_ERROR_EVENT = 63
+    REASON_NO_EVENT = 64
+    REASON_COUNT = 65
 
 cdef struct WordsC:
     const char *name        # in logs and metrics; of an outcome, the code of an error answer too
@@ -215,6 +218,8 @@ cdef void outcome_init() noexcept nogil:
     reason_set(REASON_QUEUE_FULL, b"queue full", broken)
     reason_set(REASON_TOO_LATE, b"its turn would come too late", broken)
     reason_set(REASON_ERRORS, b"5xx in a row", broken)
+    reason_set(REASON_ERROR_EVENT, b"error event first", broken)
+    reason_set(REASON_NO_EVENT, b"end without an event", broken)
     status_phrases[400] = b"Bad Request"
     status_phrases[404] = b"Not Found"
     status_phrases[408] = b"Request Timeout"

@@ -203,9 +203,10 @@ cdef void step_queue(WorkerC *w, ExchangeC *x) noexcept nogil:
         exchange_set_state(w, x, STATE_ROUTE)
 
 cdef int exchange_place(WorkerC *w, ExchangeC *x) noexcept nogil:
-    # The slot of the backend that is to work on the exchange, which counts it already; or SLOT_NONE, SLOT_BUSY.
+    # The member of its pool that is to work on the exchange, and counts it already; or MEMBER_NONE, MEMBER_BUSY.
     cdef TicketC *ticket = x.ticket
     cdef BackendC *granted
+    cdef int i
     if ticket is not NULL and ticket.ready:
         granted = ticket.granted
         ticket.granted = NULL
@@ -213,14 +214,15 @@ cdef int exchange_place(WorkerC *w, ExchangeC *x) noexcept nogil:
         ticket.state = TICKET_OUT
         ticket.ready = False
         ticket.abroad = False
-        if (x.tried[granted.slot >> 6] >> (granted.slot & 63)) & 1:
-            memset(x.tried, 0xff, sizeof(x.tried))      # it has been everywhere, and waited: this is the last time
         # Time in the queue is not the backend's, if none has had the request yet.
         x.upstream_at = w.now
         x.request_at = w.now
         if x.up_body.done and not x.attempts:
             x.whole_at = w.now
-        if table_route(x.table, granted.slot).backend is granted:
-            return granted.slot
+        for i in range(x.pool.count):
+            if x.table.routes[x.pool.members[i].slot].backend is granted:
+                if member_in(x.tried, i):
+                    memset(x.tried, 0xff, sizeof(x.tried))      # it has been everywhere, and waited: this is the last time
+                return i
         place_return(w, granted, NULL)      # a new table has it no more
     return place_reserve(w, x.pool, x.tried)

@@ -11,10 +11,24 @@ cdef enum:
     RC_BAD = 4      # the peer broke the protocol
     RC_FULL = 5     # a Unix socket's backlog has no room: connect again later
 
-# What a choice among backends gives in the place of a slot.
+# What a choice among backends gives in the place of a member.
 cdef enum:
-    SLOT_NONE = -1  # there is none
-    SLOT_BUSY = -2  # there will be one: it has to be waited for
+    MEMBER_NONE = -1  # there is none
+    MEMBER_BUSY = -2  # there will be one: it has to be waited for
+
+# How a pool chooses among its backends (rule K).
+cdef enum:
+    POLICY_LEAST_IN_FLIGHT = 0
+    POLICY_ROUND_ROBIN = 1
+    POLICY_P2C = 2
+
+POLICIES = ("least_in_flight", "round_robin", "p2c")
+
+# Whether an answer that is an event stream waits for its first event (rule N1).
+cdef enum:
+    HOLD_NOT_YET = 0    # no head of an answer was read
+    HOLD_WAITS = 1
+    HOLD_OVER = 2       # it goes to the client, whatever comes
 
 # Which end of the proxy a connection is; the mailbox and the listening sockets are in the epoll set too, the
 # last has no descriptor.

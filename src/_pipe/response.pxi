@@ -27,9 +27,12 @@ cdef void content_came(WorkerC *w, ExchangeC *x) noexcept nogil:
     if not x.content:
         x.content = True
         x.content_at = w.now
+        exchange_flow(w, x, x.event_stream)
         histogram_add(&w.stats.ttft, w.now - x.head_at)
         if x.pool.state is not NULL and x.status < 300:
             pool_note_ttft(x.pool.state, w.now - x.whole_at)
+            if x.pool.limits.policy == POLICY_P2C:
+                backend_note_ttft(x.counted, w.now, w.now - x.whole_at)
         x.upstream_at = w.now
         exchange_rearm(w, x)
     else:
@@ -79,6 +82,61 @@ cdef bint status_retries(WorkerC *w, ExchangeC *x, int status) noexcept nogil:
             or (status == 429 and x.pool.limits.retry_429)):
         return False
     return x.client is not NULL and not x.up.incomplete and pool_has_another(w, x) and retry_take(w.shared)
+
+cdef void response_retry(WorkerC *w, ExchangeC *x, size_t n) noexcept nogil:
+    # The next backend is asked: the n bytes that came of this answer go nowhere.
+    sys_add_counter(&w.stats.retries, 1)
+    discard(&w.stats, DISCARD_RETRIED, n)
+    pending_clear(w, &x.upstream.pending)
+    upstream_drop(w, x)
+    x.answered = False
+    x.holds = HOLD_NOT_YET
+    request_rewind(x)
+    exchange_reroute(w, x, False)
+
+cdef int response_begin(WorkerC *w, BodyC *body, const uint8_t *data, size_t n) noexcept nogil:
+    # What an event stream with that framing begins with: one of BEGIN_*, BEGIN_ERROR too where it ends without an event.
+    cdef const uint8_t *piece = NULL
+    cdef size_t length = 0
+    cdef size_t used = 0
+    cdef size_t taken = 0
+    cdef int rc
+    cdef int begin
+    while True:
+        rc = body_follow(body, data, n, &used, &piece, &length)
+        if rc != RC_OK:
+            break
+        if length > BULK_SIZE - taken:
+            length = BULK_SIZE - taken      # more does not tell more
+        memcpy(w.bulk + taken, piece, length)
+        taken += length
+    begin = sse_begin(w.bulk, taken)
+    return BEGIN_ERROR if begin == BEGIN_MORE and rc != RC_AGAIN else begin
+
+cdef bint response_hold(WorkerC *w, ExchangeC *x, HeadC *head, const uint8_t *data, size_t length, size_t n) noexcept nogil:
+    # data[0:n] begins with the head of an answer, of that length. Whether the answer is not forwarded now: it waits for its first
+    # event, or the next backend is asked, since that event is an error (rule N1).
+    cdef BodyC body
+    cdef int begin
+    if x.holds == HOLD_OVER:
+        return False
+    if (not x.pool.limits.holds_event_streams or not head.event_stream or head.status >= 300 or x.client is NULL or x.up.incomplete
+            or not pool_has_another(w, x)):
+        x.holds = HOLD_OVER
+        return False
+    body_begin(&body, head.framing, head.content_length)
+    begin = response_begin(w, &body, data + length, n - length)
+    if begin == BEGIN_MORE and n - length < HOLD_MOST and n < long_head_size(w):
+        x.holds = HOLD_WAITS
+        if pending_keep(w, &x.upstream.pending, data, n) != RC_OK:
+            request_lost(w, x)
+        return True
+    if begin == BEGIN_ERROR and retry_take(w.shared):
+        exchange_blame(w, x, REASON_NO_EVENT if body.done else REASON_ERROR_EVENT, 0)
+        response_retry(w, x, n)
+        return True
+    x.holds = HOLD_OVER
+    return False
 
 cdef void response_broken(WorkerC *w, ExchangeC *x, uint8_t reason, size_t n) noexcept nogil:
     # The n bytes that came of a response cannot be understood.
@@ -139,13 +197,9 @@ cdef void response_read(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n) noexc
     else:
         backend_erred(w, x)
     if status_retries(w, x, head.status):
-        sys_add_counter(&w.stats.retries, 1)
-        discard(&w.stats, DISCARD_RETRIED, n)
-        pending_clear(w, &upstream.pending)
-        upstream_drop(w, x)
-        x.answered = False
-        request_rewind(x)
-        exchange_reroute(w, x, False)
+        response_retry(w, x, n)
+        return
+    if x.holds != HOLD_OVER and response_hold(w, x, head, data, length, n):
         return
     if not backend_errs(x) and backend_answered(w, x.counted):
         pools_serve(w)          # somebody may have waited for that

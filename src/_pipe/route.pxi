@@ -137,6 +137,7 @@ cdef void step_route(WorkerC *w, ExchangeC *x) noexcept nogil:
     cdef int slot = x.backend
     cdef UpstreamC *upstream = NULL
     cdef RouteC *route
+    cdef int member
     cdef int rc
     if x.client.conn.hung_up:
         client_left(w, x, 0)
@@ -144,15 +145,18 @@ cdef void step_route(WorkerC *w, ExchangeC *x) noexcept nogil:
     if x.table is not w.table:
         exchange_take_table(w, x)
     if not x.same_backend:
-        slot = exchange_place(w, x)
-        if slot == SLOT_BUSY:
+        if w.table.ailing:
+            backends_probe(w)
+        member = exchange_place(w, x)
+        if member == MEMBER_BUSY:
             queue_enter(w, x)
             return
-        if slot < 0:
+        if member < 0:
             answer_error(w, x, 503, OUTCOME_NO_BACKEND)
             return
+        slot = x.pool.members[member].slot
         route = table_route(x.table, slot)
-        x.tried[slot >> 6] |= <uint64_t>1 << (slot & 63)
+        member_put(x.tried, member)
         x.addresses_tried = 0
         x.address = <uint8_t>sys_load_acquire(&route.backend.address)
         if x.address >= route.address_count:
@@ -171,7 +175,9 @@ cdef void step_route(WorkerC *w, ExchangeC *x) noexcept nogil:
         if x.address >= route.address_count:
             x.address = 0
         attempt_begin(w, x, slot)
-    rc = request_set_host(w, x, slot) if route.host[0] or x.no_host or x.host is not NULL else RC_OK
+    rc = request_set_prefix(w, x, slot) if route.prefix_length or x.prefix_length else RC_OK
+    if rc == RC_OK and (route.host[0] or x.no_host or x.host is not NULL):
+        rc = request_set_host(w, x, slot)
     if rc != RC_OK:
         if upstream is not NULL:
             upstream_keep(w, upstream)

@@ -9,14 +9,17 @@
 # backends, frees those that nobody counts when it makes a table.
 
 cdef enum:
-    MAX_BACKENDS = 128          # those that are gone and still have something to do included
-    MAX_BACKEND_WORDS = 2       # MAX_BACKENDS / 64
+    MAX_BACKENDS = 4096         # those that are gone and still have something to do included
+    MAX_BACKEND_WORDS = 64      # MAX_BACKENDS / 64
+    MAX_MEMBERS = 128           # of a pool
+    MAX_MEMBER_WORDS = 2        # MAX_MEMBERS / 64
     RETRY_FIRST = 1000          # retry budget at the start, in hundredths of a retry
     RETRY_MOST = 10000
     RETRY_COST = 100
     RETRY_EARNED = 20           # by each exchange
     EJECT_FIRST = 100000        # us
     EJECT_MOST = 10000000
+    TTFT_TIME = 10000000        # us: how long a backend's average of TTFTs remembers
     TRIAL_TIME = 1000000        # us until the next exchange may try a backend that had failed
     NAME_ROOM = 264             # a backend's name, or a pool's
 
@@ -27,8 +30,12 @@ cdef struct BackendC:
     uint32_t users              # tables that point to it; raised by the control plane only
     uint64_t ejected_until      # us of CLOCK_MONOTONIC; 0 where it is not left out
     uint32_t trial              # it had failed, and one exchange tries whether it works again: until `ejected_until` nobody else does
+    uint32_t proven             # it was connected since it failed last: an exchange may try it
     uint32_t errors             # answers of 5xx in a row
     uint32_t down               # its health checks fail; the control plane's
+    uint32_t ttft               # us from the whole request to the first content: a moving average; 0 before the first
+    uint64_t ttft_at            # us: when that was noted last
+    uint64_t well_since         # us: when it came back, for a slow start; 0 where it was never away
     uint32_t drained            # it gets no new exchange at all; the control plane's
     int32_t id                  # never given to another one; records and counters name it so. The control plane's, as the rest
     int slot                    # in every table, for as long as anything is left of it
@@ -196,24 +203,48 @@ cdef int64_t backend_eject(BackendC *backend, int64_t now) noexcept nogil:
         out = EJECT_FIRST << failures
     if not sys_compare_exchange_counter(&backend.ejected_until, &until, <uint64_t>(now + out)):
         return 0                # another worker was faster
+    sys_store_release(&backend.proven, 0)
     sys_add_shared(&backend.failures, 1)
     return out
 
-cdef bint backend_recover(BackendC *backend) noexcept nogil:
+cdef bint backend_recover(BackendC *backend, int64_t now) noexcept nogil:
     # It has answered. Whether it had failed before, which one worker is told.
     if not sys_load_acquire(&backend.failures) or not sys_exchange(&backend.failures, 0):
         return False
     sys_store_release(&backend.trial, 0)
     sys_set_counter(&backend.ejected_until, 0)
+    sys_set_counter(&backend.well_since, <uint64_t>now)
     return True
 
-cdef bint backend_try(BackendC *backend, int64_t now) noexcept nogil:
-    # Whether an exchange may go to it now: if it had failed, one at a time tries it, so that few meet a server that is still gone.
+cdef void backend_note_ttft(BackendC *backend, int64_t now, int64_t us) noexcept nogil:
+    # The first content of an answer is there. What is older counts the less, the longer ago it was. Of two workers that note at the
+    # same time one may be forgotten.
+    cdef int64_t mean = sys_load_acquire(&backend.ttft)
+    cdef int64_t age = now - <int64_t>sys_read_counter(&backend.ttft_at)
+    if us > INT32_MAX:
+        us = INT32_MAX
+    if mean and age >= 0:
+        us = mean + (us - mean) * (age + TTFT_TIME // 16) // (age + TTFT_TIME)     # answers of one moment count a little each
+    sys_store_release(&backend.ttft, <uint32_t>(us if us > 0 else 1))
+    sys_set_counter(&backend.ttft_at, <uint64_t>now)
+
+cdef bint backend_unproven(BackendC *backend) noexcept nogil:
+    # Whether it had failed, and was not connected since.
+    return sys_load_acquire(&backend.failures) and not sys_load_acquire(&backend.proven)
+
+cdef void backend_connected(BackendC *backend) noexcept nogil:
+    # It had failed, and was connected: an exchange may try it now.
+    sys_store_release(&backend.proven, 1)
+    sys_store_release(&backend.trial, 0)
+    sys_set_counter(&backend.ejected_until, 0)
+
+cdef bint backend_try(BackendC *backend, int64_t now, int64_t time) noexcept nogil:
+    # Whether it may be tried now: if it had failed, one at a time does, for so long, so that few meet a server that is still gone.
     cdef uint64_t until
     if not sys_load_acquire(&backend.failures):
         return True
     until = sys_read_counter(&backend.ejected_until)
-    if <int64_t>until > now or not sys_compare_exchange_counter(&backend.ejected_until, &until, <uint64_t>(now + TRIAL_TIME)):
+    if <int64_t>until > now or not sys_compare_exchange_counter(&backend.ejected_until, &until, <uint64_t>(now + time)):
         return False
     sys_store_release(&backend.trial, 1)
     return True

@@ -41,3 +41,52 @@ cdef bint sse_follow(uint8_t *state, const uint8_t *p, size_t n) noexcept nogil:
         state[0] = SSE_EVENT_START if state[0] == SSE_COMMENT else SSE_LINE_START
         p = line_end + 1
     return content
+
+# What an event stream begins with (rule N1).
+cdef enum:
+    BEGIN_MORE = 0      # not known yet
+    BEGIN_EVENT = 1
+    BEGIN_ERROR = 2     # an event that says that the request failed
+
+cdef enum:
+    BEGIN_ENOUGH = 64   # bytes of a line that tell what it is
+
+cdef bint data_is_error(const uint8_t *p, const uint8_t *end) noexcept nogil:
+    # Whether a JSON object begins there whose first name is "error".
+    while p < end and (p[0] == c" " or p[0] == c"\t"):
+        p += 1
+    if p == end or p[0] != c"{":
+        return False
+    p += 1
+    while p < end and (p[0] == c" " or p[0] == c"\t"):
+        p += 1
+    return end - p >= 7 and memcmp(p, <const char *>b'"error"', 7) == 0
+
+cdef int sse_begin(const uint8_t *p, size_t n) noexcept nogil:
+    # What the first event of a stream is, of which p[0:n] is the beginning: one of BEGIN_*. Comments are none.
+    cdef const uint8_t *end = p + n
+    cdef const uint8_t *line_end
+    cdef bint whole
+    while p < end:
+        line_end = <const uint8_t *>memchr(p, c"\n", end - p)
+        whole = line_end is not NULL
+        if not whole:
+            if end - p < BEGIN_ENOUGH:
+                return BEGIN_MORE
+            line_end = end
+        elif line_end > p and (line_end - 1)[0] == c"\r":
+            line_end -= 1
+        n = line_end - p
+        if n >= 5 and memcmp(p, <const char *>b"data:", 5) == 0:
+            return BEGIN_ERROR if data_is_error(p + 5, line_end) else BEGIN_EVENT
+        if n >= 6 and memcmp(p, <const char *>b"event:", 6) == 0:
+            p += 6
+            p += p < line_end and p[0] == c" "
+            n = line_end - p
+            if (n == 5 and memcmp(p, <const char *>b"error", 5) == 0) or (
+                    n == 15 and memcmp(p, <const char *>b"response.failed", 15) == 0):
+                return BEGIN_ERROR
+        if not whole:
+            return BEGIN_MORE
+        p = line_end + 1 + (line_end[0] == c"\r")
+    return BEGIN_MORE

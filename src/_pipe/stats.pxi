@@ -8,6 +8,7 @@ cdef struct BackendStatsC:
     uint64_t reuses
     uint64_t failures
     uint64_t ejections          # failures that had it left out
+    uint64_t flowing            # event streams with content that wait for it
     uint64_t content_at         # us; when content last came from it
 
 cdef void backend_stats_take(BackendStatsC *stats, int32_t id) noexcept nogil:

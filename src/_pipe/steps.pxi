@@ -102,6 +102,8 @@ cdef void step_upstream(WorkerC *w, UpstreamC *upstream) noexcept nogil:
         exchange_run(w, upstream.conn.exchange)
     elif upstream.lingers:
         upstream_waste(w, upstream)
+    elif upstream.probes:
+        step_probe(w, upstream)
     # Idle. A FIN, or bytes that nobody asked for, end it; the event may also be of bytes that were read since.
     elif upstream.conn.readable and conn_probe(&upstream.conn) != -EAGAIN:
         upstream_close(w, upstream)
@@ -161,6 +163,8 @@ cdef void step_expired(WorkerC *w, ConnC *conn) noexcept nogil:
         exchange_expired(w, x, outcome)
         if x.state != STATE_ENDED:
             exchange_run(w, x)
+    elif conn.kind == CONN_UPSTREAM and (<UpstreamC *>conn).probes:
+        probe_ended(w, <UpstreamC *>conn, ETIMEDOUT)
     elif conn.kind == CONN_UPSTREAM:
         upstream_close(w, <UpstreamC *>conn)
     else:

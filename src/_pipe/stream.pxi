@@ -52,6 +52,20 @@ cdef void response_ended(WorkerC *w, ExchangeC *x, ssize_t got) noexcept nogil:
     else:
         upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, reason_of_end(x, got), <int>-got)
 
+cdef bint response_release(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # An answer that waits for its first event will not get one: the upstream ends. Asks the next backend, or where it may not, gives
+    # the client what there is. Whether the end is still to be told to it.
+    cdef uint8_t *data = NULL
+    cdef size_t n = 0
+    pending_holds(&x.upstream.pending, &data, &n)
+    if x.client is not NULL and pool_has_another(w, x) and retry_take(w.shared):
+        exchange_blame(w, x, REASON_NO_EVENT, 0)
+        response_retry(w, x, n)
+        return False
+    x.holds = HOLD_OVER
+    response_read(w, x, data, n)
+    return x.state != STATE_ENDED and x.upstream is not NULL
+
 cdef void response_await(WorkerC *w, ExchangeC *x) noexcept nogil:
     # Receives until the head of the response is whole.
     cdef ConnC *conn = &x.upstream.conn
@@ -68,7 +82,8 @@ cdef void response_await(WorkerC *w, ExchangeC *x) noexcept nogil:
             request_lost(w, x)
             return
         if got <= 0:
-            response_ended(w, x, got)
+            if x.holds != HOLD_WAITS or response_release(w, x):
+                response_ended(w, x, got)
             return
         response_read(w, x, data, n)
         if x.status or x.state != state or x.down.unsent or not conn.readable:

@@ -12,6 +12,8 @@ cdef struct RouteC:
     int64_t upstream_idle_timeout   # us; the shortest of its pools, -1 where it is in none
     char authority[AUTHORITY_ROOM]
     char host[AUTHORITY_ROOM]   # the Host that it gets; empty: the client's
+    char prefix[PREFIX_ROOM]    # what stands before the client's path
+    uint16_t prefix_length
     AddressC addresses[MAX_ADDRESSES]
 
 # A backend in a pool.
@@ -28,6 +30,7 @@ cdef struct PoolC:
     MemberC *members
     int count
     uint32_t turns              # of all its members
+    uint8_t *order              # whose turn each of them is; NULL where the policy needs none
 
 # A name of a model, and the pool that it leads to.
 cdef struct ModelC:
@@ -74,6 +77,7 @@ cdef struct TableC:
     uint8_t *text               # what names point to
     const uint8_t *listing      # the answer to GET /v1/models
     size_t listing_length       # 0: that is for a backend
+    bint ailing                 # a backend had failed and may be back: backends_probe() is to look
     uint32_t users              # the worker whose table it is, and exchanges; the worker's
 
 cdef RouteC NO_ROUTE
@@ -108,6 +112,7 @@ cdef void table_free(TableC *table) noexcept nogil:
             sys_add_shared(&table.routes[i].backend.users, <uint32_t>-1)
     for i in range(table.pool_count):
         sys_add_shared(&table.pools[i].state.users, <uint32_t>-1)
+        free(table.pools[i].order)
     free(table.models)
     free(table.rules)
     free(table.text)

@@ -228,25 +228,32 @@ cdef ClassC *queue_class(QueueC *queue) noexcept nogil:
         passed += 1
     return line
 
-cdef TicketC *queue_next(QueueC *queue, int64_t now) noexcept nogil:
-    # Takes out the ticket that is served next, which its tenant is charged for; NULL where none waits. Those whose deadline is over
-    # are taken out on the way, and not served late: their own workers answer them.
-    cdef ClassC *line
-    cdef TenantC *tenant
+cdef TicketC *queue_first(QueueC *queue) noexcept nogil:
+    # The ticket that is served next, of those that wait; there is one.
+    return <TicketC *>(<TenantC *>queue_class(queue).tenants).tickets       # a heap's member is the first of its owner's fields
+
+cdef bint queue_drop_late(QueueC *queue, int64_t now) noexcept nogil:
+    # Takes out those that would be served next and whose deadline is over: they are not served late, and their own workers answer
+    # them. Whether one waits that is not late.
     cdef TicketC *ticket
     while queue.waiting:
-        line = queue_class(queue)
-        tenant = <TenantC *>line.tenants        # the heap's member is the first of its fields
-        ticket = <TicketC *>tenant.tickets
+        ticket = queue_first(queue)
         if ticket.heap.key > now:
-            queue.grants += 1
-            line.served = tenant.heap.key
-            heap_take(&line.tenants, &tenant.heap)
-            tenant.heap.key += 1
-            queue.order += 1
-            tenant.heap.order = queue.order     # of those that were served as often it comes last
-            heap_put(&line.tenants, &tenant.heap)
-            queue_remove(queue, ticket)
-            return ticket
+            return True
         queue_remove(queue, ticket)
-    return NULL
+    return False
+
+cdef TicketC *queue_next(QueueC *queue) noexcept nogil:
+    # Takes out the ticket that is served next, which its tenant is charged for; there is one.
+    cdef ClassC *line = queue_class(queue)
+    cdef TenantC *tenant = <TenantC *>line.tenants
+    cdef TicketC *ticket = queue_first(queue)
+    queue.grants += 1
+    line.served = tenant.heap.key
+    heap_take(&line.tenants, &tenant.heap)
+    tenant.heap.key += 1
+    queue.order += 1
+    tenant.heap.order = queue.order     # of those that were served as often it comes last
+    heap_put(&line.tenants, &tenant.heap)
+    queue_remove(queue, ticket)
+    return ticket

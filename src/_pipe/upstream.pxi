@@ -10,6 +10,7 @@ cdef struct UpstreamC:
     uint8_t orphan          # that address is in the table no more: it goes when its exchange has ended
     uint8_t lingers         # its tunnel has ended and our side is shut; what still comes is thrown away, in a client's place
     uint8_t reset           # must end with an RST
+    uint8_t probes          # only connects, to see whether the backend is back
     uint8_t full            # the backlog that it connects to was full: it tries again
     uint32_t taken          # turn in which the exchange it has took it out of the pool
     int64_t since           # start of the connect, of the idle time or of the linger

@@ -8,6 +8,7 @@ cdef enum:
     SPIN_MOST = 15              # us that it looks for
     ROOM_AFTER = 1000000        # us that a client without a request keeps its place when others wait for one
     ROOM_BATCH = 16             # clients that give way at once
+    PROBE_TIME = 5000000        # us for the connect of a backend that had failed, where connects have no limit
     CONNECT_PAUSE = 5000        # us before a full backlog is tried again, more where it lasts
     ACCEPT_PAUSE = 50000        # us between two looks whether accepting can go on
     WHEEL_SLOTS = 1024          # of 2^14 us each: it looks 16.8 s ahead
@@ -17,6 +18,7 @@ cdef enum:
     FIELD_ROOM = 64             # the name of a field, in lower case, with its colon
     TURN_READS = 16             # recv calls a connection and turn, so that one fast stream starves nobody
     BULK_SIZE = 65536
+    HOLD_MOST = 16384           # bytes of an event stream that wait for its first event
     BULK_LOOKS = 2              # a connection and turn
     LINGER_TIME = 30000000      # us that a linger lasts at most; the three are nginx's and HAProxy's order of magnitude
     LINGER_SILENCE = 5000000    # the same, without a byte
@@ -35,8 +37,10 @@ cdef struct LimitsC:
     int64_t total_timeout
     int64_t upstream_idle_timeout
     uint32_t max_in_flight      # of all backends of the pool; 0 is no limit
+    uint8_t policy              # POLICY_*
     uint32_t queue_size
     uint32_t eject_errors       # answers of 5xx in a row after which a backend is left out; 0 is off
+    int64_t slow_start          # how long a backend that came back gets less than its share
     int64_t queue_timeout
     int64_t cold_timeout        # how long a request may wait for a backend while none is usable
     bint retry_429
@@ -44,6 +48,7 @@ cdef struct LimitsC:
     bint retry_503
     bint midstream_error_event
     bint comments_count_as_content
+    bint holds_event_streams    # until their first event, which may be an error (rule N1)
 
 # What holds for all clients of the process.
 cdef struct SettingsC:

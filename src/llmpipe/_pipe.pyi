@@ -27,7 +27,13 @@ BUCKETS: tuple[float, ...]
 """Upper bounds, in seconds, of the histogram buckets; one more bucket, without bound, follows the last."""
 
 MAX_BACKENDS: int
-"""Slots that `Engine.configure` accepts: 0 to MAX_BACKENDS - 1."""
+"""Backends that `Engine.configure` accepts; those of before that still have exchanges count too."""
+
+MAX_MEMBERS: int
+"""Backends that a pool may have; `Engine.configure` refuses more."""
+
+POLICIES: tuple[str, ...]
+"""How a pool may choose among its backends."""
 
 MAX_ADDRESSES: int
 """Addresses that one backend may have; `Engine.configure` refuses more."""
@@ -56,13 +62,14 @@ MAX_FAILOVER_BODY: int
 MAX_SECONDS: int
 """The longest time-out that its clock can hold."""
 
-Backend = tuple[bytes, bytes, bytes, Sequence[tuple[str, int]], bool, int]
-"""(name, authority, host, addresses, finish_on_abort, max_in_flight).
+Backend = tuple[bytes, bytes, bytes, Sequence[tuple[str, int]], bool, int, bytes]
+"""(name, authority, host, addresses, finish_on_abort, max_in_flight, prefix).
 
 The name is the backend's identity among all engines that share: under it it keeps its counters, its failures and its idle
 connections, whatever tables come. The host is what the backend gets in the Host field, empty for
 what the client sent; the authority goes there where the client sent none. An address is (numeric host, port), or ("unix:/path", 0).
-It has at most max_in_flight exchanges at a time, of all engines that share; 0 is no limit.
+It has at most max_in_flight exchanges at a time, of all engines that share; 0 is no limit. The prefix stands before the path that it gets;
+it is empty, or begins with / and does not end with one.
 """
 
 Histogram = tuple[list[int], float]
@@ -77,6 +84,7 @@ class BackendStats(TypedDict):
     failures: int
     ejections: int  # failures that had it left out
     out: bool  # others are asked in its place, because it failed or its health checks do; of all engines that share
+    flowing: int  # event streams with content that wait for it, and not for their clients
     drained: bool  # it gets no new exchange; of all engines that share
     content_age: float | None  # seconds since a byte of content came from it, None for never
 

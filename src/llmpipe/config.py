@@ -15,11 +15,11 @@ from urllib.parse import parse_qsl, urlsplit
 from msgspec import Meta, Struct, field
 
 from llmpipe._pipe import (
-    MAX_BACKENDS,
     MAX_FAILOVER_BODY,
     MAX_FIELDS,
     MAX_HEAD,
     MAX_LISTENERS,
+    MAX_MEMBERS,
     MAX_NETWORKS,
     MAX_SECONDS,
     MAX_WEIGHT,
@@ -28,6 +28,9 @@ from llmpipe._pipe import (
 from llmpipe.cpus import usable_cpus
 from llmpipe.errors import UsageError
 from llmpipe.log import mask_secrets
+
+MOST_PREFIX = 255
+"""Letters of the path in a backend's URL."""
 
 MOST_IN_FLIGHT = 1_000_000
 """What bounds exchanges at a time, far above any number that is of use."""
@@ -187,6 +190,8 @@ class Backend:
     """Whether it may finish its answer when the client has left."""
     host_field: str
     """What it gets in the Host field; empty for what the client sent."""
+    prefix: str = ""
+    """What stands before the client's path; empty, or a path without a / at its end."""
     max_in_flight: int = 0
     """Exchanges that it works on at a time at most, of all pools; 0 is no limit."""
     weight: int = attribute(default=1, compare=False)
@@ -255,16 +260,31 @@ def make_backend(shown: str, base: str, pairs: Iterable[tuple[str, str]]) -> Bac
         host, port = parts.hostname, parts.port
     except ValueError as error:
         raise UsageError(f"backend {shown} is not a URL: {error}") from None
-    if parts.path not in ("", "/") or parts.fragment:
-        raise UsageError(f"backend {shown} has a path; requests keep the client's, so write only http://HOST:PORT")
+    if parts.fragment:
+        raise UsageError(f"backend {shown} has a fragment; write http://HOST:PORT or http://HOST:PORT/PATH")
+    rest["prefix"] = _prefix(shown, parts.path)
     if not host or (":" not in host and not _HOST.fullmatch(host)):
         raise UsageError(f"backend {shown} has no valid host; write http://HOST:PORT")
     if port == 0:
         raise UsageError(f"backend {shown}: port 0 cannot be connected")
     port = 80 if port is None else port
     authority = format_address(host, port)
-    url = f"http://{authority}"
+    url = f"http://{authority}{rest['prefix']}"
     return Backend(options.get("name", url), url, host, port, "", finish, _host_field(options, authority), **rest)
+
+
+def _prefix(shown: str, path: str) -> str:
+    """What stands before the client's path."""
+    path = path.rstrip("/")
+    if len(path) > MOST_PREFIX:
+        raise UsageError(f"backend {shown} has a path of more than {MOST_PREFIX} letters")
+    if not path.isascii():
+        raise UsageError(f"backend {shown} has a path with letters that no request may have; write them as %XX")
+    if path.endswith("/v1"):  # as clients' base URLs do: each request would be one for /v1/v1/...
+        raise UsageError(
+            f"backend {shown} has a path that ends with /v1; it is put before the client's, which begins with /v1: leave it out"
+        )
+    return path
 
 
 def _check_scheme(shown: str, base: str) -> None:
@@ -316,7 +336,7 @@ def _host_field(options: dict[str, str], authority: str) -> str:
     return {"client": "", "backend": authority}.get(host, host)
 
 
-def parse_backends(texts: Sequence[str], limit: int = MAX_BACKENDS) -> tuple[Backend, ...]:
+def parse_backends(texts: Sequence[str], limit: int = MAX_MEMBERS) -> tuple[Backend, ...]:
     """Every backend, once.
 
     Raises:
@@ -325,7 +345,7 @@ def parse_backends(texts: Sequence[str], limit: int = MAX_BACKENDS) -> tuple[Bac
     backends = tuple(parse_backend(text) for text in texts)
     check_backends(backends)
     if len(backends) > limit:
-        raise UsageError(f"{len(backends)} backends are more than the {limit} that one proxy can have")
+        raise UsageError(f"{len(backends)} backends are more than the {limit} that one pool can have")
     return backends
 
 
@@ -606,14 +626,26 @@ class PoolSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         tuple[Backend, ...],
         _other(
             "URL",
-            "An inference server: http://HOST:PORT, http://[V6]:PORT or unix:/PATH. Of several, the one with the fewest requests "
-            "in flight is chosen. ?on-abort=finish behind it lets it finish an answer whose client has left; ?host=backend gives "
+            "An inference server: http://HOST:PORT, http://[V6]:PORT or unix:/PATH; a path behind HOST:PORT is put before the "
+            "client's. Of several, the policy chooses one. ?on-abort=finish behind it lets it finish an answer whose client has left; ?host=backend gives "
             "it its own name in the Host field (Ollama wants that), ?host=NAME another one; ?weight=2 gives it twice as much as "
             "others; ?tier=1 keeps it for when none of tier 0 is usable; ?name=NAME is what logs and metrics call it.",
             flag="--backend",
-            maxItems=MAX_BACKENDS,
+            maxItems=MAX_MEMBERS,
         ),
     ] = ()
+    policy: Annotated[
+        Literal["least_in_flight", "round_robin", "p2c"],
+        _other(
+            "choice",
+            "How a backend is chosen: the one with the fewest requests in flight for its weight; each in turn, as often as its weight "
+            "says; or the better one of two at random, by requests in flight times the average time to the first content.",
+        ),
+    ] = "least_in_flight"
+    slow_start: Annotated[
+        float,
+        _seconds("For how long a backend that comes back gets less than its weight says, rising evenly; 0 is off.", 3600),
+    ] = 0.0
     connect_timeout: Annotated[float, _seconds("Time for a backend to accept a connection; 0 is off.")] = 5.0
     ttft_timeout: Annotated[
         float,
@@ -655,6 +687,16 @@ class PoolSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             key="retry.statuses",
         ),
     ] = frozenset()
+    on_error_event: Annotated[
+        bool,
+        _other(
+            "switch",
+            "Hold the head of an event stream back until its first event, up to 16 KB: if that is an error, or the stream ends without "
+            "one, the next backend is asked.",
+            flag="--retry-on-error-event",
+            key="retry.on_error_event",
+        ),
+    ] = False
     health_path: Annotated[
         str,
         _other(

@@ -45,7 +45,7 @@ async def ask(backend: Backend, address: tuple[str, int], path: str) -> int:
             ("Accept", "*/*"),
             ("Connection", "close"),
         ]
-        writer.write(connection.send(h11.Request(method="GET", target=path, headers=fields)) or b"")
+        writer.write(connection.send(h11.Request(method="GET", target=backend.prefix + path, headers=fields)) or b"")
         while True:
             event = connection.next_event()
             if event is h11.NEED_DATA:

@@ -38,6 +38,7 @@ def make_table(settings: Settings, resolver: Resolver | Unresolved) -> list[Engi
             resolver.addresses(backend),
             backend.finish_on_abort,
             backend.max_in_flight,
+            backend.prefix.encode(),
         )
         for backend in settings.backends
     ]

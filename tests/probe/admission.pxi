@@ -191,7 +191,7 @@ def run_admission(jobs, int places=4, int queue_size=256, double queue_timeout=3
         world.worker = world.workers[0] = admission.w = engine.w
         world.worker_count = 1
         engine.listen([listener], [engine], most=1000, resume_at=900)
-        engine.configure([(b"b%d" % i, b"b", b"", [("127.0.0.1", 1 + i)], False, places) for i in range(backends)])
+        engine.configure([(b"b%d" % i, b"b", b"", [("127.0.0.1", 1 + i)], False, places, b"") for i in range(backends)])
         admission.begun = sim.now
         engine.run()
         outcomes = [sys_read_counter(&engine.w.stats.outcomes[i]) for i in range(OUTCOME_COUNT)]

@@ -42,6 +42,7 @@ SEAMS = {
     "    return NULL if sim_denied(SIM_SLAB_GET) else engine_slab_get(slab)",
     "exchange_set_state": "",
     "exchange_end": "",
+    "probe_begin": "",
 }
 """Functions of the engine that the world stands in front of: the engine's own is then called engine_NAME. What is not said here is
 in world.pxi."""
@@ -52,6 +53,7 @@ SMALL = {
     "TURN_READS": 2,
     "BULK_SIZE": 1024,
     "ACCEPTS_A_TURN": 2,
+    "HOLD_MOST": 300,
 }
 """Constants of the small world."""
 

@@ -16,7 +16,7 @@ cdef enum:
     NOTE_SPOILT = 2             # something of it was told to misbehave
     NOTE_TABLE = 3              # a new table, with the servers of the mask `n`; `who` backends
     NOTE_ROUTE = 4              # behind it: backend `who` has the servers of the mask `n`; the next bit: in the other order
-    NOTE_CONNECT = 5            # a connect to server `who` begins, for the exchange `n`, or for one of several (-1)
+    NOTE_CONNECT = 5            # a connect to server `who` begins, for the exchange `n`, or for one of several or none (-1)
     NOTE_BEGUN = 6              # the first line of request `n` has reached server `who`
     NOTE_SENT = 7               # all of it has
 
@@ -91,7 +91,7 @@ cdef int64_t trace_exchange() noexcept nogil:
 cdef void trace_connect(const sim_end *end) noexcept nogil:
     # A connect begins. An exchange tries each address of a table once: one that did not connect is not tried again, unless the
     # exchange waits for a backend that is up.
-    cdef int exchange = <int>trace_exchange()
+    cdef int exchange = -1 if world.probing else <int>trace_exchange()
     cdef NoteC *note
     cdef int i
     for i in range(trace.settled if trace.settled_table == trace.table else trace_count(), trace_count()):

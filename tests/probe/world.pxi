@@ -319,6 +319,7 @@ cdef struct WorldC:
     uint64_t begun              # exchanges
     uint64_t ended
     bint checks
+    bint probing                # the connect that begins is for no exchange
     bint settles                # after the last operation nobody is told to stop before all has ended by itself
     int place                   # that the script's first operations lead to, as far as `placed_at`; see places.pxi
     size_t placed_at
@@ -1050,6 +1051,11 @@ cdef void exchange_set_state(WorkerC *w, ExchangeC *x, uint8_t state) noexcept n
             ledger.released = True
     engine_exchange_set_state(w, x, state)
 
+cdef void probe_begin(WorkerC *w, int slot) noexcept nogil:
+    world.probing = True
+    engine_probe_begin(w, slot)
+    world.probing = False
+
 cdef void exchange_end(WorkerC *w, ExchangeC *x, uint8_t phase, uint8_t outcome) noexcept nogil:
     # In front of the engine's own, while it still has all that it holds.
     cdef size_t asks = 0
@@ -1438,6 +1444,8 @@ cdef void world_check_engine_end() noexcept nogil:
     world_same("exchanges", 0, w.exchange_count)
     world_same("buffers", 1, w.bufs.held)
     world_same("streams", 0, w.stats.streaming_active)
+    for i in range(MAX_BACKENDS):
+        world_same("streams that wait for a backend", 0, w.stats.backends[i].flowing)
     world_same("upstreams", 0, w.stats.upstreams)
     world_same("accepted and closed", w.stats.accepted, w.stats.closed)
     for i in range(MAX_BACKENDS):
@@ -1510,6 +1518,9 @@ class _Settings:
     priority = "x-priority"
     max_in_flight = 0
     eject_errors = 5
+    policy = "least_in_flight"
+    slow_start = 0.0
+    on_error_event = False
     queue_size = 256
     queue_timeout = 30.0
     cold_timeout = 0.0

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from llmpipe import config_file
-from llmpipe._pipe import MAX_BACKENDS
+from llmpipe._pipe import MAX_BACKENDS, MAX_MEMBERS
 from llmpipe.config import Backend, check_backends, make_backend
 from llmpipe.errors import UsageError
 from llmpipe.importer import credentials
@@ -169,6 +169,9 @@ class PoolDraft(Block):
             check_backends([*(member.backend for member in self.members), backend])
         except UsageError as error:
             self._draft.refuse(self, where, str(error))
+            return False
+        if len(self.members) == MAX_MEMBERS:
+            self._draft.refuse(self, where, f"one pool can have {MAX_MEMBERS} backends")
             return False
         if not self._draft.take_place(backend, host):
             self._draft.refuse(self, where, f"one proxy can have {MAX_BACKENDS} backends")

@@ -262,11 +262,12 @@ def _read_deployment(where: str, name: str, params: Table, info: Table, variable
         url, rest = split_url(base)
     except UsageError as error:
         raise _NoDeploymentError("litellm_params.api_base", str(error)) from None
-    if rest not in ("", "/v1"):
+    if rest and not rest.endswith("/v1"):
         raise _NoDeploymentError(
             "litellm_params.api_base",
-            f"{url} has a path other than /v1 behind it, and a backend gets the path that the client asks for",
+            f"{url} has a path behind it that does not end with /v1, as the paths do that clients ask for",
         )
+    url += rest.removesuffix("/v1")
     if weight is not None and weight <= 0:
         raise _NoDeploymentError("litellm_params.weight", "it is 0, so it gets nothing")
     if name.endswith("*") and model.endswith("*") and model != name:

@@ -193,10 +193,7 @@ def _read_url(draft: Draft, pool: PoolDraft, where: str, text: str) -> str:
     except UsageError as error:
         draft.refuse(pool, where, str(error))
         return ""
-    if rest:
-        draft.refuse(pool, where, f"{url} has a path behind it, and a backend gets the path that the client asks for")
-        return ""
-    return url
+    return url + rest
 
 
 def _show_command(pool: PoolDraft, where: str, command: str, environment: list[str], secrets: set[str]) -> None:

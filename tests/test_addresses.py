@@ -34,7 +34,9 @@ class Named(Engines):
 
     def name(self, **backends: Address) -> list[int]:
         """A table of backends by name, and their numbers."""
-        return self.configure([(name.encode(), b"b", b"", [address], False, 0, b"") for name, address in backends.items()])
+        return self.configure(
+            [(name.encode(), b"b", b"", [address], False, 0, b"") for name, address in backends.items()]
+        )
 
     def backend(self, number: int, name: str) -> int:
         """A counter of a backend, of all engines."""

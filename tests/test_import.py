@@ -840,7 +840,9 @@ def test_i2_many_of_a_kind(make: Callable[..., Imported]) -> None:
     """As many as one file can have are carried over, and the others are comments."""
     row = '- {{model_name: m{0}, litellm_params: {{model: openai/m{0}, api_base: "http://h{0}:1"}}}}\n'
     servers = '- {{model_name: m{0}, litellm_params: {{model: openai/m{0}, api_base: "http://h{1}:1"}}}}\n'
-    rows = [servers.format(n // 130, n) for n in range(130 * 33)]       # two of each pool are too many, and the last pool's rest
+    rows = [
+        servers.format(n // 130, n) for n in range(130 * 33)
+    ]  # two of each pool are too many, and the last pool's rest
     made = make("litellm", "model_list:\n" + "".join(rows))
     assert made.counts == (32, 4096, 33 * 130 - 4096)
     assert "one proxy can have 4096 backends" in made.comments

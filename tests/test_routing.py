@@ -576,7 +576,8 @@ def test_j2_what_is_held_counts_until_the_backend_has_taken_it(fleet) -> None:
         made.configure([(b"a", b"b", b"", [("127.0.0.1", backend.port)], False, 0, b"")])
         for engine in made.engines:
             engine.configure(
-                [(b"a", b"b", b"", [("127.0.0.1", backend.port)], False, 0, b"")], Routing(pools(b"a"), [Model(b"x", 0)])
+                [(b"a", b"b", b"", [("127.0.0.1", backend.port)], False, 0, b"")],
+                Routing(pools(b"a"), [Model(b"x", 0)]),
             )
         sent = body("x", image="A" * (30 << 20))
         with Asker(made) as asker:

@@ -16,14 +16,6 @@ cdef enum:
     MEMBER_NONE = -1  # there is none
     MEMBER_BUSY = -2  # there will be one: it has to be waited for
 
-# How a pool chooses among its backends (rule K).
-cdef enum:
-    POLICY_LEAST_IN_FLIGHT = 0
-    POLICY_ROUND_ROBIN = 1
-    POLICY_P2C = 2
-
-POLICIES = ("least_in_flight", "round_robin", "p2c")
-
 # Whether an answer that is an event stream waits for its first event (rule N1).
 cdef enum:
     HOLD_NOT_YET = 0    # no head of an answer was read

@@ -95,7 +95,7 @@ cdef void response_retry(WorkerC *w, ExchangeC *x, size_t n) noexcept nogil:
     exchange_reroute(w, x, False)
 
 cdef int response_begin(WorkerC *w, BodyC *body, const uint8_t *data, size_t n) noexcept nogil:
-    # What an event stream with that framing begins with: one of BEGIN_*, BEGIN_ERROR too where it ends without an event.
+    # What an event stream with that framing begins with: one of BEGIN_*.
     cdef const uint8_t *piece = NULL
     cdef size_t length = 0
     cdef size_t used = 0
@@ -111,7 +111,7 @@ cdef int response_begin(WorkerC *w, BodyC *body, const uint8_t *data, size_t n) 
         memcpy(w.bulk + taken, piece, length)
         taken += length
     begin = sse_begin(w.bulk, taken)
-    return BEGIN_ERROR if begin == BEGIN_MORE and rc != RC_AGAIN else begin
+    return BEGIN_NONE if begin == BEGIN_MORE and rc != RC_AGAIN else begin
 
 cdef bint response_hold(WorkerC *w, ExchangeC *x, HeadC *head, const uint8_t *data, size_t length, size_t n) noexcept nogil:
     # data[0:n] begins with the head of an answer, of that length. Whether the answer is not forwarded now: it waits for its first
@@ -131,8 +131,8 @@ cdef bint response_hold(WorkerC *w, ExchangeC *x, HeadC *head, const uint8_t *da
         if pending_keep(w, &x.upstream.pending, data, n) != RC_OK:
             request_lost(w, x)
         return True
-    if begin == BEGIN_ERROR and retry_take(w.shared):
-        exchange_blame(w, x, REASON_NO_EVENT if body.done else REASON_ERROR_EVENT, 0)
+    if (begin == BEGIN_ERROR or begin == BEGIN_NONE) and retry_take(w.shared):
+        exchange_blame(w, x, REASON_ERROR_EVENT if begin == BEGIN_ERROR else REASON_NO_EVENT, 0)
         response_retry(w, x, n)
         return True
     x.holds = HOLD_OVER

@@ -47,20 +47,25 @@ cdef enum:
     BEGIN_MORE = 0      # not known yet
     BEGIN_EVENT = 1
     BEGIN_ERROR = 2     # an event that says that the request failed
+    BEGIN_NONE = 3      # no event: it has ended
 
-cdef enum:
-    BEGIN_ENOUGH = 64   # bytes of a line that tell what it is
-
-cdef bint data_is_error(const uint8_t *p, const uint8_t *end) noexcept nogil:
-    # Whether a JSON object begins there whose first name is "error".
+cdef const uint8_t *blank_skip(const uint8_t *p, const uint8_t *end) noexcept nogil:
     while p < end and (p[0] == c" " or p[0] == c"\t"):
         p += 1
-    if p == end or p[0] != c"{":
-        return False
-    p += 1
-    while p < end and (p[0] == c" " or p[0] == c"\t"):
-        p += 1
-    return end - p >= 7 and memcmp(p, <const char *>b'"error"', 7) == 0
+    return p
+
+cdef int data_begin(const uint8_t *p, const uint8_t *end, bint whole) noexcept nogil:
+    # One of BEGIN_*, of the data of an event, or of what there is of it: an error is a JSON object whose first name is "error".
+    cdef const char *name = b'"error"'
+    cdef size_t n
+    p = blank_skip(p, end)
+    if p < end and p[0] != c"{":
+        return BEGIN_EVENT
+    p = blank_skip(p + (p < end), end)
+    n = end - p if end - p < 7 else 7
+    if memcmp(p, name, n) != 0:
+        return BEGIN_EVENT
+    return BEGIN_ERROR if n == 7 else BEGIN_EVENT if whole else BEGIN_MORE
 
 cdef int sse_begin(const uint8_t *p, size_t n) noexcept nogil:
     # What the first event of a stream is, of which p[0:n] is the beginning: one of BEGIN_*. Comments are none.
@@ -71,22 +76,19 @@ cdef int sse_begin(const uint8_t *p, size_t n) noexcept nogil:
         line_end = <const uint8_t *>memchr(p, c"\n", end - p)
         whole = line_end is not NULL
         if not whole:
-            if end - p < BEGIN_ENOUGH:
-                return BEGIN_MORE
             line_end = end
         elif line_end > p and (line_end - 1)[0] == c"\r":
             line_end -= 1
         n = line_end - p
         if n >= 5 and memcmp(p, <const char *>b"data:", 5) == 0:
-            return BEGIN_ERROR if data_is_error(p + 5, line_end) else BEGIN_EVENT
+            return data_begin(p + 5, line_end, whole)
+        if not whole:
+            return BEGIN_MORE
         if n >= 6 and memcmp(p, <const char *>b"event:", 6) == 0:
-            p += 6
-            p += p < line_end and p[0] == c" "
+            p = blank_skip(p + 6, line_end)
             n = line_end - p
             if (n == 5 and memcmp(p, <const char *>b"error", 5) == 0) or (
                     n == 15 and memcmp(p, <const char *>b"response.failed", 15) == 0):
                 return BEGIN_ERROR
-        if not whole:
-            return BEGIN_MORE
         p = line_end + 1 + (line_end[0] == c"\r")
     return BEGIN_MORE

@@ -25,6 +25,14 @@ cdef enum:
     LINGER_DRAIN = 2000000      # the same, once the worker drains
     FIRST_REQUEST_TIME = 1000000  # us that a drain gives a connection for its first request: it is on its way
 
+# How a pool chooses among its backends (rule K).
+cdef enum:
+    POLICY_LEAST_IN_FLIGHT = 0
+    POLICY_ROUND_ROBIN = 1
+    POLICY_P2C = 2
+
+POLICIES = ("least_in_flight", "round_robin", "p2c")
+
 # Time-outs and limits of a pool's exchanges and upstreams.
 cdef struct LimitsC:
     size_t max_response_head

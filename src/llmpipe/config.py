@@ -644,7 +644,9 @@ class PoolSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     ] = "least_in_flight"
     slow_start: Annotated[
         float,
-        _seconds("For how long a backend that comes back gets less than its weight says, rising evenly; 0 is off.", 3600),
+        _seconds(
+            "For how long a backend that comes back gets less than its weight says, rising evenly; 0 is off.", 3600
+        ),
     ] = 0.0
     connect_timeout: Annotated[float, _seconds("Time for a backend to accept a connection; 0 is off.")] = 5.0
     ttft_timeout: Annotated[

@@ -130,7 +130,7 @@ cdef bint trace_in_table(uint32_t serial, int server) noexcept nogil:
 
 cdef bint trace_may_retry(const NoteC *note, const WorkerC *w) noexcept nogil:
     # Whether the answer that came to a request allows another try: not a byte of it, or a whole head with a status that is
-    # named for that.
+    # named for that, or one of an event stream that waited for its first event (how that began is rule N1's, and test_failover's).
     cdef const sim_end *end = &sim.ends[note.place]
     cdef const uint8_t *data = end.rx.data + note.answer
     cdef size_t n = end.taken - note.answer
@@ -142,7 +142,8 @@ cdef bint trace_may_retry(const NoteC *note, const WorkerC *w) noexcept nogil:
                 &answer_head, data, length, HEAD_MAX_FIELDS, False) != RC_OK:
             return False
         if answer_head.status >= 200:
-            return (answer_head.status == 429 and w.limits.retry_429) or (
+            return (w.limits.holds_event_streams and answer_head.event_stream and answer_head.status < 300) or (
+                answer_head.status == 429 and w.limits.retry_429) or (
                 answer_head.status == 502 and w.limits.retry_502) or (
                 answer_head.status == 503 and w.limits.retry_503)
         data += length

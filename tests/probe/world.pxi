@@ -204,6 +204,7 @@ EDGES = {
     "max_request_line": _ROOMS, "max_head": tuple(n for n in _ROOMS if n >= 256), "max_fields": (1, 2, 3, 4, 8, 128, 256),
     "max_body": _BODIES, "failover_body": _BODIES,
     "max_in_flight": (0, 1, 2, 3), "queue_size": (0, 1, 2, 256), "queue_timeout": _TIMES, "cold_timeout": _TIMES,
+    "on_error_event": (True, False), "policy": POLICIES, "slow_start": _TIMES,
 }
 
 # "q-@@@@-" becomes a number of its own in each request, and in an answer that of the request last received.
@@ -256,6 +257,12 @@ RESPONSES = (
     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4007\r\nq-@@@@-" + b"z" * 16384 + b"\r\n0\r\n\r\n",
     b"HTTP/1.1 304 Not Modified\r\nContent-Length: 7\r\n\r\n",
     b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nq-@@@@-q-@@@@-",
+    # An event stream that begins with an error, one that ends without an event, and the piece of one whose chunk is not over.
+    b'HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n'
+    b'9\r\n: ping\n\n\n\r\n1b\r\ndata: {"error":"q-@@@@-"}\n\n\r\n0\r\n\r\n',
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 9\r\n\r\n: ping\n\n\n",
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\nevent: err",
+    b"or\n\n",
 )
 
 cdef enum:
@@ -617,6 +624,8 @@ cdef void world_table(int n, int how) noexcept nogil:
             for slot in range(tables[k].count):
                 if tables[k].routes[slot].backend is not NULL:
                     pool_put(tables[k], pool, slot, 1, 0)
+            if not pool_order(pool):
+                pool.limits.policy = POLICY_LEAST_IN_FLIGHT     # where the control plane says that there is no memory
             if how & 4:
                 table_choose(tables[k])
                 tables[k].reads_model = True

@@ -42,7 +42,7 @@ int getaddrinfo(const char *host, const char *service, const struct addrinfo *hi
     const char *directory = getenv("TEST_NAMES");
     struct addrinfo numeric = *hints;
     struct addrinfo *list = NULL, **end = &list;
-    char path[2048], text[1024], *line, *rest;
+    char path[2048], text[8192], *line, *rest;
     if (!directory || !host || strchr(host, '/'))
         return next(host, service, hints, found);
     snprintf(path, sizeof(path), "%s/%s", directory, host);

@@ -2,7 +2,7 @@
 
 python tests/soak.py --seconds 3600
 
-Backends: one at an address; one that finishes what clients leave; one whose name has two addresses; one whose name moves between
+Backends: one at an address; one that finishes what clients leave; one server whose name has two addresses; one whose name moves between
 two. Every byte that a client gets is compared with what its request asked for, every request body with its digest, and what goes
 through a tunnel in both directions. Each request has a name, which the proxy keeps as its X-Request-ID: every request that a
 backend received or a client had an answer to must have one access line, with an outcome that agrees with what its client saw; no
@@ -727,6 +727,7 @@ class Backends:
         self.processes = [self.start(*place) for place in self.places]
         self.urls = [f"http://{name}:{port}" for name, port in zip(NAMES, self.ports, strict=True)]
         self.urls[FINISHING] += "?on-abort=finish"
+        self.urls[PAIR] += "?addresses=first"
         self.killed = self.stopped = 0
         for place in self.places:
             wait_until(lambda place=place: self._answers(place))

@@ -111,6 +111,14 @@ def test_options_of_backends(base: str, query: str, finish: bool) -> None:
     assert backend.url == base
 
 
+def test_i5_what_the_addresses_of_a_name_are() -> None:
+    assert config.parse_backend("http://vllm:8000").addresses == "all"
+    assert config.parse_backend("http://vllm:8000?addresses=all").addresses == "all"
+    assert config.parse_backend("http://vllm:8000?addresses=first").addresses == "first"
+    with pytest.raises(UsageError, match="addresses is all or first, not 'one'"):
+        config.parse_backend("http://vllm:8000?addresses=one")
+
+
 def test_a_backends_place_in_its_pool() -> None:
     backend = config.parse_backend("http://vllm:8000?weight=3&tier=1&name=gpu-1")
     assert (backend.name, backend.url, backend.weight, backend.tier) == ("gpu-1", "http://vllm:8000", 3, 1)

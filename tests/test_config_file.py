@@ -81,6 +81,7 @@ url = "unix:/run/spare.sock"
 tier = 1
 on_abort = "finish"
 host = "spare"
+addresses = "first"
 
 [pools.small]
 [[pools.small.backends]]
@@ -160,6 +161,11 @@ POOL = '[[pools.p.backends]]\nurl = "http://127.0.0.1:1"\n'
         ('[[pools.p.backends]]\nurl = "http://u:secret@a"\n', ["pools.p.backends[0]: backend '***' has a user name"]),
         ('[[pools.p.backends]]\nurl = "http://a?weight=2"\n', ["pools.p.backends[0]: url: options stand in keys"]),
         (POOL + "weight = 0\n", ["pools.p.backends[0]: backend 'http://127.0.0.1:1': weight is from 1 to 1000, not 0"]),
+        (
+            POOL + 'addresses = "one"\n',
+            ["pools.p.backends[0]: backend 'http://127.0.0.1:1': addresses is all or first"],
+        ),
+        (POOL + "addresses = 1\n", ["pools.p.backends[0]: addresses: write text, not a whole number"]),
         (POOL + 'weight = "2"\n', ["pools.p.backends[0]: weight: write a whole number, not text"]),
         (POOL + "tier = 1\n", ["pools.p.backends: none has tier 0"]),
         (
@@ -240,7 +246,7 @@ def test_i1_flags_count_more_than_variables_and_those_more_than_the_file(write: 
         f"ttft_timeout = 1500ms # {path}",
         "alias gpt-4o -> llama-3.3-70b",
         "backend gpu1 (http://127.0.0.1:8001, weight 2, tier 0)",
-        "backend unix:/run/spare.sock (weight 1, tier 1, host spare, on_abort finish)",
+        "backend unix:/run/spare.sock (weight 1, tier 1, host spare, addresses first, on_abort finish)",
         "route /v1/audio/ and X-Tier: gold -> small",
     ):
         assert line in lines, line
@@ -298,7 +304,14 @@ def test_i2_the_schema_takes_what_we_take_and_knows_every_key() -> None:
     jsonschema.Draft202012Validator.check_schema(schema)
     validator = jsonschema.Draft202012Validator(schema)
     validator.validate(tomllib.loads(GOOD))
-    for text in ("lisen = 1", "workers = true", "[pools.p]\nbackends = []", POOL + "weight = 0", 'log_level = "loud"'):
+    for text in (
+        "lisen = 1",
+        "workers = true",
+        "[pools.p]\nbackends = []",
+        POOL + "weight = 0",
+        'log_level = "loud"',
+        POOL + 'addresses = "one"',
+    ):
         with pytest.raises(jsonschema.ValidationError):
             validator.validate(tomllib.loads(text))
     keys = schema["properties"].keys()

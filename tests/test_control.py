@@ -417,7 +417,10 @@ def at_once(proxy: Proxy, requests: int) -> list[int]:
 def test_a_name_whose_first_address_is_dead(server: names.NameServer) -> None:
     """Each of several requests at once tries both, and the backend is not left out."""
     server.say("one.test", "127.0.0.2", "127.0.0.1")
-    with Backend(answer_all) as backend, Proxy(f"http://one.test:{backend.port}", env=server.env) as proxy:
+    with (
+        Backend(answer_all) as backend,
+        Proxy(f"http://one.test:{backend.port}?addresses=first", env=server.env) as proxy,
+    ):
         for _ in range(3):
             assert at_once(proxy, 8) == [200] * 8
         assert proxy.metric("llmpipe_backend_up", backend=f"http://one.test:{backend.port}") == 1
@@ -427,7 +430,8 @@ def test_a_name_whose_first_address_swallows_connections(server: names.NameServe
     """The second is tried when the time of a connect is over, by each of several requests at once."""
     server.say("one.test", "127.0.0.2", "127.0.0.1")
     with Backend(answer_all) as backend, unanswering_address(("127.0.0.2", backend.port)):
-        with Proxy(f"http://one.test:{backend.port}", env=server.env, options=["--connect-timeout", "300ms"]) as proxy:
+        url = f"http://one.test:{backend.port}?addresses=first"
+        with Proxy(url, env=server.env, options=["--connect-timeout", "300ms"]) as proxy:
             for _ in range(2):
                 assert at_once(proxy, 8) == [200] * 8
             assert proxy.metric("llmpipe_backend_up", backend=f"http://one.test:{backend.port}") == 1

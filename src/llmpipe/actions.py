@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmpipe import log
-from llmpipe.status import backend_state
+from llmpipe.status import common_state
 
 if TYPE_CHECKING:
     from llmpipe.reloads import Reloads
@@ -44,24 +44,24 @@ class Actions:
         if not self._runner.mark_drained(name, drained):
             return
         if drained:
-            counters = self._runner.backend_stats(name)
-            log.info("backend draining", backend=name, in_flight=counters["in_flight"], client=client)
+            log.info("backend draining", backend=name, in_flight=self._shown(name)["in_flight"], client=client)
         else:
             log.info("backend resumed", backend=name, client=client)
 
     def names(self) -> list[str]:
-        """Of the backends there are."""
-        return [backend.name for _, backend in self._runner.fleet.numbered()]
+        """Of the servers there are, and of the backends that have none."""
+        return self._runner.fleet.names
 
     def _shown(self, name: str) -> dict[str, Any]:
         counters = self._runner.backend_stats(name)
-        return {"name": name, "state": backend_state(counters), "in_flight": counters["in_flight"]}
+        state = common_state(counters, drained=self._runner.is_drained(name))
+        return {"name": name, "state": state, "in_flight": sum(found["in_flight"] for found in counters)}
 
     async def drain(self, name: str, client: str, seconds: float, gone: Callable[[], bool]) -> dict[str, Any]:
-        """Gives a backend no new exchange from now on, and waits until it has none.
+        """Gives a backend, or one of its servers, no new exchange from now on, and waits until it has none.
 
         Args:
-            name: of the backend.
+            name: of the backend, with all servers that it has and will have, or of a server.
             client: who asks, for the log.
             seconds: for which this waits at most; 0 for not at all.
             gone: whether nobody waits for the answer any more.

@@ -225,7 +225,8 @@ def check(context: click.Context, /, file: str, **_: Any) -> None:
         if settings.process.admin_token is not None:
             secret.read(settings.process.admin_token, "admin_token")
         resolver = resolve.Resolver(resolve.Names())
-        asyncio.run(resolver.take(settings.backends))
+        if faults := asyncio.run(resolver.take(settings.backends)):
+            raise config_file.FileError(fault.text for fault in faults)
         try_out(settings, file, resolver)
         lines = list(effective.lines(settings))
     except UsageError as error:

@@ -194,6 +194,8 @@ class Backend:
     """What stands before the client's path; empty, or a path without a / at its end."""
     max_in_flight: int = 0
     """Exchanges that it works on at a time at most, of all pools; 0 is no limit."""
+    addresses: str = "all"
+    """What several addresses of its name are: "all" for a server each, "first" for one server, of which the first that answers counts."""
     weight: int = attribute(default=1, compare=False)
     """How much it takes beside the others of its pool; the same backend may have another weight in another pool."""
     tier: int = attribute(default=0, compare=False)
@@ -247,6 +249,7 @@ def make_backend(shown: str, base: str, pairs: Iterable[tuple[str, str]]) -> Bac
         "max_in_flight": int(options.get("max-in-flight", 0)),
         "weight": int(options.get("weight", 1)),
         "tier": int(options.get("tier", 0)),
+        "addresses": options.get("addresses", "all"),
     }
     finish = options.get("on-abort") == "finish"
     if base.startswith("unix:"):
@@ -299,7 +302,7 @@ def _check_scheme(shown: str, base: str) -> None:
         raise UsageError(f"backend {shown}: the scheme {scheme!r} is unknown; write http://HOST:PORT or unix:/PATH")
 
 
-BACKEND_OPTIONS = ("name", "host", "on-abort", "max-in-flight", "weight", "tier")
+BACKEND_OPTIONS = ("name", "host", "on-abort", "max-in-flight", "weight", "tier", "addresses")
 
 BACKEND_NUMBERS = {"max-in-flight": (0, MOST_IN_FLIGHT), "weight": (1, MAX_WEIGHT), "tier": (0, MAX_WEIGHT)}
 """Options that are whole numbers: the least and the most of each."""
@@ -316,6 +319,8 @@ def _parse_backend_options(shown: str, pairs: Iterable[tuple[str, str]]) -> dict
             raise UsageError(f"backend {shown}: the option {name} is there twice")
         if name == "on-abort" and value not in ("close", "finish"):
             raise UsageError(f"backend {shown}: on-abort is close or finish, not {value!r}")
+        if name == "addresses" and value not in ("all", "first"):
+            raise UsageError(f"backend {shown}: addresses is all or first, not {value!r}")
         if name == "host" and value not in ("client", "backend") and not _AUTHORITY.fullmatch(value):
             raise UsageError(
                 f"backend {shown}: host is client, backend, or a name with or without a port, not {value!r}"
@@ -629,7 +634,8 @@ class PoolSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             "An inference server: http://HOST:PORT, http://[V6]:PORT or unix:/PATH; a path behind HOST:PORT is put before the "
             "client's. Of several, the policy chooses one. ?on-abort=finish behind it lets it finish an answer whose client has left; ?host=backend gives "
             "it its own name in the Host field (Ollama wants that), ?host=NAME another one; ?weight=2 gives it twice as much as "
-            "others; ?tier=1 keeps it for when none of tier 0 is usable; ?name=NAME is what logs and metrics call it.",
+            "others; ?tier=1 keeps it for when none of tier 0 is usable; ?name=NAME is what logs and metrics call it. Each address of a "
+            "HOST is a server of its own; ?addresses=first uses the first that answers.",
             flag="--backend",
             maxItems=MAX_MEMBERS,
         ),

@@ -485,6 +485,10 @@ def schema() -> dict[str, Any]:
                 "maximum": MOST_IN_FLIGHT,
                 "description": "Exchanges that it works on at a time at most, of all pools; 0 is no limit.",
             },
+            "addresses": {
+                "enum": ["all", "first"],
+                "description": "What several addresses of its name are: a server each, or one server, the first that answers.",
+            },
             "weight": {"type": "integer", "minimum": 1, "description": "How much it takes beside the others."},
             "tier": {
                 "type": "integer",

@@ -8,11 +8,26 @@ from click.core import ParameterSource
 from msgspec import Struct
 
 from llmpipe import config_file
-from llmpipe.config import Pool, PoolSettings, ProcessSettings, Settings
+from llmpipe.config import Backend, Pool, PoolSettings, ProcessSettings, Settings
 from llmpipe.errors import UsageError
 from llmpipe.settings import Setting, describe, read
 
 S = TypeVar("S", bound=Struct)
+
+
+def _backend_line(backend: Backend) -> str:
+    rest = [f"weight {backend.weight}", f"tier {backend.tier}"]
+    if backend.max_in_flight:
+        rest.append(f"max_in_flight {backend.max_in_flight}")
+    if backend.name != backend.url:
+        rest.insert(0, backend.url)
+    if backend.host_field:
+        rest.append(f"host {backend.host_field}")
+    if backend.addresses != "all":
+        rest.append(f"addresses {backend.addresses}")
+    if backend.finish_on_abort:
+        rest.append("on_abort finish")
+    return f"backend {backend.name} ({', '.join(rest)})"
 
 
 class Effective:
@@ -81,16 +96,7 @@ class Effective:
 
     def _pool_lines(self, pool: Pool, values: dict[str, Any]) -> Iterator[str]:
         for backend in pool.settings.backends:
-            rest = [f"weight {backend.weight}", f"tier {backend.tier}"]
-            if backend.max_in_flight:
-                rest.append(f"max_in_flight {backend.max_in_flight}")
-            if backend.name != backend.url:
-                rest.insert(0, backend.url)
-            if backend.host_field:
-                rest.append(f"host {backend.host_field}")
-            if backend.finish_on_abort:
-                rest.append("on_abort finish")
-            yield f"backend {backend.name} ({', '.join(rest)})"
+            yield _backend_line(backend)
         if pool.models:
             yield f"models = {', '.join(pool.models)}"
         for alias, model in pool.aliases.items():

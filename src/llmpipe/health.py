@@ -1,7 +1,7 @@
-"""Active health checks: a GET to each backend now and then (rule L).
+"""Active health checks: a GET to each server of a backend now and then (rule L).
 
-What fails them is asked no more while others can be. A backend that is busy is not dead: while content comes from it, it is well whatever
-its health path says. One check of a backend runs at a time, in the control plane's event loop; nothing here is on the path of a
+What fails them is asked no more while others can be. One that is busy is not dead: while content comes from it, it is well whatever
+its health path says. One check of a server runs at a time, in the control plane's event loop; nothing here is on the path of a
 request.
 """
 
@@ -18,7 +18,7 @@ from llmpipe import __version__, log
 
 if TYPE_CHECKING:
     from llmpipe.config import Backend, PoolSettings, Settings
-    from llmpipe.resolve import Resolver
+    from llmpipe.fleet import Server
     from llmpipe.runner import Runner
 
 MOST_HEAD = 65536
@@ -61,7 +61,7 @@ async def ask(backend: Backend, address: tuple[str, int], path: str) -> int:
 
 
 class Results:
-    """How many checks of a backend passed, and how many failed, by what they came to (rule L2)."""
+    """How many checks of a server passed, and how many failed, by what they came to (rule L2)."""
 
     def __init__(self) -> None:
         self.passed = 0
@@ -69,16 +69,13 @@ class Results:
 
 
 class _Check:
-    """The checks of one backend."""
+    """The checks of one server, which may move to other addresses."""
 
-    def __init__(
-        self, runner: Runner, resolver: Resolver, backend: Backend, settings: PoolSettings, results: Results
-    ) -> None:
+    def __init__(self, runner: Runner, server: Server, settings: PoolSettings, results: Results) -> None:
+        self.server = server
         self.settings = settings
         self._results = results
         self._runner = runner
-        self._resolver = resolver
-        self._backend = backend
         self._passed = self._failed = 0
         self._down = False
         self._task = asyncio.create_task(self._run())
@@ -95,12 +92,12 @@ class _Check:
             try:
                 self._count(await self._fault())
             except Exception as error:  # else the backend would stay as it was for ever
-                log.error("health check failed", backend=self._backend.name, error=repr(error))
+                log.error("health check failed", backend=self.server.name, error=repr(error))
             await asyncio.sleep(max(0.0, begun + self.settings.health_interval - loop.time()))
 
     def _count(self, fault: str) -> None:
         """Takes the result of a check."""
-        if fault and self._runner.content_age(self._backend) < self.settings.health_interval:
+        if fault and self._runner.content_age(self.server.name) < self.settings.health_interval:
             fault = ""
         if fault:
             self._results.failed += 1
@@ -109,12 +106,12 @@ class _Check:
         self._passed, self._failed = (0, self._failed + 1) if fault else (self._passed + 1, 0)
         if self._failed == self.settings.health_fall and not self._down:
             self._down = True
-            self._runner.mark(self._backend, True)
-            log.warning("backend unhealthy", backend=self._backend.name, reason=fault)
+            self._runner.mark(self.server.name, True)
+            log.warning("backend unhealthy", backend=self.server.name, reason=fault)
         elif self._passed == self.settings.health_rise and self._down:
             self._down = False
-            self._runner.mark(self._backend, False)
-            log.info("backend healthy", backend=self._backend.name)
+            self._runner.mark(self.server.name, False)
+            log.info("backend healthy", backend=self.server.name)
 
     async def _fault(self) -> str:
         """What is wrong with the backend; empty for nothing."""
@@ -131,53 +128,53 @@ class _Check:
     async def _ask(self) -> int:
         """The status of the first address that can be connected."""
         failure = OSError("it has no address")
-        for address in self._resolver.addresses(self._backend):
+        for address in self.server.addresses:
             try:
-                return await ask(self._backend, address, self.settings.health_path)
+                return await ask(self.server.backend, address, self.settings.health_path)
             except OSError as error:  # noqa: PERF203 - there are eight at most
                 failure = error
         raise failure
 
 
 class HealthChecks:
-    """The checks of all backends. It belongs to one event loop; `results` may be read by other threads.
+    """The checks of all servers. It belongs to one event loop; `results` may be read by other threads.
 
     Attributes:
-        results: by the backend's name, of those of the file that are or were checked.
+        results: by the server's name, of those of the table that are or were checked.
     """
 
-    def __init__(self, runner: Runner, resolver: Resolver) -> None:
+    def __init__(self, runner: Runner) -> None:
         self._runner = runner
-        self._resolver = resolver
-        self._checks: dict[Backend, _Check] = {}
+        self._checks: dict[str, _Check] = {}
         self.results: dict[str, Results] = {}
 
     def configure(self, settings: Settings) -> None:
-        """Checks the backends that have a path for it from now on. One in several pools is checked as the first of them says; one
-        whose checks stay as they are keeps what is known of it."""
-        wanted: dict[Backend, PoolSettings] = {}
+        """Checks the servers of the table whose backends have a path for it from now on. One in several pools is checked as the first
+        of them says; one whose checks stay as they are keeps what is known of it."""
+        asked: dict[Backend, PoolSettings] = {}
         for pool in settings.all_pools:
             for backend in pool.settings.backends if pool.settings.health_path else ():
-                wanted.setdefault(backend, pool.settings)
-        for backend, check in list(self._checks.items()):
-            new = wanted.get(backend)
-            if new is None or _shape(new) != _shape(check.settings):
+                asked.setdefault(backend, pool.settings)
+        servers = self._runner.fleet.servers
+        wanted = {server.name: (server, asked[server.backend]) for server in servers if server.backend in asked}
+        for name, check in list(self._checks.items()):
+            if name not in wanted or _shape(wanted[name][1]) != _shape(check.settings):
                 check.stop()
-                del self._checks[backend]
-        # A backend without checks is well, and so is one whose checks begin, whatever those of before had found under its name.
-        for _, backend in self._runner.fleet.numbered():
-            if backend not in self._checks:
-                self._runner.mark(backend, False)
-        names = {backend.name for backend in settings.backends}
+                del self._checks[name]
+        # A server without checks is well, and so is one whose checks begin, whatever those of before had found under its name.
+        for server in servers:
+            if server.name not in self._checks:
+                self._runner.mark(server.name, False)
+        names = {server.name for server in servers}
         results = {name: found for name, found in self.results.items() if name in names}
-        for backend in wanted:
-            results.setdefault(backend.name, Results())
+        for name in wanted:
+            results.setdefault(name, Results())
         self.results = results
-        for backend, pool_settings in wanted.items():
-            if backend not in self._checks:
-                self._checks[backend] = _Check(
-                    self._runner, self._resolver, backend, pool_settings, results[backend.name]
-                )
+        for name, (server, pool_settings) in wanted.items():
+            if name in self._checks:
+                self._checks[name].server = server
+            else:
+                self._checks[name] = _Check(self._runner, server, pool_settings, results[name])
 
     def close(self) -> None:
         """Ends all of them."""

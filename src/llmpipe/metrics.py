@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from llmpipe import __version__
 from llmpipe._pipe import BUCKETS, DISCARDS, OUTCOMES, REASONS
-from llmpipe.status import STATES, backend_state
+from llmpipe.status import STATES, backend_state, common_state
 
 if TYPE_CHECKING:
     from llmpipe._pipe import BackendStats, Histogram, PoolStats, Stats
@@ -61,7 +61,7 @@ class EngineCollector(Collector):
     ) -> None:
         """Args:
         stats: takes a snapshot of each engine.
-        fleet: knows the backends that counters name.
+        fleet: knows the servers that counters name.
         dropped_lines: log lines that were lost behind the engines' rings.
         draining: whether the proxy drains.
         """
@@ -191,7 +191,7 @@ class EngineCollector(Collector):
             ("in_flight", "Exchanges that a backend works on now.", lambda b: b["in_flight"]),
             (
                 "backend_up",
-                "1 for a usable backend, 0 for one that is left out: it failed, its health checks do, or it is drained.",
+                "1 for a usable backend, 0 for one that failed, fails its health checks, is drained, or whose name has no address.",
                 lambda b: float(backend_state(b) == "up"),
             ),
             ("backend_drained", "1 for a backend that gets no new exchange.", lambda b: float(b["drained"])),
@@ -202,8 +202,11 @@ class EngineCollector(Collector):
         ]
         for name, text, read in shared:
             gauge = GaugeMetricFamily(f"llmpipe_{name}", text, labels=["backend"])
-            for number, backend in numbered:
-                gauge.add_metric([backend.name], read(snapshots[0]["backends"][number]))
+            for number, server in numbered:
+                gauge.add_metric([server.name], read(snapshots[0]["backends"][number]))
+            if name == "backend_up":
+                for unresolved in self._fleet.unresolved:
+                    gauge.add_metric([unresolved], 0.0)
             yield gauge
         gauges: list[tuple[str, str, Callable[[BackendStats], int]]] = [
             ("upstream_idle", "Idle upstream connections.", lambda b: b["idle"]),
@@ -221,13 +224,13 @@ class EngineCollector(Collector):
         ]
         for name, text, get in gauges:
             gauge = GaugeMetricFamily(f"llmpipe_{name}", text, labels=["backend"])
-            for number, backend in numbered:
-                gauge.add_metric([backend.name], sum(get(stats["backends"][number]) for stats in snapshots))
+            for number, server in numbered:
+                gauge.add_metric([server.name], sum(get(stats["backends"][number]) for stats in snapshots))
             yield gauge
         for name, text, get in counters:
             counter = CounterMetricFamily(f"llmpipe_{name}", text, labels=["backend"])
-            for number, backend in numbered:
-                counter.add_metric([backend.name], sum(get(stats["backends"][number]) for stats in snapshots))
+            for number, server in numbered:
+                counter.add_metric([server.name], sum(get(stats["backends"][number]) for stats in snapshots))
             yield counter
 
     def _per_pool(self, pools: Mapping[bytes, PoolStats]) -> Iterable[Metric]:
@@ -292,16 +295,20 @@ class ControlCollector(Collector):
 
     def _pools(self) -> Metric:
         family = GaugeMetricFamily(
-            "llmpipe_pool_backends", "Backends of a pool by their state.", labels=["pool", "state"]
+            "llmpipe_pool_backends",
+            "Servers of a pool by their state, and backends that have none.",
+            labels=["pool", "state"],
         )
-        counters = self._runner.engines[0].stats()["backends"]
-        states = {
-            backend: backend_state(counters[number])
-            for number, backend in self._runner.fleet.numbered()
-            if number in counters
+        runner = self._runner
+        counters = runner.engines[0].stats()["backends"]
+        states: dict[str, list[str]] = {
+            name: [common_state((), drained=runner.is_drained(name))] for name in runner.fleet.unresolved
         }
+        for number, server in runner.fleet.numbered():
+            if number in counters:
+                states.setdefault(server.backend.name, []).append(backend_state(counters[number]))
         for pool in self._settings().all_pools:
-            found = [states.get(backend) for backend in pool.settings.backends]
+            found = [state for backend in pool.settings.backends for state in states.get(backend.name, ())]
             for state in STATES:
                 family.add_metric([pool.name, state], found.count(state))
         return family

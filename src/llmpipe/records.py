@@ -38,7 +38,7 @@ class RecordLog:
 
     def __init__(self, fleet: Fleet, *, log_query: bool = False, on_abort: Listener | None = None) -> None:
         """Args:
-        fleet: knows the backends that records name.
+        fleet: knows the servers that records name.
         log_query: whether access lines show queries as they came.
         on_abort: called for each client that left.
         """

@@ -77,6 +77,8 @@ say; `health.path` is `path` in the table `health`: `health = {{ path = "/health
 | `name` | its URL | what logs and metrics call it. Under its name it keeps its counters over reloads. The same backend may be in several pools |
 | `host` | `client` | what it gets in the Host field: `client` for what the client sent, `backend` for its own name, or another name |
 | `on_abort` | `close` | `finish` lets it finish an answer whose client has left |
+| `max_in_flight` | 0 | exchanges that it works on at a time at most, of all pools; 0 is no limit |
+| `addresses` | `all` | what several addresses of its name are: with `all` a server each, called `NAME@ADDRESS`, each with the `max_in_flight`, `weight` and `tier` of the backend; with `first` one server, of which the first address that answers is used. An IPv4 and an IPv6 address are one server, and so is `localhost` |
 | `weight` | 1 | 1 to 1000: how many requests it gets beside the others |
 | `tier` | 0 | it is asked only while no backend of a lower tier is usable |
 
@@ -91,6 +93,9 @@ routes, it gets every request, and bodies are not looked at.
 
 SIGHUP loads the file again, and so do `POST /reload` to the admin endpoint and, with `watch = true`, a change of it. Either the whole file is taken or, if there is a fault in it,
 nothing; a line in the log says what is wrong. Pools, backends and routes change at once. Settings of the process change at the next start.
+
+Names are resolved at the start, at each reload and every 30 s. The servers of a backend come and go with the addresses of its name, and
+no stream is cut. A name that cannot be resolved is a warning: its backend is `unresolved` until it can. `llmpipe check` takes it for a fault.
 """
 
 _FILE_ONLY = ("backends",)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from llmpipe.config import PoolSettings, Settings
+    from llmpipe.config import Backend, PoolSettings, Settings
+    from llmpipe.fleet import Server
 
 
 class Member(NamedTuple):
@@ -88,9 +89,18 @@ class Routing(NamedTuple):
     listing: bytes = b""
 
 
-def make_routing(settings: Settings) -> Routing:
-    """What the settings say of pools and routes."""
-    index = {backend: number for number, backend in enumerate(settings.backends)}
+def make_routing(settings: Settings, servers: Sequence[Server], apart: Collection[Server] = ()) -> Routing:
+    """What the settings say of pools and routes.
+
+    Args:
+        settings: has the pools.
+        servers: of their backends, in the order of the table.
+        apart: those of them that are in no pool.
+    """
+    places: dict[Backend, list[int]] = {}
+    for number, server in enumerate(servers):
+        if server not in apart:
+            places.setdefault(server.backend, []).append(number)
     numbers = {pool.name: number for number, pool in enumerate(settings.all_pools)}
     models = []
     for number, pool in enumerate(settings.all_pools):
@@ -104,7 +114,11 @@ def make_routing(settings: Settings) -> Routing:
         [
             Pool(
                 pool.name.encode(),
-                [Member(index[backend], backend.weight, backend.tier) for backend in pool.settings.backends],
+                [
+                    Member(place, backend.weight, backend.tier)
+                    for backend in pool.settings.backends
+                    for place in places.get(backend, ())
+                ],
                 pool.settings,
             )
             for pool in settings.all_pools

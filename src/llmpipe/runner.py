@@ -8,67 +8,73 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from llmpipe import log
 from llmpipe._pipe import Engine
 from llmpipe.errors import UsageError
+from llmpipe.resolve import choose
 from llmpipe.routing import make_routing
 
 if TYPE_CHECKING:
     from llmpipe._pipe import Backend as EngineBackend
     from llmpipe._pipe import BackendStats, Stats
-    from llmpipe.config import Backend, Settings
-    from llmpipe.fleet import Fleet
+    from llmpipe.config import Settings
+    from llmpipe.fleet import Fleet, Server
     from llmpipe.record_kinds import Record
-    from llmpipe.resolve import Resolver, Unresolved
+    from llmpipe.resolve import Resolver, Servers
 
 RECORD_INTERVAL = 0.1
 """Seconds between two looks at records that nobody was woken for."""
 
 
-def make_table(settings: Settings, resolver: Resolver | Unresolved) -> list[EngineBackend]:
-    """The backends as `Engine.configure` takes them."""
+def make_table(servers: Iterable[Server]) -> list[EngineBackend]:
+    """The servers as `Engine.configure` takes them."""
     return [
         (
-            backend.name.encode(),
-            backend.authority.encode(),
-            backend.host_field.encode(),
-            resolver.addresses(backend),
-            backend.finish_on_abort,
-            backend.max_in_flight,
-            backend.prefix.encode(),
+            server.name.encode(),
+            server.backend.authority.encode(),
+            server.backend.host_field.encode(),
+            server.addresses,
+            server.backend.finish_on_abort,
+            server.backend.max_in_flight,
+            server.backend.prefix.encode(),
         )
-        for backend in settings.backends
+        for server in servers
     ]
 
 
-def try_out(settings: Settings, file: str, resolver: Resolver | Unresolved) -> None:
+def try_out(settings: Settings, file: str, known: Servers) -> None:
     """Makes an engine's table of it all, and throws it away.
 
     Args:
         settings: what the engine is told.
         file: where they are from.
-        resolver: has the addresses.
+        known: has the servers.
 
     Raises:
         UsageError: the engine has no room for something.
     """
     engine = Engine(settings)
     try:
-        engine.configure(make_table(settings, resolver), make_routing(settings))
+        servers = choose(settings.backends, known)
+        engine.configure(make_table(servers), make_routing(settings, servers))
     except ValueError as error:
         raise UsageError(f"{file}: {error}") from None
     finally:
         engine.close()
 
 
+def _is_drained(server: Server, drains: frozenset[tuple[str, str]]) -> bool:
+    return any((server.backend.name, host) in drains for host in ("", *server.hosts))
+
+
 class Runner:
     """Starts, feeds and ends the engines.
 
-    All methods are called by the control plane's thread, but for `stats`, `backend_stats` and `usable_backends`, which are the admin
-    endpoint's too.
+    All methods are called by the control plane's thread, but for `stats`, `backend_stats`, `usable_backends` and `is_drained`, which
+    are the admin endpoint's too.
     """
 
     def __init__(
@@ -83,7 +89,7 @@ class Runner:
         """Args:
         workers: engine threads.
         settings: what every engine is told.
-        fleet: gets the backends of each table, and their numbers.
+        fleet: gets the servers of each table, and their numbers.
         on_record: called with each record.
         wake_on_abort: whether it is called at once for a client that left, and not with the next batch.
 
@@ -92,6 +98,9 @@ class Runner:
         """
         self.fleet = fleet
         self._settings = settings
+        self._drains: frozenset[tuple[str, str]] = frozenset()
+        """What is drained: of backends by their names, the address of a server, or all of them where it is empty."""
+        self._left_out = 0
         self.engines = [Engine(settings)]
         self.engines += [Engine(settings, self.engines[0]) for _ in range(workers - 1)]
         for engine in self.engines:
@@ -140,24 +149,43 @@ class Runner:
         """Hands a routing table to every engine.
 
         Args:
-            resolver: has the backends' addresses.
+            resolver: has the servers.
             settings: the pools from now on; None for those there are.
 
         Raises:
             ValueError: an engine has no room for something in it.
         """
         settings = settings or self._settings
-        backends = settings.backends
-        table = make_table(settings, resolver)
-        routing = make_routing(settings)
-        before = {backend.name for _, backend in self.fleet.numbered()}
+        servers = choose(settings.backends, resolver)
+        table = make_table(servers)
+        before = {server.name for server in self.fleet.servers}
+        new = {server for server in servers if server.name not in before}
+        present = {(server.backend.name, host) for server in servers for host in server.hosts}
+        drains = self._drains & (present | {(backend.name, "") for backend in settings.backends})
+        drained = {server for server in new if _is_drained(server, drains)}
+        if drained:
+            # They are in no pool before they are marked: nothing begins there, not even in between.
+            numbers = self.engines[0].configure(table, make_routing(settings, servers, drained))
+            self._mark_new(numbers, servers, drained, drained=True)
+        routing = make_routing(settings, servers)
         for engine in self.engines:
             numbers = engine.configure(table, routing)  # which all engines give alike
-        for number, backend in zip(numbers, backends, strict=True):
-            if backend.name not in before:  # it may be back before its last exchange of then has ended
-                self.engines[0].mark_drained(number, False)
-        self.fleet.number(numbers, backends)
+        # One that comes back may do so before its last exchange of then has ended.
+        self._mark_new(numbers, servers, new - drained, drained=False)
+        backed = {server.backend for server in servers}
+        unresolved = {found.name: resolver.error(found) for found in settings.backends if found not in backed}
+        self.fleet.number(numbers, servers, unresolved)
         self._settings = settings
+        self._drains = drains
+        left_out = sum(len(resolver.servers(backend)) for backend in settings.backends) - len(servers)
+        if left_out and left_out != self._left_out:
+            log.warning("servers left out", used=len(servers), left_out=left_out)
+        self._left_out = left_out
+
+    def _mark_new(self, numbers: list[int], servers: list[Server], those: set[Server], *, drained: bool) -> None:
+        for number, server in zip(numbers, servers, strict=True):
+            if server in those:
+                self.engines[0].mark_drained(number, drained)
 
     def drain(self) -> None:
         """Lets live exchanges finish; `ended` is set after the last one."""
@@ -178,36 +206,57 @@ class Runner:
         return sum(engine.clients for engine in self.engines)
 
     def usable_backends(self) -> int:
-        """Backends that are neither left out nor drained."""
+        """Servers that are neither left out nor drained."""
         return sum(
             not (backend["out"] or backend["drained"]) for backend in self.engines[0].stats()["backends"].values()
         )
 
-    def backend_stats(self, name: str) -> BackendStats:
-        """Counters of a backend, of which those that all engines share are the process's.
+    def backend_stats(self, name: str) -> list[BackendStats]:
+        """Counters of the servers of a backend, or of one server, of which those that all engines share are the process's.
 
         Raises:
-            KeyError: there is no backend of that name.
+            KeyError: there is nothing of that name.
         """
-        return self.engines[0].stats()["backends"][self.fleet.number_named(name)]
+        numbered = self.fleet.named(name)
+        known = self.engines[0].stats()["backends"]
+        found = [known[number] for number, _ in numbered if number in known]
+        if numbered and not found:  # they have just left the table
+            raise KeyError(name)
+        return found
 
     def mark_drained(self, name: str, drained: bool) -> bool:
-        """Notes whether a backend is drained, for as long as tables name it. Whether that is new.
+        """Notes whether a backend is drained, for as long as tables name it: whatever servers it has and will have; or one of its
+        servers. Whether that is new.
 
         Raises:
-            KeyError: there is no backend of that name.
+            KeyError: there is nothing of that name.
         """
-        return self.engines[0].mark_drained(self.fleet.number_named(name), drained)
+        found = self.fleet.named(name)
+        one = next((server for _, server in found if server.backend.name != name), None)
+        if one is not None:
+            those = {(one.backend.name, host) for host in one.hosts}
+        elif drained:
+            those = {(name, "")}
+        else:
+            those = {drain for drain in self._drains if drain[0] == name}
+        before = self._drains
+        self._drains = before | those if drained else before - those
+        marked = [self.engines[0].mark_drained(number, drained) for number, _ in found]
+        return any(marked) or (not found and self._drains != before)
 
-    def mark(self, backend: Backend, down: bool) -> None:
-        """Notes whether a backend's health checks fail."""
-        number = self.fleet.number_of(backend)
+    def is_drained(self, name: str) -> bool:
+        """Whether a backend is drained with all servers that it will have."""
+        return (name, "") in self._drains
+
+    def mark(self, name: str, down: bool) -> None:
+        """Notes whether a server's health checks fail."""
+        number = self.fleet.number_of(name)
         if number is not None:
             self.engines[0].mark(number, down)
 
-    def content_age(self, backend: Backend) -> float:
-        """Seconds since a byte of content came from a backend; infinite for never."""
-        number = self.fleet.number_of(backend)
+    def content_age(self, name: str) -> float:
+        """Seconds since a byte of content came from a server; infinite for never."""
+        number = self.fleet.number_of(name)
         if number is None:
             return math.inf
         ages = [stats["backends"][number]["content_age"] for stats in self.stats()]

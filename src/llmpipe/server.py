@@ -106,6 +106,16 @@ class Acceptor:
             listener.close()
 
 
+def _warn(faults: Sequence[resolve.Fault]) -> None:
+    """Names the backends that cannot be used for now (rule I5)."""
+    for fault in faults:
+        log.warning(
+            "backend unreachable" if fault.resolved else "backend unresolved",
+            backend=fault.backend.name,
+            error=fault.error,
+        )
+
+
 def _look(path: str) -> tuple[int, ...] | None:
     """What tells one state of a file from another; None where it is not there, since it is being replaced."""
     try:
@@ -152,7 +162,7 @@ class Server:
         """Serves until a signal and the drain behind it; the process's exit code.
 
         Raises:
-            UsageError: an address, a socket that was handed over, a backend or a name cannot work.
+            UsageError: an address to listen at, a socket that was handed over or a backend cannot work.
         """
         self._watch_signals()
         async with AsyncExitStack() as stack:
@@ -166,6 +176,8 @@ class Server:
             acceptor, runner, resolver, checks = starting.result()
             checks.configure(self._settings)
             stack.callback(checks.close)
+            resolver.follow(lambda: self._follow_names(resolver, runner, checks))
+            stack.callback(resolver.close)
             reloading = asyncio.create_task(self._reload_on_demand(resolver, runner, checks))
             stack.callback(reloading.cancel)
             if self._process.watch:
@@ -182,7 +194,10 @@ class Server:
             pool = replace(self._settings.pool, backends=(await self._start_mock(stack),))
             self._settings = replace(self._settings, pool=pool)
         resolver = resolve.Resolver(self._names)
-        await resolver.take(self._settings.backends)
+        faults = await resolver.take(self._settings.backends)
+        if self._predecessor and not any(map(resolver.servers, self._settings.backends)):
+            raise UsageError(faults[0].text)  # the old process has their addresses, perhaps, and goes on
+        _warn(faults)
         fleet = Fleet()
         on_abort = disconnect.listener()
         records = RecordLog(fleet, log_query=process.log_query, on_abort=on_abort)
@@ -198,7 +213,7 @@ class Server:
             raise UsageError(f"{self._config.path or '--backend'}: {error}") from None
         runner.start()
         stack.callback(runner.stop)
-        checks = HealthChecks(runner, resolver)
+        checks = HealthChecks(runner)
         if self._admin_listener is not None:
             registry = metrics.make_registry(
                 metrics.EngineCollector(runner.stats, fleet, lambda: lines.dropped, lambda: self._draining),
@@ -372,10 +387,6 @@ class Server:
     async def _reload_on_demand(self, resolver: resolve.Resolver, runner: Runner, checks: HealthChecks) -> None:
         """Loads the file and resolves names anew whenever that is asked for, and names without it now and then. It may take as long
         as a name server likes."""
-
-        def configure() -> None:
-            runner.configure(resolver)
-
         while True:
             asked = await self._reloads.next(resolve.INTERVAL)
             if asked:
@@ -383,7 +394,8 @@ class Server:
             try:
                 faults = await self._load_file(resolver, runner) if asked else ()
                 checks.configure(self._settings)
-                await resolver.refresh(configure)
+                await resolver.refresh()
+                self._follow_names(resolver, runner, checks)  # where there was no room for them before
             except Exception as error:  # no memory for a table; the next one may find some
                 log.error("reload failed", error=repr(error))
                 faults = (repr(error),)
@@ -393,6 +405,16 @@ class Server:
                     log.info("reloaded", backends=",".join(backend.name for backend in self._settings.backends))
                 self._notifier.ready()
 
+    def _follow_names(self, resolver: resolve.Resolver, runner: Runner, checks: HealthChecks) -> None:
+        """Takes the servers that the names lead to now, if they are other ones than before. Where there is no room for them, since many
+        that are gone still have exchanges, the next look-up tries again."""
+        try:
+            if resolve.choose(self._settings.backends, resolver) != runner.fleet.servers:
+                runner.configure(resolver)
+                checks.configure(self._settings)
+        except (ValueError, MemoryError) as error:
+            log.error("servers not changed", error=str(error) or repr(error))
+
     async def _load_file(self, resolver: resolve.Resolver, runner: Runner) -> tuple[str, ...]:
         """Takes the pools and routes that the file has now, all of it or nothing (rule I4). What is wrong with it, a line for each
         fault."""
@@ -400,9 +422,10 @@ class Server:
             return ()
         try:
             loaded = self._config.reload()
-            await resolver.take((*self._settings.backends, *loaded.backends))
+            unusable = await resolver.take((*self._settings.backends, *loaded.backends))
             runner.configure(resolver, loaded)
         except (UsageError, ValueError, MemoryError) as error:
+            await resolver.take(self._settings.backends)
             faults: tuple[str, ...] = getattr(error, "faults", None) or (str(error) or repr(error),)
             for fault in faults:
                 log.error("reload failed", error=fault, hint="the configuration of before stays")
@@ -416,6 +439,7 @@ class Server:
             log.warning("settings that a restart changes", settings=",".join(changed))
         self._settings = loaded
         await resolver.take(loaded.backends)
+        _warn(unusable)
         return ()
 
     async def _watch_file(self) -> None:

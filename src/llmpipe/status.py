@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from llmpipe.config import Backend, Pool, Settings
     from llmpipe.runner import Runner
 
-STATES = ("up", "down", "draining", "drained")
-"""Of a backend: others are asked in the place of one that is down, because it failed or its health checks do, if there are any. One
-that drains gets no new exchange, and has some in flight; a drained one has none. A drain counts more than a failure."""
+STATES = ("up", "down", "draining", "drained", "unresolved")
+"""Of a server: others are asked in the place of one that is down, because it failed or its health checks do, if there are any. One
+that drains gets no new exchange, and has some in flight; a drained one has none. A drain counts more than a failure. A backend
+whose name has no address has no server: it is unresolved itself, or drained."""
 
 STARTED = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 """When this process was started, about."""
@@ -29,6 +30,19 @@ def backend_state(counters: BackendStats) -> str:
     return "down" if counters["out"] else "up"
 
 
+def common_state(counters: Sequence[BackendStats], *, drained: bool) -> str:
+    """One of STATES for the servers of a backend together.
+
+    Args:
+        counters: of each; none for a backend that has no server.
+        drained: whether the backend is drained with all servers that it will have.
+    """
+    if not counters:
+        return "drained" if drained else "unresolved"
+    states = {backend_state(found) for found in counters}
+    return next(state for state in ("up", "down", "draining", "drained") if state in states)
+
+
 def make(settings: Settings, runner: Runner, not_ready: str | None, faults: Sequence[str]) -> dict[str, Any]:
     """Args:
     settings: of the table that was handed out last.
@@ -38,27 +52,32 @@ def make(settings: Settings, runner: Runner, not_ready: str | None, faults: Sequ
     """
     snapshots = runner.stats()
 
-    def backend(found: Backend) -> dict[str, Any]:
-        made: dict[str, Any] = {
-            "name": found.name,
-            "url": found.url,
-            "weight": found.weight,
-            "tier": found.tier,
+    def row(backend: Backend, name: str, state: str, known: Sequence[BackendStats]) -> dict[str, Any]:
+        ages = [counter["content_age"] for counter in known if counter["content_age"] is not None]
+        return {
+            "name": name,
+            "url": backend.url,
+            "weight": backend.weight,
+            "tier": backend.tier,
+            "usable": state == "up",
+            "state": state,
+            "in_flight": sum(counter["in_flight"] for counter in known[:1]),
+            "idle_connections": sum(counter["idle"] for counter in known),
+            "exchanges": sum(counter["exchanges"] for counter in known),
+            "failures": sum(counter["failures"] for counter in known),
+            "seconds_since_content": round(min(ages), 3) if ages else None,
         }
-        number = runner.fleet.number_of(found)
-        known = [stats["backends"][number] for stats in snapshots if number in stats["backends"]]
-        if known:
-            ages = [counter["content_age"] for counter in known if counter["content_age"] is not None]
-            made |= {
-                "usable": backend_state(known[0]) == "up",
-                "state": backend_state(known[0]),
-                "in_flight": known[0]["in_flight"],
-                "idle_connections": sum(counter["idle"] for counter in known),
-                "exchanges": sum(counter["exchanges"] for counter in known),
-                "failures": sum(counter["failures"] for counter in known),
-                "seconds_since_content": round(min(ages), 3) if ages else None,
-            }
-        return made
+
+    def rows(backend: Backend) -> Iterator[dict[str, Any]]:
+        """One for each server, or one for a backend that has none."""
+        error = runner.fleet.unresolved.get(backend.name)
+        if error is not None:
+            state = common_state((), drained=runner.is_drained(backend.name))
+            yield {**row(backend, backend.name, state, ()), "error": error}
+        for number, server in runner.fleet.numbered():
+            known = [stats["backends"][number] for stats in snapshots if number in stats["backends"]]
+            if server.backend == backend and known:
+                yield row(backend, server.name, backend_state(known[0]), known)
 
     def queue(pool: Pool) -> dict[str, Any]:
         known = snapshots[0]["pools"].get(pool.name.encode())
@@ -82,7 +101,7 @@ def make(settings: Settings, runner: Runner, not_ready: str | None, faults: Sequ
                 "models": list(pool.models),
                 "aliases": pool.aliases,
                 "queue": queue(pool),
-                "backends": [backend(found) for found in pool.settings.backends],
+                "backends": [row for backend in pool.settings.backends for row in rows(backend)],
             }
             for pool in settings.all_pools
         ],

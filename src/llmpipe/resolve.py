@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from llmpipe import log
-from llmpipe._pipe import MAX_ADDRESSES, MAX_BACKENDS
-from llmpipe.config import Backend
+from llmpipe._pipe import MAX_ADDRESSES, MAX_BACKENDS, MAX_MEMBERS
+from llmpipe.config import Backend, Settings
 from llmpipe.fleet import Server
 
 INTERVAL = 30.0
@@ -174,23 +174,28 @@ class Unresolved:
         return make_servers(backend, _fixed(backend) or ("127.0.0.1",))
 
 
-def choose(backends: Sequence[Backend], known: Servers) -> list[Server]:
-    """The servers of these backends, as many as an engine has room for: one of each backend, and then those that come first.
+def choose(settings: Settings, known: Servers) -> list[Server]:
+    """The servers of the pools' backends, as many as there is room for: one of each backend, and then those that come first.
 
     Raises:
         ValueError: there is no room for one of each.
     """
+    backends = settings.backends
     if len(backends) > MAX_BACKENDS:
         raise ValueError(f"{len(backends)} backends are more than the {MAX_BACKENDS} that one proxy can have")
     names = {backend.name for backend in backends}
     room = MAX_BACKENDS - len(backends)
+    rooms = {pool.name: MAX_MEMBERS - len(pool.settings.backends) for pool in settings.all_pools}
     chosen: list[Server] = []
     for backend in backends:
         # One that is called like another backend would be taken for it.
         others = names - {backend.name}
         found = [server for server in known.servers(backend) if server.name not in others]
-        taken = found[: 1 + room]
-        room -= max(0, len(taken) - 1)
+        pools = [pool.name for pool in settings.all_pools if backend in pool.settings.backends]
+        taken = found[: 1 + min(room, *(rooms[pool] for pool in pools))]
+        more = max(0, len(taken) - 1)
+        room -= more
+        rooms.update((pool, rooms[pool] - more) for pool in pools)
         chosen += taken
     return chosen
 

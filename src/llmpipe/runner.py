@@ -58,7 +58,7 @@ def try_out(settings: Settings, file: str, known: Servers) -> None:
     """
     engine = Engine(settings)
     try:
-        servers = choose(settings.backends, known)
+        servers = choose(settings, known)
         engine.configure(make_table(servers), make_routing(settings, servers))
     except ValueError as error:
         raise UsageError(f"{file}: {error}") from None
@@ -156,7 +156,7 @@ class Runner:
             ValueError: an engine has no room for something in it.
         """
         settings = settings or self._settings
-        servers = choose(settings.backends, resolver)
+        servers = choose(settings, resolver)
         table = make_table(servers)
         before = {server.name for server in self.fleet.servers}
         new = {server for server in servers if server.name not in before}

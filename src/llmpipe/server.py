@@ -409,7 +409,7 @@ class Server:
         """Takes the servers that the names lead to now, if they are other ones than before. Where there is no room for them, since many
         that are gone still have exchanges, the next look-up tries again."""
         try:
-            if resolve.choose(self._settings.backends, resolver) != runner.fleet.servers:
+            if resolve.choose(self._settings, resolver) != runner.fleet.servers:
                 runner.configure(resolver)
                 checks.configure(self._settings)
         except (ValueError, MemoryError) as error:

@@ -2,9 +2,21 @@
 
 import socket
 import threading
+import time
 
 import pytest
-from harness import Backend, Client, Connection, answer_all, free_port, respond, threads_of, wait_asleep, wait_until
+from harness import (
+    Backend,
+    Client,
+    Connection,
+    answer_all,
+    free_port,
+    respond,
+    threads_of,
+    unanswering_address,
+    wait_asleep,
+    wait_until,
+)
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
@@ -246,3 +258,48 @@ def test_l1_the_only_backend_is_not_left_out_for_its_answers(proxy_to):
     with Client(proxy) as client:
         assert [client.request(GET).status for _ in range(20)] == [500] * 20
     assert proxy.admin("/readyz")[0] == 200
+
+
+def test_l1_nobody_waits_on_a_black_hole(proxy_to):
+    """A backend that failed is connected before a request is sent there: while that does not end, all go elsewhere."""
+    port = free_port()
+    with Backend(answer_all) as well:
+        proxy = proxy_to(f"http://127.0.0.1:{port}", well, options=("--connect-timeout", "10m"))
+        with Client(proxy) as client:
+            for _ in range(2):
+                assert client.request(GET).status == 200
+            proxy.wait_log("backend left out")
+            with unanswering_address(("127.0.0.1", port)):
+                end = time.monotonic() + 3
+                while time.monotonic() < end:
+                    assert client.request(GET).status == 200
+                proxy.wait_metric("llmpipe_upstream_connects_total", 2, backend=f"http://127.0.0.1:{port}")
+                assert proxy.metric("llmpipe_retries_total") == 1
+
+
+def test_l1_a_backend_is_back_after_a_connect_and_one_request(proxy_to):
+    port = free_port()
+    requests = []
+
+    def count(conn: Connection) -> None:
+        while True:
+            conn.read_request()
+            requests.append(conn.index)
+            respond(conn)
+
+    with Backend(answer_all) as well:
+        proxy = proxy_to(f"http://127.0.0.1:{port}", well)
+        with Client(proxy) as client:
+            for _ in range(2):
+                assert client.request(GET).status == 200
+            proxy.wait_log("backend left out")
+            with Backend(count, port=port) as again:
+
+                def used() -> bool:
+                    assert client.request(GET).status == 200
+                    return len(requests) >= 3
+
+                wait_until(used)
+                assert proxy.wait_log("backend back")["backend"] == again.url
+                # The connection that showed that it is there has carried the request.
+                assert len(again.connections) == 1

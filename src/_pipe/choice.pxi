@@ -171,15 +171,14 @@ cdef int choose_round_robin(TableC *table, PoolC *pool, LookC *look, uint32_t *t
     cdef uint32_t i
     cdef uint32_t begin = turn[0]
     for i in range(pool.turns):
-        turn[0] = (begin + i) % pool.turns
-        member = pool.order[turn[0]]
+        member = pool.order[(begin + i) % pool.turns]
         if not member_in(look.best, member):
             continue
         if turn_hash(begin + i) % SHARE_ONE < member_share(table, pool, member, now):
+            turn[0] = begin + i
             return member
         if first < 0:
             first = member
-    turn[0] = begin
     return first
 
 cdef uint64_t member_cost(TableC *table, PoolC *pool, int member, int64_t now) noexcept nogil:
@@ -250,7 +249,8 @@ cdef int pool_reserve(TableC *table, PoolC *pool, const uint64_t *tried, int64_t
         if pool.count > 1:
             if pool.limits.policy == POLICY_LEAST_IN_FLIGHT and turn - pool.members[best].first_turn >= pool.members[best].weight:
                 turn = pool.members[best].first_turn    # it was not its turn, so it begins
-            # Of two random choices any number will do for a turn, but not the same one again.
             turn += 1
-            sys_store_release(&pool.state.turn, turn if pool.limits.policy == POLICY_P2C or turn < pool.turns else 0)
+            if pool.limits.policy == POLICY_LEAST_IN_FLIGHT and turn >= pool.turns:
+                turn = 0
+            sys_store_release(&pool.state.turn, turn)
         return best

@@ -88,7 +88,7 @@ def write_world(folder: Path, name: str, constants: dict[str, int]) -> str:
         (folder / name / part).write_text(text)
         source = source.replace(f'include "_pipe/{part}"', f'include "{name}/{part}"')
     path = folder / f"{name}.pyx"
-    behind = ("world.pxi", "trace.pxi", "fleet.pxi", "places.pxi", "admission.pxi", "targets.pxi")
+    behind = ("world.pxi", "trace.pxi", "fleet.pxi", "places.pxi", "admission.pxi", "balance.pxi", "targets.pxi")
     path.write_text(source + "\n\n" + "".join(f'include "{part}"\n' for part in behind))
     return str(path)
 

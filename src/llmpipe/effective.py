@@ -8,8 +8,9 @@ from click.core import ParameterSource
 from msgspec import Struct
 
 from llmpipe import config_file
-from llmpipe.config import Pool, PoolSettings, ProcessSettings, Settings
+from llmpipe.config import Backend, Pool, PoolSettings, ProcessSettings, Settings
 from llmpipe.errors import UsageError
+from llmpipe.log import mask_secrets
 from llmpipe.settings import Setting, describe, read
 
 S = TypeVar("S", bound=Struct)
@@ -81,16 +82,7 @@ class Effective:
 
     def _pool_lines(self, pool: Pool, values: dict[str, Any]) -> Iterator[str]:
         for backend in pool.settings.backends:
-            rest = [f"weight {backend.weight}", f"tier {backend.tier}"]
-            if backend.max_in_flight:
-                rest.append(f"max_in_flight {backend.max_in_flight}")
-            if backend.name != backend.url:
-                rest.insert(0, backend.url)
-            if backend.host_field:
-                rest.append(f"host {backend.host_field}")
-            if backend.finish_on_abort:
-                rest.append("on_abort finish")
-            yield f"backend {backend.name} ({', '.join(rest)})"
+            yield self._backend_line(backend)
         if pool.models:
             yield f"models = {', '.join(pool.models)}"
         for alias, model in pool.aliases.items():
@@ -98,6 +90,21 @@ class Effective:
         for setting in describe(PoolSettings):
             if setting.name != "backends":
                 yield self._line(setting, pool.settings, values)
+
+    @staticmethod
+    def _backend_line(backend: Backend) -> str:
+        rest = [f"weight {backend.weight}", f"tier {backend.tier}"]
+        if backend.max_in_flight:
+            rest.append(f"max_in_flight {backend.max_in_flight}")
+        if backend.name != backend.url:
+            rest.insert(0, backend.url)
+        if backend.host_field:
+            rest.append(f"host {backend.host_field}")
+        if backend.finish_on_abort:
+            rest.append("on_abort finish")
+        if backend.abort_call:
+            rest.append(f"on_abort call {mask_secrets(backend.abort_call.url)} {backend.abort_call.field}")
+        return f"backend {backend.name} ({', '.join(rest)})"
 
     def _line(self, setting: Setting, struct: Struct, values: dict[str, Any]) -> str:
         value = getattr(struct, setting.name)

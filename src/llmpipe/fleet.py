@@ -29,6 +29,10 @@ class Fleet:
         """What the backend with that number is called."""
         return self._by_number[number].name
 
+    def backend(self, number: int) -> Backend:
+        """The backend with that number, as the last table had it that named it."""
+        return self._by_number[number]
+
     def number_of(self, backend: Backend) -> int | None:
         """The number of a backend of the table; None where it is not in it."""
         return next((number for number, found in self._numbered if found == backend), None)

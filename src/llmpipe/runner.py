@@ -158,6 +158,11 @@ class Runner:
         self.fleet.number(numbers, backends)
         self._settings = settings
 
+    def wake_on_abort(self) -> None:
+        """Calls at once for each client that leaves, from now on. It is not taken back: exchanges of an old table may last long."""
+        for engine in self.engines:
+            engine.wake_on_abort = True
+
     def drain(self) -> None:
         """Lets live exchanges finish; `ended` is set after the last one."""
         for engine in self.engines:

@@ -20,7 +20,7 @@ import uvloop
 from msgspec.structs import replace
 from prometheus_client import CollectorRegistry
 
-from llmpipe import __version__, activation, admin, disconnect, log, metrics, mock, resolve, secret, status, upgrade
+from llmpipe import __version__, abort_calls, activation, admin, log, metrics, mock, resolve, secret, status, upgrade
 from llmpipe.actions import Actions
 from llmpipe.authority import Authority
 from llmpipe.background import BACKLOG as ADMIN_BACKLOG
@@ -34,10 +34,12 @@ from llmpipe.config import (
     format_duration,
     parse_backend,
 )
+from llmpipe.disconnect import Disconnects
 from llmpipe.errors import UsageError
 from llmpipe.fleet import Fleet
 from llmpipe.handover import HandoverError, Predecessor, Successor
 from llmpipe.health import HealthChecks
+from llmpipe.hooks import Hooks
 from llmpipe.notify import Notifier
 from llmpipe.pid_file import PidFile
 from llmpipe.records import RecordLog
@@ -76,6 +78,8 @@ class Acceptor:
         self._settings = settings.process
         reserved = RESERVED_DESCRIPTORS + ENGINE_DESCRIPTORS * (len(runner.engines) - 1)
         reserved += LOOK_UP_DESCRIPTORS * resolve.names(settings.backends) + len(listeners) - 1
+        if any(backend.abort_call is not None for backend in settings.backends):
+            reserved += abort_calls.MOST_CALLS
         self._most_clients = max(1, (descriptors - reserved) // 2)
         most = settings.process.max_connections
         if most >= self._most_clients:
@@ -127,6 +131,9 @@ class Server:
         self._draining = False
         self._notifier = Notifier(os.environ)
         self._names = resolve.Names()
+        self._hooks = Hooks()
+        self._resolver = resolve.Resolver(self._names)
+        self._disconnects = Disconnects(abort_calls.AbortCalls(self._resolver, self._names), self._hooks)
         self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
         self._predecessor = Predecessor(os.environ)
         self._pid_file = PidFile(self._process.pid_file)
@@ -177,18 +184,21 @@ class Server:
     ) -> tuple[Acceptor, Runner, resolve.Resolver, HealthChecks]:
         process = self._process
         token = None if process.admin_token is None else secret.read(process.admin_token, "admin_token")
+        await self._hooks.load()
         await self._open_sockets(stack)
         if self._config.demo:
             pool = replace(self._settings.pool, backends=(await self._start_mock(stack),))
             self._settings = replace(self._settings, pool=pool)
-        resolver = resolve.Resolver(self._names)
+        resolver = self._resolver
         await resolver.take(self._settings.backends)
         fleet = Fleet()
-        on_abort = disconnect.listener()
-        records = RecordLog(fleet, log_query=process.log_query, on_abort=on_abort)
+        disconnects = self._disconnects
+        stack.callback(disconnects.close)
+        records = RecordLog(fleet, log_query=process.log_query, on_abort=disconnects.tell)
         descriptors = raise_descriptor_limit()
         try:
-            runner = Runner(process.workers, self._settings, fleet, records.write, wake_on_abort=on_abort is not None)
+            wakes = disconnects.configure(self._settings)
+            runner = Runner(process.workers, self._settings, fleet, records.write, wake_on_abort=wakes)
         except OSError as error:  # each engine has descriptors of its own
             raise UsageError(f"--workers {process.workers}: {error.strerror}; raise the limit or start fewer") from None
         stack.callback(runner.close)
@@ -202,7 +212,7 @@ class Server:
         if self._admin_listener is not None:
             registry = metrics.make_registry(
                 metrics.EngineCollector(runner.stats, fleet, lambda: lines.dropped, lambda: self._draining),
-                metrics.ControlCollector(runner, checks, self._reloads, lambda: self._settings),
+                metrics.ControlCollector(runner, checks, self._reloads, lambda: self._settings, disconnects),
             )
             self._admin_server = self._make_admin(self._admin_listener, runner, records, registry=registry, token=token)
         acceptor = Acceptor(self._listeners, runner, self._settings, descriptors)
@@ -402,6 +412,8 @@ class Server:
             loaded = self._config.reload()
             await resolver.take((*self._settings.backends, *loaded.backends))
             runner.configure(resolver, loaded)
+            if self._disconnects.configure(loaded):
+                runner.wake_on_abort()
         except (UsageError, ValueError, MemoryError) as error:
             faults: tuple[str, ...] = getattr(error, "faults", None) or (str(error) or repr(error),)
             for fault in faults:
@@ -489,6 +501,10 @@ class Server:
         if leaving is not None and clean:
             await leaving
         runner.take_records()  # their lines belong before the last one
+        telling = asyncio.create_task(self._disconnects.finish())
+        await self._signal_or(telling, timeout=abort_calls.LIMIT)
+        telling.cancel()
+        self._disconnects.close()
         log.info("stopped", clean=clean and runner.failure is None)
         return 0 if clean and runner.failure is None else 1
 

@@ -89,6 +89,9 @@ A request goes to the pool of the first route that fits; else to the pool that h
 the longest name with a `*` that fits; else to the default pool. Without one the answer is 404. Where there is one pool without models and
 routes, it gets every request, and bodies are not looked at.
 
+`GET /v1/models` lists the names and aliases of the file. Behind a `*`, and in the default pool and pools without names, it lists what the
+backends list themselves, of which they are asked every 30 s, without credentials; what one listed stays while it is down.
+
 SIGHUP loads the file again, and so do `POST /reload` to the admin endpoint and, with `watch = true`, a change of it. Either the whole file is taken or, if there is a fault in it,
 nothing; a line in the log says what is wrong. Pools, backends and routes change at once. Settings of the process change at the next start.
 

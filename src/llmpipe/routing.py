@@ -5,8 +5,6 @@ Names are bytes here, as they stand in requests. A pool, and a backend in it, is
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -88,8 +86,13 @@ class Routing(NamedTuple):
     listing: bytes = b""
 
 
-def make_routing(settings: Settings) -> Routing:
-    """What the settings say of pools and routes."""
+def make_routing(settings: Settings, listing: bytes = b"") -> Routing:
+    """What the settings say of pools and routes.
+
+    Args:
+        settings: have them.
+        listing: what GET /v1/models is answered with; empty where a backend answers it.
+    """
     index = {backend: number for number, backend in enumerate(settings.backends)}
     numbers = {pool.name: number for number, pool in enumerate(settings.all_pools)}
     models = []
@@ -112,14 +115,5 @@ def make_routing(settings: Settings) -> Routing:
         models,
         rules,
         numbers.get(settings.default_pool, -1),
-        _listing([model.name.decode() for model in models if not model.name.endswith(b"*")]),
+        listing,
     )
-
-
-def _listing(names: Sequence[str]) -> bytes:
-    """The list of these models, as OpenAI's API has it; nothing of none."""
-    if not names:
-        return b""
-    now = int(time.time())
-    models = [{"id": name, "object": "model", "created": now, "owned_by": "llmpipe"} for name in sorted(names)]
-    return json.dumps({"object": "list", "data": models}).encode()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from llmpipe import log
 from llmpipe._pipe import Engine
 from llmpipe.errors import UsageError
+from llmpipe.model_list import Catalogue
 from llmpipe.routing import make_routing
 
 if TYPE_CHECKING:
@@ -90,6 +91,9 @@ class Runner:
             OSError: a descriptor could not be made.
         """
         self.fleet = fleet
+        self.catalogue = Catalogue()
+        """The models that tables list."""
+        self._listing = b""
         self._settings = settings
         self.engines = [Engine(settings)]
         self.engines += [Engine(settings, self.engines[0]) for _ in range(workers - 1)]
@@ -148,7 +152,8 @@ class Runner:
         settings = settings or self._settings
         backends = settings.backends
         table = make_table(settings, resolver)
-        routing = make_routing(settings)
+        listing = self.catalogue.listing(settings)
+        routing = make_routing(settings, listing)
         before = {backend.name for _, backend in self.fleet.numbered()}
         for engine in self.engines:
             numbers = engine.configure(table, routing)  # which all engines give alike
@@ -157,6 +162,11 @@ class Runner:
                 self.engines[0].mark_drained(number, False)
         self.fleet.number(numbers, backends)
         self._settings = settings
+        self._listing = listing
+
+    def listing_is_old(self) -> bool:
+        """Whether the table that was handed out last has another list of models than it would have now."""
+        return self.catalogue.listing(self._settings) != self._listing
 
     def wake_on_abort(self) -> None:
         """Calls at once for each client that leaves, from now on. It is not taken back: exchanges of an old table may last long."""

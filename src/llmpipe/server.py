@@ -40,6 +40,7 @@ from llmpipe.fleet import Fleet
 from llmpipe.handover import HandoverError, Predecessor, Successor
 from llmpipe.health import HealthChecks
 from llmpipe.hooks import Hooks
+from llmpipe.model_list import ModelLists
 from llmpipe.notify import Notifier
 from llmpipe.pid_file import PidFile
 from llmpipe.records import RecordLog
@@ -170,18 +171,19 @@ class Server:
                 await asyncio.wait((starting,))
                 log.info("stopped", signal=number.name, clean=True)
                 return 0
-            acceptor, runner, resolver, checks = starting.result()
+            acceptor, runner, checks = starting.result()
             checks.configure(self._settings)
             stack.callback(checks.close)
-            reloading = asyncio.create_task(self._reload_on_demand(resolver, runner, checks))
+            lists = ModelLists(runner, self._resolver)
+            stack.callback(lists.close)
+            lists.configure(self._settings)
+            reloading = asyncio.create_task(self._reload_on_demand(self._resolver, runner, checks, lists))
             stack.callback(reloading.cancel)
             if self._process.watch:
                 stack.callback(asyncio.create_task(self._watch_file()).cancel)
             return await self._serve(acceptor, runner)
 
-    async def _start(
-        self, stack: AsyncExitStack, lines: log.Log
-    ) -> tuple[Acceptor, Runner, resolve.Resolver, HealthChecks]:
+    async def _start(self, stack: AsyncExitStack, lines: log.Log) -> tuple[Acceptor, Runner, HealthChecks]:
         process = self._process
         token = None if process.admin_token is None else secret.read(process.admin_token, "admin_token")
         await self._hooks.load()
@@ -230,7 +232,7 @@ class Server:
         self._no_upgrade = "it is process 1, whose end ends its container" if os.getpid() == 1 else ""
         self._notifier.ready()
         self._predecessor.serving()
-        return acceptor, runner, resolver, checks
+        return acceptor, runner, checks
 
     async def _open_sockets(self, stack: AsyncExitStack) -> None:
         """Takes those that were handed over, and opens what is missing."""
@@ -379,7 +381,9 @@ class Server:
         self._notifier.main_pid(successor.pid)
         await successor.take_over()
 
-    async def _reload_on_demand(self, resolver: resolve.Resolver, runner: Runner, checks: HealthChecks) -> None:
+    async def _reload_on_demand(
+        self, resolver: resolve.Resolver, runner: Runner, checks: HealthChecks, lists: ModelLists
+    ) -> None:
         """Loads the file and resolves names anew whenever that is asked for, and names without it now and then. It may take as long
         as a name server likes."""
 
@@ -393,6 +397,9 @@ class Server:
             try:
                 faults = await self._load_file(resolver, runner) if asked else ()
                 checks.configure(self._settings)
+                if asked:
+                    lists.refresh()
+                lists.configure(self._settings)
                 await resolver.refresh(configure)
             except Exception as error:  # no memory for a table; the next one may find some
                 log.error("reload failed", error=repr(error))

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 from harness import Backend, Client, Connection, Mock, Proxy, free_port, wait_until
 
 from llmpipe.config import Pool, PoolSettings, Settings, parse_backend
-from llmpipe.model_list import MOST_MODEL, MOST_MODELS, Catalogue, open_pools, parse
+from llmpipe.model_list import MOST_ANSWER, MOST_MODEL, MOST_MODELS, Catalogue, open_pools, parse
 
 MODELS = b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -162,14 +163,12 @@ def test_j3_a_backend_that_answers_badly_harms_no_other(tmp_path: Path, fault: s
             stop.wait(120)
         elif fault == "drips":
             connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
-            with pytest.raises(OSError):
+            with suppress(OSError):
                 while not stop.wait(0.05):
                     connection.send(b" ")
-                raise OSError
         elif fault == "huge":
-            with pytest.raises(OSError):
-                connection.send(b'HTTP/1.1 200 OK\r\n\r\n{"data": [' + b" " * (64 << 20))
-                raise OSError
+            with suppress(OSError):
+                whole(lines("m-1", pad=" " * MOST_ANSWER))
         elif fault == "too many":
             whole(lines(*(f"m-{n:04}" for n in range(MOST_MODELS + 5))))
         else:

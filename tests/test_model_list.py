@@ -315,6 +315,7 @@ ALL = ("llama-1", "llama-x-1", "exact", "alias", "free", "qwen-1")
         (settings(a=(), b=("llama-*", "exact")), {"a", "b"}, {"exact", "b:llama-1", "b:llama-x-1", "a:alias", "a:free", "a:qwen-1"}),
         (settings(a=("exact",), b=("alias=exact", "x")), set(), {"exact", "alias", "x"}),
         (settings("a", a=()), set(), None),
+        (settings("a", a=(), b=()), set(), None),
         (settings("a", a=("m-*",)), {"a"}, set(ALL)),
         (settings(a=("m-*",)), {"a"}, set()),
     ],

@@ -1,7 +1,7 @@
 """Calls that tell a server to stop, after a client has left (rule N2): a POST with the id of the request.
 
-They are for servers that go on with a request whose connection was closed. Each is tried once, in the control plane's event loop: a server
-that does not answer delays nothing but calls, and those to itself more than others.
+They are for servers that go on with a request whose connection was closed. Each is tried once, in the control plane's event loop: a
+server that does not answer delays nothing but calls, and those to itself more than others.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What happens besides closing when a client has left.
 
 The engine has closed the upstream before anything here runs: closing is the signal that stops an inference server. Here the
-control plane tells who listens: the debug log, servers that do not notice a closed connection (`abort_calls`), and the callables of the
-user's own (`hooks`). Then the engines wake it for each client that leaves, and it does not wait for the access log's
+control plane tells who listens: the debug log, servers that do not notice a closed connection (`abort_calls`), and the callables
+of the user's own (`hooks`). Then the engines wake it for each client that leaves, and it does not wait for the access log's
 timer. Where nobody listens, nobody is woken, and a client that leaves costs Python nothing.
 """
 
@@ -25,8 +25,8 @@ class Abort(NamedTuple):
 
     Attributes:
         client: its address; empty on a Unix socket.
-        phase: of the exchange when it left: head, body, queue, connect, wait, silent, stream, blocked, tunnel; finish where its backend
-            was let finish, which it has by now.
+        phase: of the exchange when it left: head, body, queue, connect, wait, silent, stream, blocked, tunnel; finish where its
+            backend was let finish, which it has by now.
         backend: the name of the one that worked on it, None where none did yet.
         close_ms: milliseconds from its disconnect to the upstream's close, None where the backend may finish.
         request_id: of the exchange, the X-Request-ID that the backend got.

@@ -1,8 +1,8 @@
 """Hooks: callables of the user's own, that are told of each client that left (rule N2).
 
-A package offers one under the entry-point group `llmpipe.hooks`. It is loaded when `llmpipe serve` starts, and called with one argument, a
-`llmpipe.disconnect.Abort`. Loading and calling happen in one thread of their own, one after the other: a hook may wait for a network, and
-needs no lock, and neither a stream nor the control plane waits for it.
+A package offers one under the entry-point group `llmpipe.hooks`. It is loaded when `llmpipe serve` starts, and called with one
+argument, a `llmpipe.disconnect.Abort`. Loading and calling happen in one thread of their own, one after the other: a hook may wait for
+a network, and needs no lock, and neither a stream nor the control plane waits for it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _load(point: metadata.EntryPoint) -> _Hook:
     try:
         found = point.load()
     except BaseException as error:  # SystemExit too: whatever a module does that is loaded
-        raise UsageError(f"{where} cannot be loaded: {error!r}") from None
+        raise UsageError(f"{where} cannot be loaded: {_shown(error)}") from None
     if not callable(found):
         raise UsageError(f"{where} is not callable, but a {type(found).__name__}")
     if inspect.iscoroutinefunction(found):
@@ -125,7 +125,7 @@ class Hooks:
                     hook.call(abort)
                 except BaseException as error:  # noqa: PERF203 - sys.exit() too: the next one is called all the same
                     hook.results.error += 1
-                    fields = {"hook": hook.name, "error": repr(error), "at": _place(error)}
+                    fields = {"hook": hook.name, "error": _shown(error), "at": _place(error)}
                     (log.debug if hook.name in failing else log.error)("hook failed", **fields)
                     failing.add(hook.name)
                 else:
@@ -155,6 +155,13 @@ class Hooks:
 
         self._waiting.put(tell)
         await done.wait()
+
+
+def _shown(error: BaseException) -> str:
+    try:
+        return repr(error)
+    except Exception:  # its class is the user's own too
+        return type(error).__name__
 
 
 def _place(error: BaseException) -> str:

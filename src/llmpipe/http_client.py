@@ -54,8 +54,8 @@ async def ask(address: tuple[str, int], question: Question) -> Answer:
 
 
 async def ask_first(addresses: Iterable[tuple[str, int]], question: Question) -> Answer:
-    """Asks these addresses, of one server, until one answers. What is posted is sent to no more than one of them: to the first that can
-    be connected.
+    """Asks these addresses, of one server, until one answers. What is posted is sent to no more than one of them: to the first that
+    can be connected.
 
     Raises:
         OSError: none could be, or each broke off.

@@ -1,7 +1,7 @@
 """What GET /v1/models is answered with: the names of the file, and what backends list where the file leaves that open (rule J3).
 
-Backends are asked now and then, in the control plane's event loop. The engine answers from its table, which gets a new list when there is
-one; a request never waits for a backend, and what a backend has listed once stays while it is down.
+Backends are asked now and then, in the control plane's event loop. The engine answers from its table, which gets a new list when
+there is one; a request never waits for a backend, and what a backend has listed once stays while it is down.
 """
 
 from __future__ import annotations
@@ -48,9 +48,8 @@ Model = dict[str, Any]
 
 
 def open_pools(settings: Settings) -> tuple[Pool, ...]:
-    """The pools of which the file does not say which models they have. None where there is one pool without names: a backend answers
-    then."""
-    if _alone(settings):
+    """The pools of which the file does not say which models they have. None where it names no model at all: a backend answers then."""
+    if _nameless(settings):
         return ()
     return tuple(
         pool
@@ -61,9 +60,8 @@ def open_pools(settings: Settings) -> tuple[Pool, ...]:
     )
 
 
-def _alone(settings: Settings) -> bool:
-    pools = settings.all_pools
-    return len(pools) == 1 and not (pools[0].models or pools[0].aliases)
+def _nameless(settings: Settings) -> bool:
+    return not any(pool.models or pool.aliases for pool in settings.all_pools)
 
 
 def parse(body: bytes) -> dict[str, Model]:
@@ -144,10 +142,10 @@ class Catalogue:
         self._seen = {name: at for name, at in self._seen.items() if name in listed}
 
     def listing(self, settings: Settings) -> bytes:
-        """The answer to GET /v1/models; empty where a backend is to give it: the one pool's, or where no model is known, the default
-        pool's."""
+        """The answer to GET /v1/models; empty where a backend is to give it: the file names no model, or no model is known and there is
+        a default pool."""
         models = self._models(settings)
-        if not models and (_alone(settings) or settings.default_pool):
+        if not models and (_nameless(settings) or settings.default_pool):
             return b""
         return msgspec.json.encode({"object": "list", "data": models})
 
@@ -243,8 +241,8 @@ class _Asker:
 
 
 class ModelLists:
-    """Asks the backends of open pools, and hands the engines a new table when the list of models is another one. It belongs to one event
-    loop."""
+    """Asks the backends of open pools, and hands the engines a new table when the list of models is another one. It belongs to one
+    event loop."""
 
     def __init__(self, runner: Runner, resolver: Resolver) -> None:
         self._runner = runner

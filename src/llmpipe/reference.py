@@ -90,7 +90,8 @@ the longest name with a `*` that fits; else to the default pool. Without one the
 routes, it gets every request, and bodies are not looked at.
 
 `GET /v1/models` lists the names and aliases of the file. Behind a `*`, and in the default pool and pools without names, it lists what the
-backends list themselves, of which they are asked every 30 s, without credentials; what one listed stays while it is down.
+backends list themselves, of which they are asked every 30 s, without credentials; what one listed stays while it is down. If no pool has
+names, a backend answers.
 
 SIGHUP loads the file again, and so do `POST /reload` to the admin endpoint and, with `watch = true`, a change of it. Either the whole file is taken or, if there is a fault in it,
 nothing; a line in the log says what is wrong. Pools, backends and routes change at once. Settings of the process change at the next start.
@@ -118,6 +119,7 @@ billing = "my_package:client_left"
 
 ```python
 from llmpipe.disconnect import Abort
+
 
 def client_left(abort: Abort) -> None:
     print(abort.client, abort.phase, abort.backend, abort.close_ms, abort.request_id)

@@ -18,7 +18,9 @@ POLICIES = ("least_in_flight", "round_robin", "p2c")
 Member = tuple[int, int, int]
 
 everywhere = settings(deadline=None, derandomize=True, max_examples=200, suppress_health_check=list(HealthCheck))
-pools = st.lists(st.tuples(st.integers(1, 20), st.integers(0, 2), st.sampled_from([0, 0, 1, 3])), min_size=1, max_size=8)
+pools = st.lists(
+    st.tuples(st.integers(1, 20), st.integers(0, 2), st.sampled_from([0, 0, 1, 3])), min_size=1, max_size=8
+)
 policies = st.sampled_from(POLICIES)
 
 
@@ -47,7 +49,9 @@ def test_k_round_robin_honours_weights_within_one_request(world: ModuleType, wei
 
 @given(members=pools, policy=policies, steps=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 7)), max_size=60))
 @everywhere
-def test_k_who_may_be_chosen(world: ModuleType, members: list[Member], policy: str, steps: list[tuple[int, int]]) -> None:
+def test_k_who_may_be_chosen(
+    world: ModuleType, members: list[Member], policy: str, steps: list[tuple[int, int]]
+) -> None:
     """None that is drained; none of a higher tier, and none that failed, while a usable one is there; none over its limit. Counts
     are those of the exchanges that are there, and zero when all have ended."""
     n = len(members)
@@ -116,7 +120,9 @@ def test_k_least_in_flight_is_within_one_request_of_the_weights(world: ModuleTyp
             pool.begin()
             for more, weight in zip(pool.in_flight, weights, strict=True):
                 # Without its last one it would have no more for its weight than any other.
-                assert all((more - 1) * other <= less * weight for less, other in zip(pool.in_flight, weights, strict=True))
+                assert all(
+                    (more - 1) * other <= less * weight for less, other in zip(pool.in_flight, weights, strict=True)
+                )
         assert pool.in_flight == [5 * weight for weight in weights]
 
 
@@ -164,7 +170,9 @@ def test_k_p2c_goes_by_the_time_to_the_first_content(world: ModuleType) -> None:
 def test_k_p2c_honours_weights(world: ModuleType) -> None:
     with balance(world, [(1, 0, 0), (3, 0, 0), (4, 0, 0)], policy="p2c") as pool:
         got = simulate(pool, [0.2, 0.2, 0.2], clients=80, requests=8000, warm=800)
-    assert [round(got[k] / sum(got.values()), 1) for k in range(3)] == [pytest.approx(share, abs=0.11) for share in (0.1, 0.4, 0.5)]
+    assert [round(got[k] / sum(got.values()), 1) for k in range(3)] == [
+        pytest.approx(share, abs=0.11) for share in (0.1, 0.4, 0.5)
+    ]
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -84,7 +84,7 @@ def test_n1_an_error_is_asked_for_elsewhere(two, event):
     fleet.proxy.wait_metric("llmpipe_exchanges_total", 1, outcome="ok")
     assert fleet.proxy.metric("llmpipe_retries_total") == 1
     assert fleet.proxy.metric("llmpipe_failures_total", reason="error event first") == 1
-    assert fleet.proxy.metric("llmpipe_discarded_bytes_total", what="retried_response") > len(event)
+    assert fleet.proxy.metric("llmpipe_discarded_bytes_total", reason="retried_response") > len(event)
     assert fleet.proxy.access()[0]["attempts"] == 2
     # It has answered: it is not left out.
     assert fleet.proxy.metric("llmpipe_backend_failures_total", backend=fleet.first.url) == 0
@@ -97,7 +97,7 @@ def test_n1_the_error_in_pieces(two):
     def slowly(conn: Connection) -> None:
         conn.read_request()
         conn.send(sse_head())
-        with suppress(OSError):     # it is told enough before the end, and closes
+        with suppress(OSError):  # it is told enough before the end, and closes
             for i in range(len(ERROR)):
                 conn.send(chunk(ERROR[i : i + 1]))
         conn.wait_eof()
@@ -160,7 +160,7 @@ def test_n1_the_head_comes_with_the_first_event_and_nothing_waits_behind_it(two)
         client.send(GET)
         assert client.silent(0.3)
         go.set()
-        client.recv_until(WELL[:9])     # the letter behind the quote tells that it is no error
+        client.recv_until(WELL[:9])  # the letter behind the quote tells that it is no error
     fleet.proxy.wait_metric("llmpipe_exchanges_total", 1, outcome="client_abort")
 
 
@@ -246,7 +246,9 @@ def test_r_a_failed_response_has_its_own_event():
 
     def breaks(conn: Connection) -> None:
         conn.read_request()
-        conn.send(sse_head() + chunk(b'event: response.created\ndata: {"type": "response.created", "sequence_number": 0}\n\n'))
+        conn.send(
+            sse_head() + chunk(b'event: response.created\ndata: {"type": "response.created", "sequence_number": 0}\n\n')
+        )
         conn.close()
 
     options = ["--on-midstream-error", "event"]

@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 from harness import Backend, Client, Connection, Proxy, chunk, free_port, respond, sse_head, wait_until
 
-from llmpipe.config import parse_backend
-from llmpipe.health import ask
+from llmpipe.http_client import Question, ask
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 FAST = 'health = { path = "/health", interval = 0.1, timeout = 30, fall = 2, rise = 2 }'
@@ -269,9 +268,9 @@ def test_l1_what_a_check_is_answered_with(answer: bytes, status: int | None) -> 
         connection.close()
 
     with Backend(script) as backend:
-        asked = ask(parse_backend(backend.url), ("127.0.0.1", backend.port), "/health")
+        asked = ask(("127.0.0.1", backend.port), Question("b", "/health", "health check"))
         if status is None:
             with pytest.raises(Exception, match=r"."):
                 asyncio.run(asked)
         else:
-            assert asyncio.run(asked) == status
+            assert asyncio.run(asked).status == status

@@ -174,6 +174,26 @@ def check_listen(addresses: Iterable[Address]) -> tuple[Address, ...]:
 
 
 @dataclass(frozen=True)
+class AbortCall:
+    """What is posted, and where, when a client has left a backend that does not notice a closed connection (rule N2)."""
+
+    url: str
+    """As the file has it."""
+    host: str
+    """A name or a numeric address; empty for the backend itself."""
+    port: int
+    target: str
+    """A path, with a query or without."""
+    field: str
+    """Key of the request id in the JSON that is posted."""
+
+    @property
+    def authority(self) -> str:
+        """For the Host field, where it is not the backend itself."""
+        return format_address(self.host, self.port)
+
+
+@dataclass(frozen=True)
 class Backend:
     """An inference server, as `--backend` or the file names it."""
 
@@ -196,6 +216,8 @@ class Backend:
     """Exchanges that it works on at a time at most, of all pools; 0 is no limit."""
     addresses: str = "all"
     """What several addresses of its name are: "all" for a server each, "first" for one server, of which the first that answers counts."""
+    abort_call: AbortCall | None = None
+    """Where it is told of clients that left; None for nowhere."""
     weight: int = attribute(default=1, compare=False)
     """How much it takes beside the others of its pool; the same backend may have another weight in another pool."""
     tier: int = attribute(default=0, compare=False)
@@ -205,6 +227,11 @@ class Backend:
     def authority(self) -> str:
         """For the Host field of a request that came without one."""
         return format_address(self.host, self.port) if self.host else "localhost"
+
+    @property
+    def host_text(self) -> str:
+        """The Host field of what the proxy asks it itself."""
+        return self.host_field or self.authority
 
 
 def _shown(text: str) -> str:
@@ -288,6 +315,39 @@ def _prefix(shown: str, path: str) -> str:
             f"backend {shown} has a path that ends with /v1; it is put before the client's, which begins with /v1: leave it out"
         )
     return path
+
+
+ABORT_FIELD = "rid"
+"""What SGLang calls the id of a request."""
+
+_TARGET = re.compile(r"/[!-\"$-~]*")
+_KEY = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+def parse_abort_call(text: str, field: str = ABORT_FIELD) -> AbortCall:
+    """The call of `http://HOST:PORT/PATH`, or of `/PATH` at the backend itself.
+
+    Raises:
+        UsageError: it is neither, or the field is no key; no word of a URL with credentials is repeated.
+    """
+    if not _KEY.fullmatch(field):
+        raise UsageError("field: write a key of the JSON that is posted, such as rid")
+    if _TARGET.fullmatch(text) and not text.startswith("//"):
+        return AbortCall(text, "", 0, text, field)
+    scheme, _, rest = text.partition("://")
+    authority, slash, path = rest.partition("/")
+    if "@" in authority:
+        raise UsageError("call: it has a user name; no credentials are sent")
+    if scheme.lower() != "http" or not _TARGET.fullmatch(slash + path):
+        raise UsageError(f"call: {_shown(text)} is neither http://HOST:PORT/PATH nor /PATH")
+    try:
+        parts = urlsplit(f"http://{authority}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if not host or not _AUTHORITY.fullmatch(authority) or (":" not in host and not _HOST.fullmatch(host)) or port == 0:
+        raise UsageError(f"call: {_shown(text)} has no valid host; write http://HOST:PORT/PATH")
+    return AbortCall(text, host, 80 if port is None else port, slash + path, field)
 
 
 def _check_scheme(shown: str, base: str) -> None:

@@ -8,15 +8,18 @@ written as one.
 import difflib
 import sys
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
 
 from llmpipe.config import (
+    ABORT_FIELD,
     BACKEND_NUMBERS,
     BACKEND_OPTIONS,
     MOST_IN_FLIGHT,
+    AbortCall,
     Backend,
     Pool,
     PoolSettings,
@@ -26,6 +29,7 @@ from llmpipe.config import (
     Settings,
     check_backends,
     make_backend,
+    parse_abort_call,
 )
 from llmpipe.errors import UsageError
 from llmpipe.settings import Setting, describe
@@ -254,14 +258,29 @@ def _read_aliases(value: Any) -> dict[str, str]:
     return value
 
 
+def _read_abort_call(table: dict[str, Any]) -> AbortCall:
+    if unknown := table.keys() - {"call", "field"}:
+        raise UsageError(f"on_abort: unknown key {min(unknown)}; there are call, field")
+    if not all(isinstance(value, str) for value in table.values()) or "call" not in table:
+        raise UsageError('on_abort: write "close", "finish", or { call = "http://HOST:PORT/abort_request" }')
+    try:
+        return parse_abort_call(table["call"], table.get("field", ABORT_FIELD))
+    except UsageError as error:
+        raise UsageError(f"on_abort: {error}") from None
+
+
 def _read_backend(table: Any) -> Backend:
     if not isinstance(table, dict):
         raise UsageError("write a table with a url")
     if not isinstance(table.get("url"), str):
         raise UsageError('it needs a url, such as "http://gpu1:8000"')
     pairs = []
+    abort_call = None
     for key, value in table.items():
         if key == "url":
+            continue
+        if key == "on_abort" and isinstance(value, dict):
+            abort_call = _read_abort_call(value)
             continue
         option = key.replace("_", "-")
         if option not in BACKEND_OPTIONS or "-" in key:
@@ -273,7 +292,8 @@ def _read_backend(table: Any) -> Backend:
         pairs.append((option, str(value)))
     if "?" in table["url"]:
         raise UsageError("url: options stand in keys of their own here, not behind a ?")
-    return make_backend(repr(table["url"]) if "@" not in table["url"] else "'***'", table["url"], pairs)
+    backend = make_backend(repr(table["url"]) if "@" not in table["url"] else "'***'", table["url"], pairs)
+    return replace(backend, abort_call=abort_call)
 
 
 _POOL_KEYS = {*POOL, "backends", "models", "aliases"}
@@ -476,8 +496,25 @@ def schema() -> dict[str, Any]:
             "name": {"type": "string", "description": "What logs and metrics call it. Default: its URL."},
             "host": {"type": "string", "description": "What it gets in the Host field: client, backend, or a name."},
             "on_abort": {
-                "enum": ["close", "finish"],
-                "description": "What becomes of an answer whose client has left.",
+                "anyOf": [
+                    {"enum": ["close", "finish"]},
+                    {
+                        "type": "object",
+                        "additionalProperties": False,
+                        "required": ["call"],
+                        "properties": {
+                            "call": {
+                                "type": "string",
+                                "description": "http://HOST:PORT/PATH, or /PATH at the backend.",
+                            },
+                            "field": {
+                                "type": "string",
+                                "description": f"Key of the request id in the JSON that is posted. Default: {ABORT_FIELD}.",
+                            },
+                        },
+                    },
+                ],
+                "description": "What becomes of an answer whose client has left: it is closed, finished, or closed and a call posted.",
             },
             "max_in_flight": {
                 "type": "integer",

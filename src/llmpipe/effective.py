@@ -10,6 +10,7 @@ from msgspec import Struct
 from llmpipe import config_file
 from llmpipe.config import Backend, Pool, PoolSettings, ProcessSettings, Settings
 from llmpipe.errors import UsageError
+from llmpipe.log import mask_secrets
 from llmpipe.settings import Setting, describe, read
 
 S = TypeVar("S", bound=Struct)
@@ -27,6 +28,8 @@ def _backend_line(backend: Backend) -> str:
         rest.append(f"addresses {backend.addresses}")
     if backend.finish_on_abort:
         rest.append("on_abort finish")
+    if backend.abort_call:
+        rest.append(f"on_abort call {mask_secrets(backend.abort_call.url)} {backend.abort_call.field}")
     return f"backend {backend.name} ({', '.join(rest)})"
 
 

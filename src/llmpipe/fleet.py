@@ -36,19 +36,23 @@ class Fleet:
 
     def __init__(self) -> None:
         self._numbered: tuple[tuple[int, Server], ...] = ()
-        self._names: dict[int, str] = {}
+        self._known: dict[int, Server] = {}
         self.unresolved: Mapping[str, str] = {}
         """Backends that have no server, by name: why their names have no address."""
 
     def number(self, numbers: Sequence[int], servers: Sequence[Server], unresolved: Mapping[str, str]) -> None:
         """Notes the numbers of the servers of a table, as `Engine.configure` returned them, and the backends that have none."""
         self._numbered = tuple(zip(numbers, servers, strict=True))
-        self._names.update((number, server.name) for number, server in self._numbered)
+        self._known.update(self._numbered)
         self.unresolved = unresolved
 
     def name(self, number: int) -> str:
         """What the server with that number is called."""
-        return self._names[number]
+        return self._known[number].name
+
+    def server(self, number: int) -> Server:
+        """The server with that number, as the last table had it that named it."""
+        return self._known[number]
 
     def number_of(self, name: str) -> int | None:
         """The number of the server of the table that is called so; None where it is not in it."""

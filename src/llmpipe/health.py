@@ -9,55 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import random
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import h11
 
-from llmpipe import __version__, log
+from llmpipe import log
+from llmpipe.http_client import Question, ask_first, fault
 
 if TYPE_CHECKING:
     from llmpipe.config import Backend, PoolSettings, Settings
     from llmpipe.fleet import Server
     from llmpipe.runner import Runner
-
-MOST_HEAD = 65536
-"""Bytes of an answer's head."""
-
-
-async def ask(backend: Backend, address: tuple[str, int], path: str) -> int:
-    """The status of a GET.
-
-    Raises:
-        OSError: it could not be connected, or broke off.
-        h11.ProtocolError: what came is no HTTP answer.
-    """
-    host, port = address
-    if host.startswith("unix:"):
-        reader, writer = await asyncio.open_unix_connection(host[5:])
-    else:
-        reader, writer = await asyncio.open_connection(host, port)
-    try:
-        connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MOST_HEAD)
-        fields = [
-            ("Host", backend.host_field or backend.authority),
-            ("User-Agent", f"llmpipe/{__version__} health check"),
-            ("Accept", "*/*"),
-            ("Connection", "close"),
-        ]
-        writer.write(connection.send(h11.Request(method="GET", target=backend.prefix + path, headers=fields)) or b"")
-        while True:
-            event = connection.next_event()
-            if event is h11.NEED_DATA:
-                connection.receive_data(await reader.read(8192))
-            elif isinstance(event, h11.Response):
-                return event.status_code
-            elif not isinstance(event, h11.InformationalResponse):
-                raise h11.RemoteProtocolError("it ended before the answer")
-    finally:
-        writer.close()
-        with suppress(OSError):
-            await writer.wait_closed()
 
 
 class Results:
@@ -115,25 +77,14 @@ class _Check:
 
     async def _fault(self) -> str:
         """What is wrong with the backend; empty for nothing."""
+        backend = self.server.backend
+        question = Question(backend.host_text, backend.prefix + self.settings.health_path, "health check")
+        asked = ask_first(self.server.addresses, question)
         try:
-            status = await asyncio.wait_for(self._ask(), self.settings.health_timeout)
-        except asyncio.TimeoutError:  # before OSError, of which it is one since Python 3.11
-            return f"no answer within {self.settings.health_timeout:g} s"
-        except OSError as error:
-            return error.strerror or repr(error)
-        except h11.ProtocolError as error:
-            return f"no HTTP answer: {error}"
+            status = (await asyncio.wait_for(asked, self.settings.health_timeout)).status
+        except (asyncio.TimeoutError, OSError, h11.ProtocolError) as error:
+            return fault(error, self.settings.health_timeout)
         return "" if 200 <= status < 400 else f"status {status}"
-
-    async def _ask(self) -> int:
-        """The status of the first address that can be connected."""
-        failure = OSError("it has no address")
-        for address in self.server.addresses:
-            try:
-                return await ask(self.server.backend, address, self.settings.health_path)
-            except OSError as error:  # noqa: PERF203 - there are eight at most
-                failure = error
-        raise failure
 
 
 class HealthChecks:

@@ -17,6 +17,7 @@ from llmpipe.status import STATES, backend_state, common_state
 if TYPE_CHECKING:
     from llmpipe._pipe import BackendStats, Histogram, PoolStats, Stats
     from llmpipe.config import Settings
+    from llmpipe.disconnect import Disconnects, Results
     from llmpipe.fleet import Fleet
     from llmpipe.health import HealthChecks
     from llmpipe.reloads import Reloads
@@ -251,17 +252,24 @@ class EngineCollector(Collector):
 
 
 class ControlCollector(Collector):
-    """Yields the metric families of the control plane at scrape time: pools, health checks, reloads."""
+    """Yields the metric families of the control plane at scrape time: pools, health checks, calls about clients that left, reloads."""
 
     def __init__(
-        self, runner: Runner, checks: HealthChecks, reloads: Reloads, settings: Callable[[], Settings]
+        self,
+        runner: Runner,
+        checks: HealthChecks,
+        reloads: Reloads,
+        settings: Callable[[], Settings],
+        disconnects: Disconnects,
     ) -> None:
         """Args:
         runner: has the state of each backend.
         checks: count their results.
         reloads: what came of them.
         settings: the pools there are.
+        disconnects: what came of telling others.
         """
+        self._disconnects = disconnects
         self._runner = runner
         self._checks = checks
         self._reloads = reloads
@@ -278,6 +286,7 @@ class ControlCollector(Collector):
             checks.add_metric([name, "passed"], results.passed)
             checks.add_metric([name, "failed"], results.failed)
         yield checks
+        yield from self._told()
         reloads = CounterMetricFamily("llmpipe_reloads", "Reloads that were asked for.", labels=["result"])
         reloads.add_metric(["success"], self._reloads.succeeded)
         reloads.add_metric(["failure"], self._reloads.failed)
@@ -291,6 +300,28 @@ class ControlCollector(Collector):
             "config_last_reload_success_timestamp_seconds",
             "Time of the last reload that succeeded, or of the start, in seconds since 1970.",
             self._reloads.succeeded_at,
+        )
+
+    def _told(self) -> Iterable[Metric]:
+        def counter(name: str, text: str, label: str, results: Mapping[str, Results]) -> Metric:
+            family = CounterMetricFamily(f"llmpipe_{name}", text, labels=[label, "result"])
+            for key, found in results.items():
+                family.add_metric([key, "ok"], found.ok)
+                family.add_metric([key, "error"], found.error)
+                family.add_metric([key, "dropped"], found.dropped)
+            return family
+
+        yield counter(
+            "abort_calls",
+            "Calls that had a request stopped whose client had left, by what came of them.",
+            "backend",
+            self._disconnects.calls.results,
+        )
+        yield counter(
+            "hook_calls",
+            "Calls of hooks, one for each client that left; dropped are those for which a hook was too slow.",
+            "hook",
+            self._disconnects.hooks.results,
         )
 
     def _pools(self) -> Metric:

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from llmpipe import log
@@ -15,7 +16,7 @@ from llmpipe.disconnect import Abort
 from llmpipe.record_kinds import AcceptEnded, AcceptPaused, AcceptResumed, BackendDown, BackendUp, ExchangeEnded
 
 if TYPE_CHECKING:
-    from llmpipe.disconnect import Listener
+    from llmpipe.config import Backend
     from llmpipe.fleet import Fleet
     from llmpipe.record_kinds import Record
 
@@ -36,11 +37,17 @@ class RecordLog:
         accept_ended: whether another process has shut a listening socket down.
     """
 
-    def __init__(self, fleet: Fleet, *, log_query: bool = False, on_abort: Listener | None = None) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        *,
+        log_query: bool = False,
+        on_abort: Callable[[Abort, Backend | None], None] | None = None,
+    ) -> None:
         """Args:
         fleet: knows the servers that records name.
         log_query: whether access lines show queries as they came.
-        on_abort: called for each client that left.
+        on_abort: called for each client that left, with the backend that worked on its exchange.
         """
         self._on_abort = on_abort
         self._shown = log.mask_user if log_query else log.mask_secrets
@@ -69,13 +76,14 @@ class RecordLog:
                 )
 
     def _exchange(self, record: ExchangeEnded) -> None:
-        backend = None if record.backend is None else self._fleet.name(record.backend)
+        worked = None if record.backend is None else self._fleet.server(record.backend)
+        backend = None if worked is None else worked.name
         client = record.client.decode("latin-1")
         request_id = record.request_id.decode("latin-1")
         phase = PHASES[record.phase]
         close_ms = _milliseconds(record.close_time)
         if record.outcome == CLIENT_ABORT and self._on_abort is not None:
-            self._on_abort(Abort(client, phase, backend, close_ms, request_id))
+            self._on_abort(Abort(client, phase, backend, close_ms, request_id), worked)
         if not log.enabled(logging.INFO):
             return
         method, target = record.method, record.target

@@ -76,7 +76,7 @@ say; `health.path` is `path` in the table `health`: `health = {{ path = "/health
 | `url` | | `http://HOST:PORT`, `http://[V6]:PORT` or `unix:/PATH` |
 | `name` | its URL | what logs and metrics call it. Under its name it keeps its counters over reloads. The same backend may be in several pools |
 | `host` | `client` | what it gets in the Host field: `client` for what the client sent, `backend` for its own name, or another name |
-| `on_abort` | `close` | `finish` lets it finish an answer whose client has left |
+| `on_abort` | `close` | `finish` lets it finish an answer whose client has left; a table closes the connection and makes a call, see [below](#clients-that-leave) |
 | `max_in_flight` | 0 | exchanges that it works on at a time at most, of all pools; 0 is no limit |
 | `addresses` | `all` | what several addresses of its name are: with `all` a server each, called `NAME@ADDRESS`, each with the `max_in_flight`, `weight` and `tier` of the backend; with `first` one server, of which the first address that answers is used. An IPv4 and an IPv6 address are one server, and so is `localhost` |
 | `weight` | 1 | 1 to 1000: how many requests it gets beside the others |
@@ -91,11 +91,50 @@ A request goes to the pool of the first route that fits; else to the pool that h
 the longest name with a `*` that fits; else to the default pool. Without one the answer is 404. Where there is one pool without models and
 routes, it gets every request, and bodies are not looked at.
 
+`GET /v1/models` lists the names and aliases of the file. Behind a `*`, and in the default pool and pools without names, it lists what the
+backends list themselves, of which they are asked every 30 s, without credentials; what one listed stays while it is down. If no pool has
+names, a backend answers.
+
 SIGHUP loads the file again, and so do `POST /reload` to the admin endpoint and, with `watch = true`, a change of it. Either the whole file is taken or, if there is a fault in it,
 nothing; a line in the log says what is wrong. Pools, backends and routes change at once. Settings of the process change at the next start.
 
 Names are resolved at the start, at each reload and every 30 s. The servers of a backend come and go with the addresses of its name, and
 no stream is cut. A name that cannot be resolved is a warning: its backend is `unresolved` until it can. `llmpipe check` takes it for a fault.
+
+## Clients that leave
+
+When a client leaves, the connection to its backend is closed, which is what most servers stop at. For one that goes on, there is a call:
+
+```toml
+[[pools.llama.backends]]
+url = "http://gpu1:30000"
+on_abort = {{ call = "http://gpu1:30000/abort_request" }}
+```
+
+`call` is a URL, or a path at the backend itself (`"/abort_request"`). What is posted is `{{"rid": "<the X-Request-ID>"}}`; `field = "id"` in
+the table gives it another key. The server must know the request by the X-Request-ID that it got. That is the client's where it sent one:
+whoever knows the id of another's request can have it stopped. `llmpipe_abort_calls_total` counts the calls by backend and result.
+
+A Python package that is installed beside llmpipe can be told too. It names a callable in its `pyproject.toml`:
+
+```toml
+[project.entry-points."llmpipe.hooks"]
+billing = "my_package:client_left"
+```
+
+```python
+from llmpipe.disconnect import Abort
+
+
+def client_left(abort: Abort) -> None:
+    print(abort.client, abort.phase, abort.backend, abort.close_ms, abort.request_id)
+```
+
+It is called for each client that left before it had its answer: with its address, the phase that the exchange was in (`head`, `body`,
+`queue`, `connect`, `wait` for the head of the answer, `silent` before its first byte, `stream`, `blocked` because the client did not read,
+`tunnel`, `finish`), the name of the backend or None, the milliseconds until the backend's connection was closed or None, and the id of the
+request. Hooks share one thread, one call after the other; they may wait, but of clients beyond the 1,024 that wait for them they are not
+told. `llmpipe_hook_calls_total` counts the calls by hook and result.
 """
 
 _FILE_ONLY = ("backends",)

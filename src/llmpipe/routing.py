@@ -5,8 +5,6 @@ Names are bytes here, as they stand in requests. A pool, and a backend in it, is
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -89,12 +87,15 @@ class Routing(NamedTuple):
     listing: bytes = b""
 
 
-def make_routing(settings: Settings, servers: Sequence[Server], apart: Collection[Server] = ()) -> Routing:
+def make_routing(
+    settings: Settings, servers: Sequence[Server], listing: bytes = b"", apart: Collection[Server] = ()
+) -> Routing:
     """What the settings say of pools and routes.
 
     Args:
         settings: has the pools.
         servers: of their backends, in the order of the table.
+        listing: what GET /v1/models is answered with; empty where a backend answers it.
         apart: those of them that are in no pool.
     """
     places: dict[Backend, list[int]] = {}
@@ -126,14 +127,5 @@ def make_routing(settings: Settings, servers: Sequence[Server], apart: Collectio
         models,
         rules,
         numbers.get(settings.default_pool, -1),
-        _listing([model.name.decode() for model in models if not model.name.endswith(b"*")]),
+        listing,
     )
-
-
-def _listing(names: Sequence[str]) -> bytes:
-    """The list of these models, as OpenAI's API has it; nothing of none."""
-    if not names:
-        return b""
-    now = int(time.time())
-    models = [{"id": name, "object": "model", "created": now, "owned_by": "llmpipe"} for name in sorted(names)]
-    return json.dumps({"object": "list", "data": models}).encode()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from llmpipe import log
 from llmpipe._pipe import Engine
 from llmpipe.errors import UsageError
+from llmpipe.model_list import Catalogue
 from llmpipe.resolve import choose
 from llmpipe.routing import make_routing
 
@@ -97,6 +98,9 @@ class Runner:
             OSError: a descriptor could not be made.
         """
         self.fleet = fleet
+        self.catalogue = Catalogue()
+        """The models that tables list."""
+        self._listing = b""
         self._settings = settings
         self._drains: frozenset[tuple[str, str]] = frozenset()
         """What is drained: of backends by their names, the address of a server, or all of them where it is empty."""
@@ -158,6 +162,7 @@ class Runner:
         settings = settings or self._settings
         servers = choose(settings, resolver)
         table = make_table(servers)
+        listing = self.catalogue.listing(settings)
         before = {server.name for server in self.fleet.servers}
         new = {server for server in servers if server.name not in before}
         present = {(server.backend.name, host) for server in servers for host in server.hosts}
@@ -165,9 +170,9 @@ class Runner:
         drained = {server for server in new if _is_drained(server, drains)}
         if drained:
             # They are in no pool before they are marked: nothing begins there, not even in between.
-            numbers = self.engines[0].configure(table, make_routing(settings, servers, drained))
+            numbers = self.engines[0].configure(table, make_routing(settings, servers, listing, drained))
             self._mark_new(numbers, servers, drained, drained=True)
-        routing = make_routing(settings, servers)
+        routing = make_routing(settings, servers, listing)
         for engine in self.engines:
             numbers = engine.configure(table, routing)  # which all engines give alike
         # One that comes back may do so before its last exchange of then has ended.
@@ -176,6 +181,7 @@ class Runner:
         unresolved = {found.name: resolver.error(found) for found in settings.backends if found not in backed}
         self.fleet.number(numbers, servers, unresolved)
         self._settings = settings
+        self._listing = listing
         self._drains = drains
         left_out = sum(len(resolver.servers(backend)) for backend in settings.backends) - len(servers)
         if left_out and left_out != self._left_out:
@@ -186,6 +192,15 @@ class Runner:
         for number, server in zip(numbers, servers, strict=True):
             if server in those:
                 self.engines[0].mark_drained(number, drained)
+
+    def listing_is_old(self) -> bool:
+        """Whether the table that was handed out last has another list of models than it would have now."""
+        return self.catalogue.listing(self._settings) != self._listing
+
+    def wake_on_abort(self) -> None:
+        """Calls at once for each client that leaves, from now on. It is not taken back: exchanges of an old table may last long."""
+        for engine in self.engines:
+            engine.wake_on_abort = True
 
     def drain(self) -> None:
         """Lets live exchanges finish; `ended` is set after the last one."""

@@ -20,7 +20,7 @@ import uvloop
 from msgspec.structs import replace
 from prometheus_client import CollectorRegistry
 
-from llmpipe import __version__, activation, admin, disconnect, log, metrics, mock, resolve, secret, status, upgrade
+from llmpipe import __version__, abort_calls, activation, admin, log, metrics, mock, resolve, secret, status, upgrade
 from llmpipe.actions import Actions
 from llmpipe.authority import Authority
 from llmpipe.background import BACKLOG as ADMIN_BACKLOG
@@ -34,10 +34,13 @@ from llmpipe.config import (
     format_duration,
     parse_backend,
 )
+from llmpipe.disconnect import Disconnects
 from llmpipe.errors import UsageError
 from llmpipe.fleet import Fleet
 from llmpipe.handover import HandoverError, Predecessor, Successor
 from llmpipe.health import HealthChecks
+from llmpipe.hooks import Hooks
+from llmpipe.model_list import ModelLists
 from llmpipe.notify import Notifier
 from llmpipe.pid_file import PidFile
 from llmpipe.records import RecordLog
@@ -76,6 +79,8 @@ class Acceptor:
         self._settings = settings.process
         reserved = RESERVED_DESCRIPTORS + ENGINE_DESCRIPTORS * (len(runner.engines) - 1)
         reserved += LOOK_UP_DESCRIPTORS * resolve.names(settings.backends) + len(listeners) - 1
+        if any(backend.abort_call is not None for backend in settings.backends):
+            reserved += abort_calls.MOST_CALLS
         self._most_clients = max(1, (descriptors - reserved) // 2)
         most = settings.process.max_connections
         if most >= self._most_clients:
@@ -137,6 +142,9 @@ class Server:
         self._draining = False
         self._notifier = Notifier(os.environ)
         self._names = resolve.Names()
+        self._hooks = Hooks()
+        self._resolver = resolve.Resolver(self._names)
+        self._disconnects = Disconnects(abort_calls.AbortCalls(self._names), self._hooks)
         self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
         self._predecessor = Predecessor(os.environ)
         self._pid_file = PidFile(self._process.pid_file)
@@ -173,37 +181,42 @@ class Server:
                 await asyncio.wait((starting,))
                 log.info("stopped", signal=number.name, clean=True)
                 return 0
-            acceptor, runner, resolver, checks = starting.result()
+            acceptor, runner, checks = starting.result()
             checks.configure(self._settings)
             stack.callback(checks.close)
+            lists = ModelLists(runner, self._resolver)
+            stack.callback(lists.close)
+            lists.configure(self._settings)
+            resolver = self._resolver
             resolver.follow(lambda: self._follow_names(resolver, runner, checks))
             stack.callback(resolver.close)
-            reloading = asyncio.create_task(self._reload_on_demand(resolver, runner, checks))
+            reloading = asyncio.create_task(self._reload_on_demand(resolver, runner, checks, lists))
             stack.callback(reloading.cancel)
             if self._process.watch:
                 stack.callback(asyncio.create_task(self._watch_file()).cancel)
             return await self._serve(acceptor, runner)
 
-    async def _start(
-        self, stack: AsyncExitStack, lines: log.Log
-    ) -> tuple[Acceptor, Runner, resolve.Resolver, HealthChecks]:
+    async def _start(self, stack: AsyncExitStack, lines: log.Log) -> tuple[Acceptor, Runner, HealthChecks]:
         process = self._process
         token = None if process.admin_token is None else secret.read(process.admin_token, "admin_token")
+        await self._hooks.load()
         await self._open_sockets(stack)
         if self._config.demo:
             pool = replace(self._settings.pool, backends=(await self._start_mock(stack),))
             self._settings = replace(self._settings, pool=pool)
-        resolver = resolve.Resolver(self._names)
+        resolver = self._resolver
         faults = await resolver.take(self._settings.backends)
         if self._predecessor and not any(map(resolver.servers, self._settings.backends)):
             raise UsageError(faults[0].text)  # the old process has their addresses, perhaps, and goes on
         _warn(faults)
         fleet = Fleet()
-        on_abort = disconnect.listener()
-        records = RecordLog(fleet, log_query=process.log_query, on_abort=on_abort)
+        disconnects = self._disconnects
+        stack.callback(disconnects.close)
+        records = RecordLog(fleet, log_query=process.log_query, on_abort=disconnects.tell)
         descriptors = raise_descriptor_limit()
         try:
-            runner = Runner(process.workers, self._settings, fleet, records.write, wake_on_abort=on_abort is not None)
+            wakes = disconnects.configure(self._settings)
+            runner = Runner(process.workers, self._settings, fleet, records.write, wake_on_abort=wakes)
         except OSError as error:  # each engine has descriptors of its own
             raise UsageError(f"--workers {process.workers}: {error.strerror}; raise the limit or start fewer") from None
         stack.callback(runner.close)
@@ -217,7 +230,7 @@ class Server:
         if self._admin_listener is not None:
             registry = metrics.make_registry(
                 metrics.EngineCollector(runner.stats, fleet, lambda: lines.dropped, lambda: self._draining),
-                metrics.ControlCollector(runner, checks, self._reloads, lambda: self._settings),
+                metrics.ControlCollector(runner, checks, self._reloads, lambda: self._settings, disconnects),
             )
             self._admin_server = self._make_admin(self._admin_listener, runner, records, registry=registry, token=token)
         acceptor = Acceptor(self._listeners, runner, self._settings, descriptors)
@@ -235,7 +248,7 @@ class Server:
         self._no_upgrade = "it is process 1, whose end ends its container" if os.getpid() == 1 else ""
         self._notifier.ready()
         self._predecessor.serving()
-        return acceptor, runner, resolver, checks
+        return acceptor, runner, checks
 
     async def _open_sockets(self, stack: AsyncExitStack) -> None:
         """Takes those that were handed over, and opens what is missing."""
@@ -384,7 +397,9 @@ class Server:
         self._notifier.main_pid(successor.pid)
         await successor.take_over()
 
-    async def _reload_on_demand(self, resolver: resolve.Resolver, runner: Runner, checks: HealthChecks) -> None:
+    async def _reload_on_demand(
+        self, resolver: resolve.Resolver, runner: Runner, checks: HealthChecks, lists: ModelLists
+    ) -> None:
         """Loads the file and resolves names anew whenever that is asked for, and names without it now and then. It may take as long
         as a name server likes."""
         while True:
@@ -394,6 +409,9 @@ class Server:
             try:
                 faults = await self._load_file(resolver, runner) if asked else ()
                 checks.configure(self._settings)
+                if asked:
+                    lists.refresh()
+                lists.configure(self._settings)
                 await resolver.refresh()
                 self._follow_names(resolver, runner, checks)  # where there was no room for them before
             except Exception as error:  # no memory for a table; the next one may find some
@@ -424,6 +442,8 @@ class Server:
             loaded = self._config.reload()
             unusable = await resolver.take((*self._settings.backends, *loaded.backends))
             runner.configure(resolver, loaded)
+            if self._disconnects.configure(loaded):
+                runner.wake_on_abort()
         except (UsageError, ValueError, MemoryError) as error:
             await resolver.take(self._settings.backends)
             faults: tuple[str, ...] = getattr(error, "faults", None) or (str(error) or repr(error),)
@@ -513,6 +533,10 @@ class Server:
         if leaving is not None and clean:
             await leaving
         runner.take_records()  # their lines belong before the last one
+        telling = asyncio.create_task(self._disconnects.finish())
+        await self._signal_or(telling, timeout=abort_calls.LIMIT)
+        telling.cancel()
+        self._disconnects.close()
         log.info("stopped", clean=clean and runner.failure is None)
         return 0 if clean and runner.failure is None else 1
 

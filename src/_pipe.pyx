@@ -394,7 +394,6 @@ cdef object _backend_stats(BackendStatsC *stats, BackendC *backend, int64_t now)
         "ejections": sys_read_counter(&stats.ejections) if own else 0,
         "out": backend_out(backend, now),
         "drained": sys_load_acquire(&backend.drained) != 0,
-        "flowing": sys_read_counter(&stats.flowing) if own else 0,
         "content_age": (now - <int64_t>sys_read_counter(&stats.content_at)) / 1e6
                        if own and sys_read_counter(&stats.content_at) else None,
     }
@@ -774,6 +773,21 @@ cdef class Engine:
             "backends": backends,
             "pools": pools,
         }
+
+    def flows(self):
+        cdef WorkerC *w = self._open()
+        cdef BackendStatsC *stats
+        cdef int64_t now = loop_clock()
+        cdef int i
+        cdef dict found = {}
+        with self.lock:
+            for i in range(MAX_BACKENDS):
+                stats = &w.stats.backends[i]
+                if self.backends[i] is not NULL and sys_read_counter(&stats.whose) == <uint64_t>self.backends[i].id + 1:
+                    if sys_read_counter(&stats.content_at):
+                        found[self.backends[i].id] = (sys_read_counter(&stats.flowing),
+                                                      (now - <int64_t>sys_read_counter(&stats.content_at)) / 1e6)
+        return found
 
     @property
     def records_fd(self):

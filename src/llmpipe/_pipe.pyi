@@ -84,7 +84,6 @@ class BackendStats(TypedDict):
     failures: int
     ejections: int  # failures that had it left out
     out: bool  # others are asked in its place, because it failed or its health checks do; of all engines that share
-    flowing: int  # event streams with content that wait for it, and not for their clients
     drained: bool  # it gets no new exchange; of all engines that share
     content_age: float | None  # seconds since a byte of content came from it, None for never
 
@@ -264,6 +263,10 @@ class Engine:
 
     def stats(self) -> Stats:
         """A snapshot of the counters; nothing is computed until it is called."""
+
+    def flows(self) -> dict[int, tuple[int, float]]:
+        """By the number of a backend from which content came: (event streams that have had content and wait for the backend alone,
+        seconds since a byte of content came from it), both of this engine."""
 
     @property
     def records_fd(self) -> int:

@@ -14,12 +14,17 @@ from typing import TYPE_CHECKING
 import h11
 
 from llmpipe import log
+from llmpipe.hung import HangWatch
 from llmpipe.http_client import Question, ask_first, fault
 
 if TYPE_CHECKING:
     from llmpipe.config import Backend, PoolSettings, Settings
     from llmpipe.fleet import Server
     from llmpipe.runner import Runner
+
+
+CAUSE = "health checks"
+"""What a server is marked with that fails them."""
 
 
 class Results:
@@ -68,11 +73,11 @@ class _Check:
         self._passed, self._failed = (0, self._failed + 1) if fault else (self._passed + 1, 0)
         if self._failed == self.settings.health_fall and not self._down:
             self._down = True
-            self._runner.mark(self.server.name, True)
+            self._runner.mark(self.server.name, CAUSE, True)
             log.warning("backend unhealthy", backend=self.server.name, reason=fault)
         elif self._passed == self.settings.health_rise and self._down:
             self._down = False
-            self._runner.mark(self.server.name, False)
+            self._runner.mark(self.server.name, CAUSE, False)
             log.info("backend healthy", backend=self.server.name)
 
     async def _fault(self) -> str:
@@ -91,17 +96,20 @@ class HealthChecks:
     """The checks of all servers. It belongs to one event loop; `results` may be read by other threads.
 
     Attributes:
+        hang_watch: looks for servers that hang.
         results: by the server's name, of those of the table that are or were checked.
     """
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self._checks: dict[str, _Check] = {}
+        self.hang_watch = HangWatch(runner)
         self.results: dict[str, Results] = {}
 
     def configure(self, settings: Settings) -> None:
         """Checks the servers of the table whose backends have a path for it from now on. One in several pools is checked as the first
         of them says; one whose checks stay as they are keeps what is known of it."""
+        self.hang_watch.configure(settings)
         asked: dict[Backend, PoolSettings] = {}
         for pool in settings.all_pools:
             for backend in pool.settings.backends if pool.settings.health_path else ():
@@ -115,7 +123,7 @@ class HealthChecks:
         # A server without checks is well, and so is one whose checks begin, whatever those of before had found under its name.
         for server in servers:
             if server.name not in self._checks:
-                self._runner.mark(server.name, False)
+                self._runner.mark(server.name, CAUSE, False)
         names = {server.name for server in servers}
         results = {name: found for name, found in self.results.items() if name in names}
         for name in wanted:
@@ -132,6 +140,7 @@ class HealthChecks:
         for check in self._checks.values():
             check.stop()
         self._checks.clear()
+        self.hang_watch.close()
 
 
 def _shape(settings: PoolSettings) -> tuple[object, ...]:

@@ -286,6 +286,14 @@ class ControlCollector(Collector):
             checks.add_metric([name, "passed"], results.passed)
             checks.add_metric([name, "failed"], results.failed)
         yield checks
+        hangs = CounterMetricFamily(
+            "llmpipe_backend_hangs",
+            "Times that a backend hung: all its streams fell silent at once.",
+            labels=["backend"],
+        )
+        for name, times in self._checks.hang_watch.hangs.items():
+            hangs.add_metric([name], times)
+        yield hangs
         yield from self._told()
         reloads = CounterMetricFamily("llmpipe_reloads", "Reloads that were asked for.", labels=["result"])
         reloads.add_metric(["success"], self._reloads.succeeded)

@@ -16,8 +16,7 @@ from llmpipe.disconnect import Abort
 from llmpipe.record_kinds import AcceptEnded, AcceptPaused, AcceptResumed, BackendDown, BackendUp, ExchangeEnded
 
 if TYPE_CHECKING:
-    from llmpipe.config import Backend
-    from llmpipe.fleet import Fleet
+    from llmpipe.fleet import Fleet, Server
     from llmpipe.record_kinds import Record
 
 CLIENT_ABORT = OUTCOMES.index("client_abort")
@@ -42,7 +41,7 @@ class RecordLog:
         fleet: Fleet,
         *,
         log_query: bool = False,
-        on_abort: Callable[[Abort, Backend | None], None] | None = None,
+        on_abort: Callable[[Abort, Server | None], None] | None = None,
     ) -> None:
         """Args:
         fleet: knows the servers that records name.

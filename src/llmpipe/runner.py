@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from llmpipe import log
+from llmpipe import hung, log
 from llmpipe._pipe import Engine
 from llmpipe.errors import UsageError
 from llmpipe.model_list import Catalogue
@@ -101,6 +101,8 @@ class Runner:
         self.catalogue = Catalogue()
         """The models that tables list."""
         self._listing = b""
+        self.causes: Mapping[str, frozenset[str]] = {}
+        """Why servers are down, by name, where it was not the engines that found it."""
         self._settings = settings
         self._drains: frozenset[tuple[str, str]] = frozenset()
         """What is drained: of backends by their names, the address of a server, or all of them where it is empty."""
@@ -221,9 +223,11 @@ class Runner:
         return sum(engine.clients for engine in self.engines)
 
     def usable_backends(self) -> int:
-        """Servers that are neither left out nor drained."""
+        """Servers that are neither left out nor drained. One that only seems to hang counts: it may go on at any moment."""
+        stats = self.engines[0].stats()["backends"]
+        seems_hung = {number for number, server in self.fleet.numbered() if self.causes.get(server.name) == {hung.CAUSE}}
         return sum(
-            not (backend["out"] or backend["drained"]) for backend in self.engines[0].stats()["backends"].values()
+            not backend["drained"] and (not backend["out"] or number in seems_hung) for number, backend in stats.items()
         )
 
     def backend_stats(self, name: str) -> list[BackendStats]:
@@ -263,11 +267,24 @@ class Runner:
         """Whether a backend is drained with all servers that it will have."""
         return (name, "") in self._drains
 
-    def mark(self, name: str, down: bool) -> None:
-        """Notes whether a server's health checks fail."""
+    def mark(self, name: str, cause: str, down: bool) -> None:
+        """Notes that a server is down for some cause, or is no more; it is down as long as there is one."""
+        causes = self.causes.get(name, frozenset())
+        causes = causes | {cause} if down else causes - {cause}
+        self.causes = {**{other: found for other, found in self.causes.items() if other != name}, **({name: causes} if causes else {})}
         number = self.fleet.number_of(name)
         if number is not None:
-            self.engines[0].mark(number, down)
+            self.engines[0].mark(number, bool(causes))
+
+    def flows(self) -> dict[str, tuple[int, float]]:
+        """By the name of a server from which content came: (event streams that have had content and wait for it alone, seconds since
+        content came from it)."""
+        found: dict[int, tuple[int, float]] = {}
+        for engine in self.engines:
+            for number, (streams, age) in engine.flows().items():
+                others, least = found.get(number, (0, math.inf))
+                found[number] = (others + streams, min(least, age))
+        return {server.name: found[number] for number, server in self.fleet.numbered() if number in found}
 
     def content_age(self, name: str) -> float:
         """Seconds since a byte of content came from a server; infinite for never."""

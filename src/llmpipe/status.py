@@ -75,9 +75,11 @@ def make(settings: Settings, runner: Runner, not_ready: str | None, faults: Sequ
             state = common_state((), drained=runner.is_drained(backend.name))
             yield {**row(backend, backend.name, state, ()), "error": error}
         for number, server in runner.fleet.numbered():
+            why = sorted(runner.causes.get(server.name, ())) or ["failures"]
             known = [stats["backends"][number] for stats in snapshots if number in stats["backends"]]
             if server.backend == backend and known:
-                yield row(backend, server.name, backend_state(known[0]), known)
+                state = backend_state(known[0])
+                yield {**row(backend, server.name, state, known), **({"why": why} if known[0]["out"] else {})}
 
     def queue(pool: Pool) -> dict[str, Any]:
         known = snapshots[0]["pools"].get(pool.name.encode())

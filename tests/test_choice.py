@@ -13,11 +13,15 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis.configuration import set_hypothesis_home_dir
 
 POLICIES = ("least_in_flight", "round_robin", "p2c")
 Member = tuple[int, int, int]
 
-everywhere = settings(deadline=None, derandomize=True, max_examples=200, suppress_health_check=list(HealthCheck))
+set_hypothesis_home_dir("build/hypothesis")  # not the folder that tests are looked for in
+everywhere = settings(
+    database=None, deadline=None, derandomize=True, max_examples=200, suppress_health_check=list(HealthCheck)
+)
 pools = st.lists(
     st.tuples(st.integers(1, 20), st.integers(0, 2), st.sampled_from([0, 0, 1, 3])), min_size=1, max_size=8
 )

@@ -115,7 +115,8 @@ class Pair:
             mock.process.send_signal(signal.SIGCONT)
         self.proxy.close()
         for mock in self.mocks:
-            mock.stop(signal.SIGKILL)
+            mock.process.kill()
+            mock.__exit__()
 
 
 @pytest.fixture

@@ -327,7 +327,7 @@ def test_m1_the_pool_s_own_limit(gate: Gate, tmp_path: Path) -> None:
         with Proxy(options=("--config", path, "--workers", "2")) as proxy:
             clients = [ask(proxy, number) for number in range(8)]
             wait_waiting(proxy, 5)
-            assert gate.working == 3
+            wait_until(lambda: gate.working == 3, LONG)
             gate.open(8)
             for client in clients:
                 assert client.read_response().status == 200

@@ -185,13 +185,6 @@ cdef void attempt_begin(WorkerC *w, ExchangeC *x, int slot) noexcept nogil:
     x.backend_id = x.counted.id
     sys_add_counter(&w.stats.backends[slot].exchanges, 1)
 
-cdef inline void exchange_flow(WorkerC *w, ExchangeC *x, bint flows) noexcept nogil:
-    # Whether it is the backend alone that keeps an event stream waiting, from now on: how many there are says whether a silent
-    # backend hangs (rule L3).
-    if x.flows != flows:
-        x.flows = flows
-        sys_add_counter(&w.stats.backends[x.backend].flowing, 1 if flows else <uint64_t>-1)
-
 cdef void attempt_end(WorkerC *w, ExchangeC *x) noexcept nogil:
     # The backend does not work on this exchange any more.
     if x.counted is NULL:

@@ -59,7 +59,7 @@ cdef int data_begin(const uint8_t *p, const uint8_t *end, bint whole) noexcept n
     cdef const char *name = b'"error"'
     cdef size_t n
     p = blank_skip(p, end)
-    if p < end and p[0] != c"{":
+    if p < end and p[0] != JSON_OPEN:
         return BEGIN_EVENT
     p = blank_skip(p + (p < end), end)
     n = end - p if end - p < 7 else 7

@@ -204,6 +204,8 @@ cdef extern from *:
     #endif
     static inline int sys_lowest_bit(uint64_t word) { return __builtin_ctzll(word); }
     static inline int sys_highest_bit(uint64_t word) { return 63 - __builtin_clzll(word); }
+    #include <endian.h>
+    static inline uint64_t sys_big_endian(uint64_t word) { return htobe64(word); }
 
     /* Slabs keep what is freed, so AddressSanitizer has to be told what may not be touched. */
     #ifdef __SANITIZE_ADDRESS__
@@ -235,3 +237,4 @@ cdef extern from *:
     void sys_check(bint holds, const char *what) noexcept nogil
     int sys_lowest_bit(uint64_t word) noexcept nogil
     int sys_highest_bit(uint64_t word) noexcept nogil
+    uint64_t sys_big_endian(uint64_t word) noexcept nogil

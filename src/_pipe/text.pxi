@@ -103,12 +103,20 @@ cdef int64_t text_number(const uint8_t *p, size_t n) noexcept nogil:
     return value
 
 cdef void text_digits(uint8_t *to, uint64_t value, int digits) noexcept nogil:
-    # The last `digits` hexadecimal digits of a number.
-    cdef const char *hexadecimal = b"0123456789abcdef"
-    cdef int i
-    for i in range(digits):
-        to[digits - 1 - i] = <uint8_t>hexadecimal[value & 15]
-        value >>= 4
+    # The last `digits` hexadecimal digits of a number, 8 or 16.
+    cdef uint64_t spread
+    cdef uint64_t text
+    while digits >= 8:
+        # Eight digits at once, one in each byte of a word.
+        spread = value & 0xFFFFFFFFULL
+        spread = (spread | spread << 16) & 0x0000FFFF0000FFFFULL
+        spread = (spread | spread << 8) & 0x00FF00FF00FF00FFULL
+        spread = (spread | spread << 4) & 0x0F0F0F0F0F0F0F0FULL
+        text = spread + 0x3030303030303030ULL + ((spread + 0x0606060606060606ULL) >> 4 & 0x0101010101010101ULL) * 39
+        text = sys_big_endian(text)
+        digits -= 8
+        memcpy(to + digits, &text, 8)
+        value >>= 32
 
 # Takes the next member of a comma separated list off the front of p[0:n]; white space is trimmed, empty members are
 # skipped (RFC 9110 section 5.6.1). False when there is none left.

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import h11
 
 from llmpipe import log
-from llmpipe.hung import HangWatch
 from llmpipe.http_client import Question, ask_first, fault
+from llmpipe.hung import HangWatch
 
 if TYPE_CHECKING:
     from llmpipe.config import Backend, PoolSettings, Settings

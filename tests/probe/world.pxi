@@ -416,6 +416,7 @@ cdef void world_say_message(sim_end *end, MessageC *message, const uint8_t *toke
     # With a token in the place of each "@@@@": the one given, or a new one.
     cdef sim_bytes copy
     cdef uint8_t *found
+    cdef uint8_t digits[8]
     if end is NULL:
         return
     memset(&copy, 0, sizeof(copy))
@@ -428,7 +429,8 @@ cdef void world_say_message(sim_end *end, MessageC *message, const uint8_t *toke
             memcpy(found, token, 4)
         else:
             world.serial += 1
-            text_digits(found, world.serial, 4)
+            text_digits(digits, world.serial, 8)
+            memcpy(found, digits + 4, 4)
             trace_said(world.serial)
     world_say(end, copy.data, copy.n, piece, fin)
     world_free(&copy)

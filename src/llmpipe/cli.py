@@ -200,12 +200,15 @@ def serve(context: click.Context, /, **options: Any) -> None:
         _refuse("no backend; name one with --backend http://HOST:PORT or a file with --config, or try --demo")
     if options["watch"] and not path:
         _refuse("--watch needs a file to watch: --config FILE")
+    seen = config_file.look(path)  # before it is read: what changes behind that is seen as a change
     effective = Effective(context, path)
     try:
         settings = effective.load()
     except UsageError as error:
         _refuse_all(error)
-    config = ServeConfig(settings=settings, demo=options["demo"], path=path, reload=effective.load if path else None)
+    config = ServeConfig(
+        settings=settings, demo=options["demo"], path=path, seen=seen, reload=effective.load if path else None
+    )
     shown = {"log_format": settings.process.log_format, "log_level": settings.process.log_level}
     sys.exit(_run_logged(shown, lambda lines: server.run(config, lines)))
 

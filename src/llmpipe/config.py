@@ -896,5 +896,7 @@ class ServeConfig(Struct, frozen=True, kw_only=True):
     """Whether a mock inference server is the backend."""
     path: str = ""
     """Of the configuration file; empty where there is none."""
+    seen: tuple[int, ...] | None = None
+    """What the file looked like before it was read (`config_file.look`)."""
     reload: Callable[[], Settings] | None = None
     """Reads the file again; raises UsageError where it cannot work."""

@@ -414,6 +414,15 @@ def _check_reached(faults: _Faults, file: File) -> None:
             faults.add(f"pools.{pool.name}", "nothing leads to it: give it models, a route, or make it default_pool")
 
 
+def look(path: str) -> tuple[int, ...] | None:
+    """What tells one state of a file from another; None where it is not there, since it is being replaced."""
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino, found.st_dev, found.st_size
+
+
 def read(path: str) -> File:
     """Reads and checks a file.
 

@@ -28,7 +28,11 @@ class PidFile:
                 raise IsADirectoryError(0, "Is a directory")
             with suppress(FileNotFoundError):
                 self._beside.unlink()
-            self._beside.write_text(f"{os.getpid()}\n")
+            # A link that somebody plants there meanwhile is not followed.
+            with os.fdopen(
+                os.open(self._beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644), "w"
+            ) as file:
+                file.write(f"{os.getpid()}\n")
         except OSError as error:
             raise UsageError(f"--pid-file {self._path} cannot be written ({error.strerror or error})") from None
 

@@ -225,7 +225,11 @@ class Runner:
     def usable_backends(self) -> int:
         """Servers that are neither left out nor drained. One that only seems to hang counts: it may go on at any moment."""
         stats = self.engines[0].stats()["backends"]
-        seems_hung = {number for number, server in self.fleet.numbered() if self.causes.get(server.name) == {hung.CAUSE}}
+        seems_hung = {
+            number
+            for number, server in self.fleet.numbered()
+            if self.causes.get(server.name) == frozenset((hung.CAUSE,))
+        }
         return sum(
             not backend["drained"] and (not backend["out"] or number in seems_hung) for number, backend in stats.items()
         )
@@ -271,7 +275,10 @@ class Runner:
         """Notes that a server is down for some cause, or is no more; it is down as long as there is one."""
         causes = self.causes.get(name, frozenset())
         causes = causes | {cause} if down else causes - {cause}
-        self.causes = {**{other: found for other, found in self.causes.items() if other != name}, **({name: causes} if causes else {})}
+        self.causes = {
+            **{other: found for other, found in self.causes.items() if other != name},
+            **({name: causes} if causes else {}),
+        }
         number = self.fleet.number_of(name)
         if number is not None:
             self.engines[0].mark(number, bool(causes))

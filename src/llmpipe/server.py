@@ -13,14 +13,26 @@ import signal
 import socket
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
-from pathlib import Path
 from typing import Any
 
 import uvloop
 from msgspec.structs import replace
 from prometheus_client import CollectorRegistry
 
-from llmpipe import __version__, abort_calls, activation, admin, log, metrics, mock, resolve, secret, status, upgrade
+from llmpipe import (
+    __version__,
+    abort_calls,
+    activation,
+    admin,
+    config_file,
+    log,
+    metrics,
+    mock,
+    resolve,
+    secret,
+    status,
+    upgrade,
+)
 from llmpipe.actions import Actions
 from llmpipe.authority import Authority
 from llmpipe.background import BACKLOG as ADMIN_BACKLOG
@@ -121,15 +133,6 @@ def _warn(faults: Sequence[resolve.Fault]) -> None:
         )
 
 
-def _look(path: str) -> tuple[int, ...] | None:
-    """What tells one state of a file from another; None where it is not there, since it is being replaced."""
-    try:
-        found = Path(path).stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_ino, found.st_dev, found.st_size
-
-
 class Server:
     """One `llmpipe serve`, from its sockets to its exit code."""
 
@@ -137,7 +140,6 @@ class Server:
         self._config = config
         self._settings = config.settings
         self._reloads = Reloads()
-        self._seen = _look(config.path)
         self._process = config.settings.process
         self._draining = False
         self._notifier = Notifier(os.environ)
@@ -466,10 +468,10 @@ class Server:
         """Has the file loaded again when it is another one, or has changed. Where it is a link, what it leads to counts: that is
         how Kubernetes changes a mounted ConfigMap."""
 
-        seen = self._seen
+        seen = self._config.seen
         while True:
             await asyncio.sleep(WATCH_INTERVAL)
-            now = _look(self._config.path)
+            now = config_file.look(self._config.path)
             if now is not None and now != seen:
                 seen = now
                 self._reloads.ask()

@@ -174,6 +174,19 @@ cdef void trace_sent(int place, uint32_t serial) noexcept nogil:
         sim_fail("sent again, after the time for a first token was over", "request", serial)
     trace_add(NOTE_SENT, sim.ends[place].port % SERVERS, <int>serial, place)
 
+cdef bint trace_is_taken() noexcept nogil:
+    # Whether every attempt has its worker's table: one that connects keeps the older one that it began with, and starts again with the
+    # new one where it fails.
+    cdef ConnC *conn
+    cdef int i
+    for i in range(world.worker_count):
+        conn = world.workers[i].all
+        while conn is not NULL:
+            if conn.exchange is not NULL and conn.exchange.table is not world.workers[i].table:
+                return False
+            conn = conn.all_next
+    return True
+
 cdef void trace_requests() noexcept nogil:
     # The engine sleeps: what has come to the servers since it last did?
     cdef sim_end *end
@@ -206,7 +219,7 @@ cdef void trace_requests() noexcept nogil:
                 trace_sent(i, serial)
             trace.parsed[i] += used
             trace.begun[i] = False
-    if trace.settled_table != trace.table:
+    if trace.settled_table != trace.table and trace_is_taken():
         trace.settled_table = trace.table
         trace.settled = trace_count()
 

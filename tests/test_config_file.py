@@ -473,3 +473,16 @@ def test_i3_a_backend_goes_by_its_name(write: Any) -> None:
                 proxy.wait_log("reloaded")
                 wait_until(lambda: post(client, "a").status == 200 and len(moved.connections) > 0)
                 wait_until(lambda: proxy.metric("llmpipe_backend_exchanges_total", backend="gpu-1") >= 2)
+
+
+def test_l2_a_pool_of_several_backends_asks_the_next_one_when_one_is_busy(tmp_path: Path) -> None:
+    """By default, and only in the file."""
+    row = '[[pools.{0}.backends]]\nurl = "http://b{1}:1"\n'
+    text = "[pools.one]\nmodels = ['a']\n" + row.format("one", 1)
+    text += "[pools.two]\nmodels = ['b']\n" + row.format("two", 2) + row.format("two", 3)
+    text += "[pools.off]\nmodels = ['c']\nretry = { statuses = [] }\n" + row.format("off", 4) + row.format("off", 5)
+    path = tmp_path / "llmpipe.toml"
+    path.write_text(text)
+    file = config_file.read(str(path))
+    settings = file.settings(lambda values: ProcessSettings(), lambda values: PoolSettings(**values))
+    assert [sorted(pool.settings.retry_statuses) for pool in settings.all_pools] == [[], [429, 503], []]

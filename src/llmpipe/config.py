@@ -750,7 +750,8 @@ class PoolSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         frozenset[Literal[429, 502, 503]],
         _other(
             "status",
-            "Answer of a backend after which the next one is asked, within the retry budget.",
+            "Answer of a backend after which the next one is asked, within the retry budget. In the file, a pool with several backends "
+            "has 429 and 503 unless it says otherwise.",
             flag="--retry-status",
             key="retry.statuses",
         ),

@@ -97,6 +97,10 @@ class _Faults:
             return None
 
 
+_OF_SEVERAL = {"retry_statuses": frozenset((429, 503))}
+"""Defaults of a pool with several backends: one that is busy says so, and the next one is asked (rule L2)."""
+
+
 class FilePool(Struct, frozen=True, kw_only=True):
     """A pool's table."""
 
@@ -130,7 +134,9 @@ class File(Struct, frozen=True, kw_only=True):
         pools = tuple(
             Pool(
                 name=found.name,
-                settings=pool({**found.values, "backends": found.backends}),
+                settings=pool(
+                    {**(_OF_SEVERAL if len(found.backends) > 1 else {}), **found.values, "backends": found.backends}
+                ),
                 models=found.models,
                 aliases=found.aliases,
             )

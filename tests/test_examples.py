@@ -185,7 +185,7 @@ def replicas(tmp_path: Path) -> Iterator[Replicas]:
 
 @pytest.mark.slow
 def test_two_replicas_and_a_spare_of_which_two_are_killed(replicas: Replicas) -> None:
-    """No request fails that no server had twice, those that had begun never end well, and who comes back is used again (rules E, K, L)."""
+    """No request fails but one that was sent twice, none that had begun ends well, and who comes back is used (rules E, K, L)."""
     with Proxy(options=("--config", str(replicas.path), "--workers", "2")) as proxy, Traffic(proxy.url) as traffic:
         # Each request that a killed server had not answered is a retry, and those are earned: one for five exchanges.
         traffic.wait_more(500)

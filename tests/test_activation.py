@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import tools
 from harness import (
     TIMEOUT,
     Backend,
@@ -396,9 +396,7 @@ def test_what_is_refused_leaves_no_variable_either() -> None:
     assert environment == {}
 
 
-@pytest.mark.skipif(
-    not shutil.which("systemd-socket-activate"), reason="there is no systemd-socket-activate (apt: systemd)"
-)
+@tools.needs("systemd-socket-activate", "systemd")
 def test_systemds_own_tool_hands_over() -> None:
     """It opens the sockets, waits for the first connection, and executes the proxy in its place."""
     one, two = free_port(), free_port()

@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import tools
 from generations import Generations
 from harness import Backend, Client, Proxy, answer_all, free_port
 
@@ -29,11 +30,9 @@ INSTALLED = "/opt/llmpipe/bin/llmpipe"
 UNITS = ("llmpipe.service", "llmpipe.socket", "llmpipe-admin.socket")
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
-needs_systemd = pytest.mark.skipif(
-    not shutil.which("systemd-analyze"), reason="there is no systemd-analyze: the units go unverified (apt: systemd)"
-)
+needs_systemd = tools.needs("systemd-analyze", "systemd")
 needs_libseccomp = pytest.mark.skipif(
-    not ctypes.util.find_library("seccomp") or "LD_PRELOAD" in os.environ,
+    (not ctypes.util.find_library("seccomp") and not tools.ALL) or "LD_PRELOAD" in os.environ,
     reason="there is no libseccomp (apt: libseccomp2), or a sanitizer is loaded, which has system calls of its own",
 )
 

@@ -138,11 +138,11 @@ soak: $(VENV)/tested ## Leave the proxy running under random clients and failing
 
 # The peers of Debian are looked for and left out with a reason where they are not.
 .PHONY: bench
-bench: $(VENV)/benched ## Measure beside the floor, nginx and HAProxy, into build/bench (about 6 minutes, two CPUs)
+bench: $(VENV)/benched ## Measure beside the floor, nginx and HAProxy, into build/bench (about 8 minutes, two CPUs)
 	$(VENV)/bin/python -m bench $(BENCH_ARGS)
 
 .PHONY: bench-all
-bench-all: $(VENV)/benched ## Measure beside every peer, five rounds, and put the results into bench/results (about 45 minutes)
+bench-all: $(VENV)/benched ## Measure beside every peer, five rounds, and put the results into bench/results (about 50 minutes)
 	$(VENV)/bin/python -m bench --all --rounds 5 --install --output bench/results $(BENCH_ARGS)
 
 .PHONY: valgrind

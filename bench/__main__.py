@@ -1,8 +1,9 @@
 """Runs the benchmark: every workload against every target, in alternating rounds, and holds the figures against the goals.
 
-python -m bench                     us, the floor, straight at the source, nginx and HAProxy: about five minutes
+python -m bench                     us, the floor, straight at the source, nginx and HAProxy: about eight minutes
 python -m bench --all               every peer
 python -m bench --work hold-5000    some workloads only
+python -m bench --work fleet        several pools: routing, the choice of a backend, queues, backends that are down
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import click
 
 from bench import peers
 from bench.attacks import AttackError, Beside
+from bench.fleet import FLEET
 from bench.workloads import TASKS, Task
 from llmpipe.bench import command, display, generator, measure, report
 from llmpipe.bench.measure import Outcome, Round, Schedule, Target, Watcher
@@ -35,6 +37,8 @@ FIRST_PORT = 7801
 FOLDER = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "llmpipe-bench"
 FILES = ("bench.json", "samples.json", "bench.md", "bench.html")
 """Medians and spreads; all that was measured; the tables; the page."""
+EVERY = (*TASKS, *FLEET)
+GROUPS = tuple(dict.fromkeys(task.group for task in EVERY if task.group))
 MOST_STREAMS = {"litellm": 100, "aiohttp": 1000}
 """Peers that need so long for a request or an event that more streams would only queue before them."""
 
@@ -70,12 +74,14 @@ class Alone:
 class Group:
     """The targets of one task: peers that run while it does, and go when it is over."""
 
-    def __init__(self, stack: ExitStack, task: Task, chosen: Sequence[peers.Peer], cpu: int) -> None:
+    def __init__(
+        self, stack: ExitStack, task: Task, chosen: Sequence[peers.Peer], names: Sequence[str], cpu: int
+    ) -> None:
         self.targets: list[Target] = []
         self._scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llmpipe-bench-")))
         if task.direct:
             self.targets.append(Target("direct", "direct", ("127.0.0.1", SOURCE_PORT)))
-        for number, peer in enumerate(chosen):
+        for number, peer in enumerate(usable(task.peers, names) if task.peers else chosen):
             if task.only and peer.name not in task.only:
                 continue
             if task.workload.streams > MOST_STREAMS.get(peer.name, task.workload.streams):
@@ -99,13 +105,15 @@ class Group:
             )
 
 
-def usable(names: Sequence[str]) -> list[peers.Peer]:
-    """The peers that can run here; of the others it is said why they cannot."""
+def usable(given: Sequence[peers.Peer], names: Sequence[str]) -> list[peers.Peer]:
+    """Those of the peers with these names, or of their kin, that can run here; of the others it is said why they cannot."""
     found = []
-    for name in names:
-        missing = peers.ALL[name].missing(FOLDER)
+    for peer in given:
+        if (peer.kin or peer.name) not in names:
+            continue
+        missing = peer.missing(FOLDER)
         if missing is None:
-            found.append(peers.ALL[name])
+            found.append(peer)
         else:
             click.echo(f"left out: {missing}", err=True)
     return found
@@ -159,16 +167,17 @@ def run(tasks: Sequence[Task], names: Sequence[str], rounds: int) -> tuple[repor
     """
     load_cpu, proxy_cpu = cpus()
     raise_descriptor_limit()
-    chosen = usable(names)
+    chosen = usable([peers.ALL[name] for name in names], names)
     outcomes: list[Outcome] = []
     ran: list[Task] = []
     complete = True
     os.sched_setaffinity(0, {load_cpu})
-    with generator.running(("127.0.0.1", SOURCE_PORT)) as load, display.choose(False) as shown:
+    source = "0.0.0.0" if any(task.everywhere for task in tasks) else "127.0.0.1"
+    with generator.running((source, SOURCE_PORT)) as load, display.choose(False) as shown:
         try:
             for task in tasks:
                 with ExitStack() as stack:
-                    group = Group(stack, task, chosen, proxy_cpu)
+                    group = Group(stack, task, chosen, names, proxy_cpu)
                     schedule = Schedule(rounds, task.settle, task.seconds)
                     if not group.targets:
                         continue
@@ -177,7 +186,7 @@ def run(tasks: Sequence[Task], names: Sequence[str], rounds: int) -> tuple[repor
                         watcher = Beside(task.attack, watcher)
                         stack.callback(watcher.end)
                     for number, outcome in enumerate(
-                        measure.run_workload(load, task.workload, group.targets, schedule, watcher)
+                        measure.run_workload(load, task.workload, group.targets, schedule, watcher, runs=task.runs)
                     ):
                         if number == 0:
                             outcomes.append(outcome)
@@ -210,8 +219,8 @@ def write(made: report.Report, output: Path) -> None:
     "--work",
     "workloads",
     multiple=True,
-    type=click.Choice([task.workload.name for task in TASKS]),
-    help="These workloads; repeat it.",
+    type=click.Choice([*(task.workload.name for task in EVERY), *GROUPS]),
+    help="These workloads, or those of a group; repeat it.",
 )
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Rounds of each target.")
 @click.option("--install", is_flag=True, help=f"First install the peers that are on PyPI, into {FOLDER}.")
@@ -229,7 +238,7 @@ def main(
     # Peers are process groups of their own; they must not outlive us when somebody ends us.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     names = names or (tuple(peers.ALL) if every else USUAL)
-    tasks = [task for task in TASKS if not workloads or task.workload.name in workloads]
+    tasks = [task for task in EVERY if not workloads or {task.workload.name, task.group} & set(workloads)]
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name in names:
         if name == "floor" or install:

@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bench.attacks import Attack
+from bench.peers import Peer
 from llmpipe.bench.figures import of, quantity
+from llmpipe.bench.measure import RunRound, run_round
 from llmpipe.bench.workload import Workload
 
 US = "llmpipe"
@@ -53,6 +55,14 @@ class Task:
     """What is done to each target while it is measured."""
     only: Sequence[str] = ()
     """The peers that it is worth the time of; all where this is empty."""
+    peers: Sequence[Peer] = ()
+    """Its own peers, instead of those that were asked for: those whose kin was."""
+    group: str = ""
+    """Another name by which it is asked for, together with others."""
+    everywhere: bool = False
+    """Whether its backends are at many addresses."""
+    runs: RunRound = run_round
+    """What makes a round."""
 
 
 def _median(values: Sequence[float]) -> float:
@@ -90,18 +100,19 @@ def at_least(figure: str, factor: float, other: str) -> Goal:
     return Goal(f"{of(figure).label}: at least {what}{other}", judge)
 
 
-def near(figure: str, seconds: float, other: str = "floor") -> Goal:
-    """Ours is at most so much above that of another target."""
+def near(figure: str, seconds: float, other: str = "floor", one: str = US) -> Goal:
+    """Ours, or that of `one`, is at most so much above that of another target."""
 
     def judge(rounds: Rounds) -> Measured | None:
-        differences = [a - b for a, b in zip(rounds(US, figure), rounds(other, figure), strict=False)]
+        differences = [a - b for a, b in zip(rounds(one, figure), rounds(other, figure), strict=False)]
         if not differences:
             return None
         middle = _median(differences)
         sign = "-" if middle < 0 else "+"
         return Measured(f"{other} {sign} {quantity(abs(middle), 's')}", middle <= seconds)
 
-    return Goal(f"{of(figure).label}: at most {other} + {quantity(seconds, 's')}", judge)
+    who = "" if one == US else f"{one}, "
+    return Goal(f"{who}{of(figure).label}: at most {other} + {quantity(seconds, 's')}", judge)
 
 
 def within(figure: str, limit: float) -> Goal:

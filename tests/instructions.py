@@ -128,7 +128,17 @@ def read_profile(path: Path) -> Counter[tuple[str, str]]:
 class Proxy:
     """An `llmpipe serve` whose engine takes its turns when it is told to."""
 
-    def __init__(self, python: str, folder: Path) -> None:
+    def __init__(
+        self, python: str, folder: Path, backends: Callable[[int], list[str]] | None = None, host: str = "127.0.0.1"
+    ) -> None:
+        """Starts it.
+
+        Args:
+            python: one that has llmpipe installed.
+            folder: for its files.
+            backends: the options that say who its backends are, by the port of the one that there is.
+            host: where that listens.
+        """
         self.folder = folder
         self.dumps = 0
         self.connections: list[socket.socket] = []
@@ -136,7 +146,7 @@ class Proxy:
         compiler = ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
         subprocess.run([*compiler, "-o", library, HERE / "instructions.c"], check=True)
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
-        self.backend = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self.backend = socket.create_server((host, 0), backlog=1024)
         self.backend.settimeout(TIMEOUT)
         self.pipe, theirs = socket.socketpair()
         self.pipe.settimeout(TIMEOUT)
@@ -144,8 +154,9 @@ class Proxy:
         serve = ["-m", "llmpipe", "serve", "--workers", "1", "--admin", "off", "--log-level", "warning"]
         # So long that none falls into a count: the clock is moved on between them.
         times = ["--upstream-idle-timeout", "10h", "--keepalive-timeout", "10h"]
-        url = f"http://127.0.0.1:{self.backend.getsockname()[1]}"
-        command = [*valgrind, f"--callgrind-out-file={folder}/out", python, *serve, *times, "--backend", url]
+        port = self.backend.getsockname()[1]
+        pool = backends(port) if backends else ["--backend", f"http://127.0.0.1:{port}"]
+        command = [*valgrind, f"--callgrind-out-file={folder}/out", python, *serve, *times, *pool]
         # They become descriptors 3, as LISTEN_FDS wants it, and 4; taken from high numbers, neither is in the other's way.
         high = [fcntl.fcntl(each, fcntl.F_DUPFD, 100) for each in (self.listener, theirs)]
         take = 'exec 3<&{0} 4<&{1} {0}<&- {1}<&-; LISTEN_PID=$$ exec "$@"'.format(*high)

@@ -63,11 +63,13 @@ def test_percentiles_belong_to_their_time():
 
 
 def test_everything_that_is_measured_is_in_the_table():
-    assert figures.TIMES.keys() == {*TIMES, "close"}
+    assert figures.TIMES.keys() == {*TIMES, "close", "grant", "leave", "place"}
     assert len(set(figures.ORDER)) == len(figures.ORDER) == len(figures.TIMES) + len(figures.FIGURES)
     assert len({figures.of(name).label for name in figures.FIGURES}) == len(figures.FIGURES)
-    for name in {name for shape in SHAPES for name in report.COLUMNS[shape]} | {
+    assert report.COLUMNS.keys() == {*SHAPES, "uploads", "queue"}
+    for name in {name for columns in report.COLUMNS.values() for name in columns} | {
         *report.SERVER_COLUMNS,
+        *report.USER_COLUMNS,
         *report.ATTACK_COLUMNS,
     }:
         assert figures.of(name).name == name

@@ -6,8 +6,10 @@ The budget holds for the build that it was written for; of another compiler's en
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
+from choice import count as count_choice
 from instructions import BUDGET, TOLERANCE, UNITS, build_of, count, lacking, table
 
 
@@ -33,3 +35,16 @@ def test_no_unit_costs_more_than_its_budget(record_property):
     assert set(budget["instructions"]) == set(UNITS)
     over = [name for name, total in totals.items() if total > budget["instructions"][name] * (1 + TOLERANCE)]
     assert not over, f"more than {TOLERANCE:.0%} above the budget: {over}\n{text}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["least_in_flight", "p2c"])
+def test_a_choice_among_many_backends_costs_little(policy):
+    """3,000 instructions are about a microsecond, at one of them in a cycle."""
+    if reason := lacking():
+        pytest.skip(f"INSTRUCTIONS NOT COUNTED: {reason}")
+    if (flavour := build_of()["flavour"]) != "release":
+        pytest.skip(f"INSTRUCTIONS NOT COUNTED: this engine is of the flavour {flavour}")
+    one = count_choice(sys.executable, 1, 1, policy).total
+    many = count_choice(sys.executable, 5, 20, policy).total
+    assert 200 < many - one < 3000, f"{one:.0f} with one backend, {many:.0f} with 20"

@@ -33,8 +33,8 @@ from harness import (
     wait_until,
 )
 
-from llmpipe import resolve
-from llmpipe.config import parse_backend
+from llmpipe import config, resolve
+from llmpipe.config import Pool, PoolSettings, Settings, parse_backend
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 STREAM = b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -627,3 +627,23 @@ def test_i5_a_server_is_not_taken_for_a_backend_of_the_same_name(world: World) -
     with world.proxy() as proxy:
         assert sorted(asked(proxy, 2)) == [ONE, THREE]
         assert len(rows(proxy)) == 2
+
+
+def test_servers_of_many_backends_are_found_without_comparing_each_with_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are looked for again every 30 s, beside the engines."""
+    backends = [parse_backend(f"http://127.1.{i // 250}.{i % 250 + 1}:8000") for i in range(2000)]
+    pools = tuple(
+        Pool(name=f"pool{i}", settings=PoolSettings(backends=tuple(backends[i * 20 : i * 20 + 20]))) for i in range(100)
+    )
+    settings = Settings(pools=pools)
+    compared = 0
+    equal = config.Backend.__eq__
+
+    def counted(self: config.Backend, other: object) -> bool:
+        nonlocal compared
+        compared += 1
+        return equal(self, other)
+
+    monkeypatch.setattr(config.Backend, "__eq__", counted)
+    assert len(resolve.choose(settings, resolve.Unresolved())) == len(backends)
+    assert compared < 10 * len(backends)

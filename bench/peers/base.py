@@ -28,6 +28,8 @@ class Peer(ABC):
     name: str
     about: str
     """How it is configured, in one line, for the report."""
+    kin: str = ""
+    """The peer that this is a variant of, where its name is another one."""
 
     @abstractmethod
     def missing(self, folder: Path) -> str | None:
@@ -42,6 +44,13 @@ class Peer(ABC):
         """Write its configuration into `scratch`, and give what runs it.
 
         It listens on 127.0.0.1:port and forwards every request to 127.0.0.1:backend_port.
+        """
+
+    def listening(self, port: int, backend_port: int) -> None:  # noqa: B027 - few need it
+        """Do what remains once it listens.
+
+        Raises:
+            OSError: It cannot be done.
         """
 
     def install(self, folder: Path) -> None:  # noqa: B027 - not all have to be

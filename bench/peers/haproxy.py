@@ -26,11 +26,7 @@ defaults
 
 frontend clients
     bind 127.0.0.1:{port}
-    default_backend servers
-
-backend servers
-    server backend 127.0.0.1:{backend_port}
-"""
+{routing}"""
 
 
 class Haproxy(DebianPeer):
@@ -39,7 +35,11 @@ class Haproxy(DebianPeer):
     package = "haproxy"
     version_option = "-v"
 
+    def routing(self, backend_port: int) -> str:
+        """The end of the front end, and the servers."""
+        return f"    default_backend servers\n\nbackend servers\n    server backend 127.0.0.1:{backend_port}\n"
+
     def command(self, folder: Path, port: int, backend_port: int, scratch: Path) -> Command:
         path = scratch / "haproxy.cfg"
-        path.write_text(CONFIGURATION.format(port=port, backend_port=backend_port))
+        path.write_text(CONFIGURATION.format(port=port, routing=self.routing(backend_port)))
         return Command([str(self.program()), "-db", "-f", str(path)])

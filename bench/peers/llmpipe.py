@@ -20,8 +20,9 @@ class Llmpipe(Peer):
         # Not from the present folder: a source tree has no engine.
         return output([sys.executable, "-I", "-m", "llmpipe", "version"]).splitlines()[0]
 
-    def command(self, folder: Path, port: int, backend_port: int, scratch: Path) -> Command:
-        argv = [
+    def options(self) -> list[str]:
+        """The command, without addresses."""
+        return [
             sys.executable,
             "-I",
             "-m",
@@ -34,4 +35,8 @@ class Llmpipe(Peer):
             "--log-level",
             "warning",
         ]
-        return Command([*argv, "--listen", f"127.0.0.1:{port}", "--backend", f"http://127.0.0.1:{backend_port}"])
+
+    def command(self, folder: Path, port: int, backend_port: int, scratch: Path) -> Command:
+        return Command(
+            [*self.options(), "--listen", f"127.0.0.1:{port}", "--backend", f"http://127.0.0.1:{backend_port}"]
+        )

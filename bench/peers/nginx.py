@@ -34,19 +34,12 @@ http {{
     uwsgi_temp_path {scratch}/nginx-uwsgi;
     scgi_temp_path {scratch}/nginx-scgi;
 
-    upstream backend {{
-        server 127.0.0.1:{backend_port} max_fails=0;
-        keepalive 1024;
-        keepalive_requests 1000000000;
-        keepalive_time 24h;
-        keepalive_timeout 1h;
-    }}
-
+{upstreams}
     server {{
         listen 127.0.0.1:{port} backlog=4096;
 
         location / {{
-            proxy_pass http://backend;
+            proxy_pass http://{upstream};
             proxy_http_version 1.1;
             proxy_set_header Connection "";
             proxy_set_header Host $http_host;
@@ -60,6 +53,16 @@ http {{
 }}
 """
 
+UPSTREAM = """\
+    upstream {name} {{
+        server {address} max_fails=0;
+        keepalive 1024;
+        keepalive_requests 1000000000;
+        keepalive_time 24h;
+        keepalive_timeout 1h;
+    }}
+"""
+
 
 class Nginx(DebianPeer):
     name = "nginx"
@@ -70,11 +73,22 @@ class Nginx(DebianPeer):
     package = "nginx"
     version_option = "-v"
 
+    def upstream(self, name: str, address: str) -> str:
+        """A server and the connections that are kept to it."""
+        return UPSTREAM.format(name=name, address=address)
+
+    def configuration(self, backend_port: int) -> tuple[str, str]:
+        """The upstreams, and which one a request goes to."""
+        return self.upstream("backend", f"127.0.0.1:{backend_port}"), "backend"
+
     def command(self, folder: Path, port: int, backend_port: int, scratch: Path) -> Command:
         # Some are the worker's own: its log, its epoll, its listening socket.
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         path = scratch / "nginx.conf"
+        upstreams, upstream = self.configuration(backend_port)
         path.write_text(
-            CONFIGURATION.format(descriptors=descriptors, scratch=scratch, port=port, backend_port=backend_port)
+            CONFIGURATION.format(
+                descriptors=descriptors, scratch=scratch, port=port, upstreams=upstreams, upstream=upstream
+            )
         )
         return Command([str(self.program()), "-e", "stderr", "-p", str(scratch), "-c", str(path)])

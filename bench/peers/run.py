@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -69,7 +69,7 @@ def start(
             start_new_session=True,
         )
     try:
-        _wait(process, port, headers or {})
+        _wait(process, port, headers or {}, lambda: peer.listening(port, backend_port))
     except BaseException as error:
         stop(process)
         if isinstance(error, PeerError):
@@ -109,14 +109,20 @@ def accepts(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _wait(process: subprocess.Popen[bytes], port: int, headers: Mapping[str, str]) -> None:
+def _wait(
+    process: subprocess.Popen[bytes], port: int, headers: Mapping[str, str], listening: Callable[[], None]
+) -> None:
     deadline = time.monotonic() + START_TIMEOUT
     problem = "nothing listens"
+    told = False
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise PeerError(f"it ended with code {process.returncode}")
         if accepts(port):
             try:
+                if not told:
+                    listening()
+                    told = True
                 status = _ask(port, headers, deadline)
             except (OSError, http.client.HTTPException) as error:
                 problem = f"a request failed: {error!r}"

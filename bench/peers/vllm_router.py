@@ -11,6 +11,10 @@ class VllmRouter(PipPeer):
     requirements = ("vllm-router",)
     program = "vllm-router"
 
+    def arguments(self, backend_port: int) -> list[str]:
+        """Its workers."""
+        return ["--worker-urls", f"http://127.0.0.1:{backend_port}"]
+
     def command(self, folder: Path, port: int, backend_port: int, scratch: Path) -> Command:
         return Command([
             str(self.bin(folder, self.program)),
@@ -18,7 +22,7 @@ class VllmRouter(PipPeer):
             *("--port", str(port)),
             *("--prometheus-host", "127.0.0.1"),
             *("--prometheus-port", str(free_port())),
-            *("--worker-urls", f"http://127.0.0.1:{backend_port}"),
+            *self.arguments(backend_port),
             *("--policy", "round_robin"),
             *("--worker-startup-check-interval", "1"),
             *("--request-timeout-secs", "3600"),

@@ -186,12 +186,15 @@ def choose(settings: Settings, known: Servers) -> list[Server]:
     names = {backend.name for backend in backends}
     room = MAX_BACKENDS - len(backends)
     rooms = {pool.name: MAX_MEMBERS - len(pool.settings.backends) for pool in settings.all_pools}
+    pools_of: dict[Backend, list[str]] = {}
+    for pool in settings.all_pools:
+        for backend in pool.settings.backends:
+            pools_of.setdefault(backend, []).append(pool.name)
     chosen: list[Server] = []
     for backend in backends:
+        pools = pools_of[backend]
         # One that is called like another backend would be taken for it.
-        others = names - {backend.name}
-        found = [server for server in known.servers(backend) if server.name not in others]
-        pools = [pool.name for pool in settings.all_pools if backend in pool.settings.backends]
+        found = [server for server in known.servers(backend) if server.name == backend.name or server.name not in names]
         taken = found[: 1 + min(room, *(rooms[pool] for pool in pools))]
         more = max(0, len(taken) - 1)
         room -= more

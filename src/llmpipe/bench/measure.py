@@ -100,6 +100,14 @@ class Outcome:
     results: dict[str, list[Round]]
 
 
+class RunRound(Protocol):
+    """What makes a round."""
+
+    def __call__(
+        self, load: Load, workload: Workload, target: Target, *, number: int, schedule: Schedule, watcher: Watcher
+    ) -> Round: ...
+
+
 class Watcher(Protocol):
     """Who shows how far it is."""
 
@@ -272,9 +280,15 @@ def run_round(
 
 
 def run_workload(
-    load: Load, workload: Workload, targets: Sequence[Target], schedule: Schedule, watcher: Watcher
+    load: Load,
+    workload: Workload,
+    targets: Sequence[Target],
+    schedule: Schedule,
+    watcher: Watcher,
+    *,
+    runs: RunRound = run_round,
 ) -> Iterator[Outcome]:
-    """Yields the outcome so far, after each round of each target.
+    """Yields the outcome so far, after each round of each target; `runs` makes one.
 
     Raises:
         UsageError: a plan cannot work.
@@ -288,7 +302,7 @@ def run_workload(
             if target.timed_out:
                 continue
             outcome.results[target.name].append(
-                run_round(load, workload, target, number=number, schedule=schedule, watcher=watcher)
+                runs(load, workload, target, number=number, schedule=schedule, watcher=watcher)
             )
             yield outcome
 

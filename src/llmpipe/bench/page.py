@@ -282,7 +282,7 @@ def _followed(workload: Json) -> str:
     """What the series of a workload are of: the generator follows one kind of time."""
     if workload["shape"] == "disconnect":
         return "close"
-    if workload["shape"] in ("requests", "arrivals", "churn"):
+    if workload["shape"] in ("requests", "arrivals", "churn", "uploads", "queue"):
         return "time to first token"
     if any(target["kind"] == "url" for target in workload["targets"]):
         return "event latency (of servers that are not the generator's own: time to first token)"

@@ -28,6 +28,8 @@ COLUMNS = {
     "requests": ("ttft_p50", "ttft_p99", "duration_p50", "requests_per_second", "cpu_per_request"),
     "arrivals": ("ttft_p50", "ttft_p99", "duration_p50", "requests_per_second", "cpu_per_request"),
     "churn": ("ttft_p50", "ttft_p99", "duration_p50", "requests_per_second", "cpu_per_request"),
+    "uploads": ("requests_per_second", "cpu_per_request", "memory_per_stream"),
+    "queue": ("memory_per_waiting", "grant_p50", "grant_p99", "leave_p50", "leave_p90", "place_p50", "place_p90"),
     "flood": ("bytes_per_second", "events_per_second", "cpu_per_event"),
     "hold": ("memory_per_stream", "cpu_used"),
     "disconnect": (
@@ -42,6 +44,9 @@ COLUMNS = {
 SERVER_COLUMNS = ("itl_p50", "itl_p99", "tokens_per_second")
 """Of targets that are inference servers."""
 
+USER_COLUMNS = ("user_cpu_per_request",)
+"""Of targets whose work outside of the kernel was looked at."""
+
 ATTACK_COLUMNS = ("attackers_open", "attacks_per_second")
 """Of targets that were attacked meanwhile."""
 
@@ -51,7 +56,7 @@ def columns_of_round(workload: Workload, result: Round) -> list[str]:
     wanted = (
         COLUMNS[workload.shape] if result.fidelity or workload.endless else (*COLUMNS[workload.shape], *SERVER_COLUMNS)
     )
-    return [name for name in (*wanted, *ATTACK_COLUMNS) if name in result.figures]
+    return [name for name in (*wanted, *USER_COLUMNS, *ATTACK_COLUMNS) if name in result.figures]
 
 
 def line(workload: Workload, result: Round) -> str:
@@ -204,7 +209,7 @@ def columns(workload: dict[str, Any]) -> list[str]:
     wanted = list(COLUMNS[workload["shape"]])
     if any(target["kind"] == "url" for target in workload["targets"]):
         wanted += SERVER_COLUMNS
-    wanted += ATTACK_COLUMNS
+    wanted += USER_COLUMNS + ATTACK_COLUMNS
     return [name for name in wanted if any(name in target["figures"] for target in workload["targets"])]
 
 

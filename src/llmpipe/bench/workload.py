@@ -64,6 +64,8 @@ class Workload:
     """Whether the bundled source answers; pace and size of events are the server's own otherwise."""
     beside: str = ""
     """What else is done to the target meanwhile, for the title."""
+    about: str = ""
+    """What it is, for the title, where the numbers do not tell it."""
     request: Request = field(default_factory=Request)
 
     def __post_init__(self) -> None:
@@ -84,6 +86,16 @@ class Workload:
         return self.shape in NEEDS_SOURCE
 
     @property
+    def asked_tokens(self) -> int:
+        """What a request says. An endless answer has no number of tokens; routers want to see one."""
+        return 1_000_000 if self.endless else self.tokens
+
+    @property
+    def body_size(self) -> int:
+        """Bytes of a request's body."""
+        return len(_body(self.request, self.asked_tokens))
+
+    @property
     def title(self) -> str:
         """What the workload is, for people."""
         streams = f"{self.streams:,} stream{'s' * (self.streams != 1)}"
@@ -100,7 +112,7 @@ class Workload:
             "churn": f"a new connection for each request, {clients}, {answer}{pace}",
             "disconnect": f"clients that leave, beside {streams} x {self.rate:g} events/s",
         }
-        return titles[self.shape] + (f", beside {self.beside}" if self.beside else "")
+        return (self.about or titles.get(self.shape, self.shape)) + (f", beside {self.beside}" if self.beside else "")
 
     @property
     def described(self) -> dict[str, object]:
@@ -113,6 +125,8 @@ class Workload:
         }.get(self.shape, ("streams", "tokens", "rate", "event_size", "timeout"))
         if not self.sourced:
             names = ("streams", "tokens", "timeout")
+        if self.shape in ("uploads", "queue"):
+            names = ("streams", "body_size")
         if self.shape == "arrivals":
             names = ("arrivals", *names)
         return {name: getattr(self, name) for name in names}
@@ -155,8 +169,7 @@ def _body(request: Request, tokens: int) -> bytes:
 def make_plan(workload: Workload, target: tuple[str, int], marked: bool) -> LoadPlan:
     """The plan of a workload for one target; `marked` where the generator's own source is behind it."""
     request = workload.request
-    # An endless answer has no number of tokens; routers want to see one.
-    body = _body(request, 1_000_000 if workload.endless else workload.tokens)
+    body = _body(request, workload.asked_tokens)
     head = [
         f"POST {request.path} HTTP/1.1",
         f"Host: {request.host or format_address(*target)}",

@@ -481,7 +481,7 @@ cdef class Engine:
             w.head = <HeadC *>calloc(1, sizeof(HeadC))
             w.mail.adopts = <AdoptC *>calloc(MAIL_IN, sizeof(AdoptC))
             w.mail.records = <RecordC *>calloc(MAIL_OUT, sizeof(RecordC))
-            # A head grows by what we add to it, and what came with it goes in the same send.
+            # A head grows by what we add to it, and what came with it goes in the same send, as does what was held of an event stream.
             w.out.size = long_head_size(w) + 2048 + HOLD_MOST + BUF_SIZE
             w.out.data = <uint8_t *>malloc(w.out.size)
             w.hot = buf_get(&w.bufs)

@@ -220,3 +220,19 @@ def test_k_engines_with_100_pools_of_20(world: ModuleType, policy: str) -> None:
         for _ in range(1280):
             pool.begin()
         assert min(pool.in_flight) >= (10 if policy != "p2c" else 5)
+
+
+def test_k_p2c_after_a_weekend(world: ModuleType) -> None:
+    """An average that is days old is worth nothing, and does no harm."""
+    with balance(world, [(1, 0, 0), (1, 0, 0)], policy="p2c") as pool:
+        for member in (0, 1):
+            pool.first_token(member, 0.2)
+        pool.wait(3 * 86400)
+        pool.first_token(0, 60.0)
+        pool.first_token(1, 1.0)
+        got = Counter()
+        for _ in range(1000):
+            chosen = pool.begin()
+            got[chosen] += 1
+            pool.end(chosen)
+        assert got[1] > 900

@@ -185,7 +185,7 @@ def replicas(tmp_path: Path) -> Iterator[Replicas]:
 
 @pytest.mark.slow
 def test_two_replicas_and_a_spare_of_which_two_are_killed(replicas: Replicas) -> None:
-    """No request fails but one that was sent twice, none that had begun ends well, and who comes back is used (rules E, K, L)."""
+    """No request fails that had not begun, none that had begun ends well, and who comes back is used (rules B3, E, K, L)."""
     with Proxy(options=("--config", str(replicas.path), "--workers", "2")) as proxy, Traffic(proxy.url) as traffic:
         # Each request that a killed server had not answered is a retry, and those are earned: one for five exchanges.
         traffic.wait_more(500)
@@ -217,10 +217,6 @@ def test_two_replicas_and_a_spare_of_which_two_are_killed(replicas: Replicas) ->
         assert traffic.answers["spare"] == spare
         assert proxy.admin("/readyz")[0] == 200
     assert not traffic.faults, traffic.faults[:5]
-    # A server that dies may take a request on a new connection, whose old one broke, before its socket is closed: that is the
-    # second time, and there is no third (rule E1).
-    lines = [line for line in proxy.log if line["event"] == "access" and line["status"] == 502]
-    assert len(lines) == traffic.given_up
-    assert all(line["attempts"] == 2 and line["backend"] in ("gpu1", "gpu2") for line in lines), lines
+    assert not traffic.given_up
     outcomes = Counter(line["outcome"] for line in proxy.log if line["event"] == "access")
-    assert set(outcomes) <= {"ok", "upstream_abort", "upstream_error", "client_abort"}, outcomes
+    assert set(outcomes) <= {"ok", "upstream_abort", "client_abort"}, outcomes

@@ -88,3 +88,28 @@ def test_i5_two_paths_of_one_server_are_two_backends() -> None:
         for _ in range(4):
             assert client.request(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n").status == 200
     assert sorted(seen.lines) == [b"GET /a/x HTTP/1.1"] * 2 + [b"GET /b/x HTTP/1.1"] * 2
+
+
+def test_i5_the_longest_head_with_the_longest_path_and_host() -> None:
+    """What routing adds to a head has its room: a path, and the backend's own Host, behind a head that is as long as it may be."""
+    seen = Seen()
+    path = "/" + "p" * 240
+    options = ["--max-head", "65536", "--retry-status", "503"]
+
+    def busy(conn: Connection) -> None:
+        while True:
+            conn.read_request()
+            conn.send(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n")
+
+    with Backend(busy) as first, Backend(seen) as second:
+        urls = [f"{first.url}{path}?name=first", f"{second.url}{path}?name=second&tier=1&host={'h' * 200}"]
+        with Proxy(*urls, options=options) as proxy:
+            statuses = set()
+            for length in (1000, 20_000, 25_000, *range(25_500, 27_000, 300)):
+                bare = b"GET /x HTTP/1.1\r\nX-A: %s\r\nHost: %s\r\nX-Request-ID: abc\r\n\r\n"
+                host = b"h" * length
+                head = bare % (b"a" * (65_536 - len(bare % (b"", host))), host)
+                with Client(proxy) as client:
+                    statuses.add(client.request(head).status)
+            assert statuses == {200, 431}
+            proxy.settled()

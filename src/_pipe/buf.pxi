@@ -239,25 +239,26 @@ cdef void chain_clear(ChainC *chain, BufSlabC *slab) noexcept nogil:
 
 cdef int chain_replace(ChainC *chain, BufSlabC *slab, size_t at, size_t length, const uint8_t *data, size_t n) noexcept nogil:
     # Puts data[0:n] in the place of `length` bytes, `at` bytes behind the beginning of a chain of which nothing was sent. RC_OK, or
-    # -ENOMEM: then nothing has changed.
+    # -ENOMEM: then nothing has changed. The buffer where that is gets another one in its place, so that what was one send stays one.
     cdef ChainC made
-    cdef BufC *buf = chain.first
+    cdef BufC **link = &chain.first
+    cdef BufC *buf
     cdef BufC *following
     cdef size_t part
     cdef size_t left = length
-    while <size_t>(buf.end - buf.start) < at:
-        at -= buf.end - buf.start
-        buf = buf.next
+    while <size_t>(link[0].end - link[0].start) < at:
+        at -= link[0].end - link[0].start
+        link = &link[0].next
+    buf = link[0]
     part = buf.end - buf.start - at
     if part > left:
         part = left
     memset(&made, 0, sizeof(made))
-    if (chain_copy(&made, slab, data, n) != RC_OK
+    if (chain_copy(&made, slab, buf.data + buf.start, at) != RC_OK or chain_copy(&made, slab, data, n) != RC_OK
             or chain_copy(&made, slab, buf.data + buf.start + at + part, buf.end - buf.start - at - part) != RC_OK):
         chain_clear(&made, slab)
         return -ENOMEM
     left -= part
-    buf.end = <int>(buf.start + at)
     following = buf.next
     while left:
         part = following.end - following.start
@@ -268,11 +269,16 @@ cdef int chain_replace(ChainC *chain, BufSlabC *slab, size_t at, size_t length, 
         buf.next = following.next
         buf_put(slab, following)
         following = buf.next
-    if made.first is not NULL:
-        buf.next = made.first
+    if made.first is NULL:
+        buf.end = buf.start         # nothing is left of it
+        made.first = made.last = buf
+    else:
+        buf_put(slab, buf)
+        link[0] = made.first
         made.last.next = following
-        buf = made.last
     if following is NULL:
-        chain.last = buf
+        chain.last = made.last
+    chain.at = chain.first
+    chain.at_pos = chain.first.start
     chain.unsent = chain.total = <uint32_t>(chain.total - length + n)
     return RC_OK

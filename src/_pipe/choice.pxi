@@ -1,8 +1,9 @@
 # choice: which backend of a pool works on an exchange, and the count of it there (rule K).
 
 cdef enum:
-    RANK_OUT = 1 << 16          # above that of any tier
-    RANK_NONE = 1 << 17
+    RANK_OUT = 1 << 16          # above that of any tier: only where there is no other
+    RANK_LAST = 1 << 17         # of those the ones that are known to be gone
+    RANK_NONE = 1 << 18
     SHARE_ONE = 1024            # of a backend's weight, outside its slow start
     MAX_ORDER = 4096            # turns of a pool whose order is computed; longer ones are made shorter
 
@@ -105,7 +106,7 @@ cdef void pool_look(TableC *table, PoolC *pool, const uint64_t *tried, int64_t n
             continue
         rank = pool.members[i].tier * 2 + route_full(route, sys_load_ordered(&route.backend.in_flight))
         if backend_out(route.backend, now):
-            rank += RANK_OUT
+            rank += RANK_OUT | RANK_LAST
         elif backend_unproven(route.backend):
             rank += RANK_OUT
             table.ailing |= pool.count > 1 or pool.limits.cold_timeout != 0

@@ -13,6 +13,7 @@ cdef void request_copy_head(WorkerC *w, ExchangeC *x) noexcept nogil:
         write_bytes(&w.out, buf.data + buf.start, n)
         left -= n
         buf = buf.next
+    sys_check(not w.out.full, "a head fits where heads are written")
 
 cdef void request_find(WorkerC *w, ExchangeC *x, const char *name, size_t *at, size_t *length) noexcept nogil:
     # Where the value of a field stands in the head of a request of which nothing has been sent; the field is there, and once. `name`
@@ -65,13 +66,14 @@ cdef int request_set_prefix(WorkerC *w, ExchangeC *x, int slot) noexcept nogil:
     # Puts what this backend wants to stand before the path, in the place of what the one before wanted. Nothing of the request has
     # been sent. RC_OK, -ENOMEM.
     cdef RouteC *route = &x.table.routes[slot]
-    cdef const uint8_t *target
+    cdef size_t at = 0
     request_copy_head(w, x)
-    target = <const uint8_t *>memchr(w.out.data, c" ", w.out.used) + 1
-    if target[0] != c"/":
+    while w.out.data[at] != c" ":
+        at += 1
+    at += 1
+    if w.out.data[at] != c"/":
         return RC_OK            # the * of OPTIONS
-    if chain_replace(&x.up, &w.bufs, target - w.out.data, x.prefix_length, <const uint8_t *>route.prefix,
-                     route.prefix_length) != RC_OK:
+    if chain_replace(&x.up, &w.bufs, at, x.prefix_length, <const uint8_t *>route.prefix, route.prefix_length) != RC_OK:
         return -ENOMEM
     x.head_length = x.head_length - x.prefix_length + route.prefix_length
     x.prefix_length = route.prefix_length

@@ -219,7 +219,8 @@ cdef int loop_run(WorkerC *w) noexcept nogil:
                 listener_resume(w)
             elif conn.kind == CONN_QUEUE:
                 queues_look(w)
-                backends_probe(w)
+                if w.table.ailing:
+                    backends_probe(w)
             else:
                 step_expired(w, conn)
         loop_reap(w)

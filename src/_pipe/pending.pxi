@@ -131,7 +131,10 @@ cdef int pending_keep(WorkerC *w, PendingC *pending, const uint8_t *data, size_t
     elif pending.long_head is not NULL:
         if data == pending.long_head:
             return RC_OK
-        # What stands behind a long head came with its last recv, and is no longer than a buffer.
+        if n > BUF_SIZE:
+            memmove(pending.long_head, data, n)
+            pending.long_used = <uint32_t>n
+            return RC_OK
         buf = buf_get(&w.bufs)
         if buf is NULL:
             return -ENOMEM

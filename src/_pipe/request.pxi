@@ -71,8 +71,11 @@ cdef void request_read(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t len
         elif rc != RC_OK:
             status = rc
     if status == RC_OK and not client.refuse_status:
+        # With room for what routing may add: a path, a backend's own Host, the longer length of a body with another model's name.
         write_start(&w.out, w.out.data, w.out.size)
+        w.out.size -= PREFIX_ROOM + AUTHORITY_ROOM + LENGTH_DIGITS
         head_write_request(&w.out, head, client.address, client.trusted, b"", x.request_id, x.request_id_length)
+        w.out.size += PREFIX_ROOM + AUTHORITY_ROOM + LENGTH_DIGITS
         if w.out.full:
             status = head_refused(head, 431, REASON_HEAD_TOO_LONG)
     if status != RC_OK or client.refuse_status:

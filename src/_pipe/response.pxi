@@ -32,7 +32,7 @@ cdef void content_came(WorkerC *w, ExchangeC *x) noexcept nogil:
         if x.pool.state is not NULL and x.status < 300:
             pool_note_ttft(x.pool.state, w.now - x.whole_at)
             if x.pool.limits.policy == POLICY_P2C:
-                backend_note_ttft(x.counted, w.now, w.now - x.whole_at)
+                backend_note_ttft(x.counted, w.now, w.now - x.request_at)
         x.upstream_at = w.now
         exchange_rearm(w, x)
     else:
@@ -57,6 +57,7 @@ cdef void response_complete(WorkerC *w, ExchangeC *x, bint clean) noexcept nogil
     if (clean and upstream.keep_alive and not upstream.orphan and x.up_body.done and not x.up.unsent and not x.up_broken
             and not upstream.conn.hung_up and x.pool.limits.upstream_idle_timeout and not w.stopping):
         x.upstream = NULL
+        upstream.served = True
         upstream_keep(w, upstream)
     upstream_drop(w, x)
     if x.client is NULL:
@@ -76,12 +77,16 @@ cdef inline void response_forward(WorkerC *w, ExchangeC *x, const uint8_t *data,
     else:
         upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, chunk_fault(&x.down_body.chunk), 0)
 
+cdef bint response_may_retry(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # Whether the next backend could be asked in the place of one that has begun to answer.
+    return x.client is not NULL and not x.up.incomplete and pool_has_another(w, x)
+
 cdef bint status_retries(WorkerC *w, ExchangeC *x, int status) noexcept nogil:
     # Whether the next backend is asked instead of forwarding this status: then a retry was taken out of the budget.
     if not ((status == 502 and x.pool.limits.retry_502) or (status == 503 and x.pool.limits.retry_503)
             or (status == 429 and x.pool.limits.retry_429)):
         return False
-    return x.client is not NULL and not x.up.incomplete and pool_has_another(w, x) and retry_take(w.shared)
+    return response_may_retry(w, x) and retry_take(w.shared)
 
 cdef void response_retry(WorkerC *w, ExchangeC *x, size_t n) noexcept nogil:
     # The next backend is asked: the n bytes that came of this answer go nowhere.
@@ -120,14 +125,16 @@ cdef bint response_hold(WorkerC *w, ExchangeC *x, HeadC *head, const uint8_t *da
     cdef int begin
     if x.holds == HOLD_OVER:
         return False
-    if (not x.pool.limits.holds_event_streams or not head.event_stream or head.status >= 300 or x.client is NULL or x.up.incomplete
-            or not pool_has_another(w, x)):
+    if (not x.pool.limits.holds_event_streams or not head.event_stream or head.status >= 300 or head.framing == FRAMING_NONE
+            or not response_may_retry(w, x)):
         x.holds = HOLD_OVER
         return False
     body_begin(&body, head.framing, head.content_length)
     begin = response_begin(w, &body, data + length, n - length)
     if begin == BEGIN_MORE and n - length < HOLD_MOST and n < long_head_size(w):
         x.holds = HOLD_WAITS
+        if n > length and x.pool.limits.comments_count_as_content:
+            x.upstream_at = x.whole_at = w.now
         if pending_keep(w, &x.upstream.pending, data, n) != RC_OK:
             request_lost(w, x)
         return True
@@ -199,10 +206,10 @@ cdef void response_read(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n) noexc
     if status_retries(w, x, head.status):
         response_retry(w, x, n)
         return
-    if x.holds != HOLD_OVER and response_hold(w, x, head, data, length, n):
-        return
     if not backend_errs(x) and backend_answered(w, x.counted):
         pools_serve(w)          # somebody may have waited for that
+    if x.holds != HOLD_OVER and response_hold(w, x, head, data, length, n):
+        return
     request_forget(w, x)
     body_begin(&x.down_body, head.framing, head.content_length)
     x.event_stream = head.event_stream

@@ -32,9 +32,10 @@ cdef void upstream_failed(WorkerC *w, ExchangeC *x, uint8_t outcome, uint8_t rea
     #   -------------------------------------------------  ----------------------------------------------------------
     #   nothing: not connected, or not a byte was taken    to every backend, once
     #   it took some of it, and ended without a byte       once, whatever ended it: a request that kills its server must
-    #                                                      not kill them all. On a connection that was reused, to the
-    #                                                      same backend: it may have closed while the request was on
-    #                                                      its way (rule B3)
+    #                                                      not kill them all. A connection that was used before may
+    #                                                      have been closed while the request was on its way (rule B3),
+    #                                                      or its server may be dying, and still accept: to another one
+    #                                                      if that has a place, else to the same
     #   it sent a byte, or the TTFT limit is over          never: it was carried out, or is no longer waited for
     cdef bint unconnected = outcome == OUTCOME_CONNECT_ERROR or outcome == OUTCOME_TIMEOUT_CONNECT
     cdef bint ended = outcome == OUTCOME_UPSTREAM_ERROR and not x.answered
@@ -48,17 +49,21 @@ cdef void upstream_failed(WorkerC *w, ExchangeC *x, uint8_t outcome, uint8_t rea
         return
     if not unconnected and (x.up.incomplete or x.up.unsent != x.up.total):
         x.unanswered += 1
-    stale = ended and x.upstream is not NULL and x.upstream.reused and x.unanswered < 2
+    stale = ended and x.upstream is not NULL and x.upstream.served and x.unanswered < 2
     # What happens at an address that has left the table is no word about the backend.
     if (unconnected or (ended and not stale)) and not (x.upstream is not NULL and x.upstream.orphan):
         backend_failed(w, x.counted, x.backend, reason, error)
     if not x.answered and not x.up.incomplete and x.unanswered < 2 and outcome != OUTCOME_TIMEOUT_TTFT:
         if stale:
             sys_add_counter(&w.stats.stale, 1)
-            upstream_leave(w, x)
             request_rewind(x)
-            x.addresses_tried = 0
-            exchange_reroute(w, x, True)
+            if pool_offers_another(w, x):
+                upstream_drop(w, x)
+                exchange_reroute(w, x, False)
+            else:
+                upstream_leave(w, x)
+                x.addresses_tried = 0
+                exchange_reroute(w, x, True)
             return
         upstream_drop(w, x)
         if unconnected and x.pool.limits.cold_timeout and not pool_ready(w.table, pool_now(w, x), w.now, NULL):
@@ -145,9 +150,9 @@ cdef void step_route(WorkerC *w, ExchangeC *x) noexcept nogil:
     if x.table is not w.table:
         exchange_take_table(w, x)
     if not x.same_backend:
+        member = exchange_place(w, x)
         if w.table.ailing:
             backends_probe(w)
-        member = exchange_place(w, x)
         if member == MEMBER_BUSY:
             queue_enter(w, x)
             return

@@ -223,6 +223,8 @@ cdef void backend_note_ttft(BackendC *backend, int64_t now, int64_t us) noexcept
     cdef int64_t age = now - <int64_t>sys_read_counter(&backend.ttft_at)
     if us > INT32_MAX:
         us = INT32_MAX
+    if age > TTFT_TIME * 1000:
+        age = TTFT_TIME * 1000      # by then nothing is left of it, and the product below must not overflow
     if mean and age >= 0:
         us = mean + (us - mean) * (age + TTFT_TIME // 16) // (age + TTFT_TIME)     # answers of one moment count a little each
     sys_store_release(&backend.ttft, <uint32_t>(us if us > 0 else 1))
@@ -232,11 +234,15 @@ cdef bint backend_unproven(BackendC *backend) noexcept nogil:
     # Whether it had failed, and was not connected since.
     return sys_load_acquire(&backend.failures) and not sys_load_acquire(&backend.proven)
 
+cdef void backend_untried(BackendC *backend) noexcept nogil:
+    # Nothing came of a try, and the backend is not the reason.
+    sys_store_release(&backend.trial, 0)
+    sys_set_counter(&backend.ejected_until, 0)
+
 cdef void backend_connected(BackendC *backend) noexcept nogil:
     # It had failed, and was connected: an exchange may try it now.
     sys_store_release(&backend.proven, 1)
-    sys_store_release(&backend.trial, 0)
-    sys_set_counter(&backend.ejected_until, 0)
+    backend_untried(backend)
 
 cdef bint backend_try(BackendC *backend, int64_t now, int64_t time) noexcept nogil:
     # Whether it may be tried now: if it had failed, one at a time does, for so long, so that few meet a server that is still gone.

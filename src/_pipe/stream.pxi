@@ -58,7 +58,7 @@ cdef bint response_release(WorkerC *w, ExchangeC *x) noexcept nogil:
     cdef uint8_t *data = NULL
     cdef size_t n = 0
     pending_holds(&x.upstream.pending, &data, &n)
-    if x.client is not NULL and pool_has_another(w, x) and retry_take(w.shared):
+    if response_may_retry(w, x) and retry_take(w.shared):
         exchange_blame(w, x, REASON_NO_EVENT, 0)
         response_retry(w, x, n)
         return False
@@ -176,6 +176,7 @@ cdef void step_stream(WorkerC *w, ExchangeC *x) noexcept nogil:
     cdef bint clean = False
     if x.client.conn.hung_up:
         if response_ends_now(w, x, &clean):
+            x.client_keeps = False      # it lacks the last chunk, and no other answer may stand in its place
             response_complete(w, x, clean)
         else:
             client_left(w, x, 0)

@@ -21,7 +21,7 @@ cdef struct MemberC:
     int slot
     uint32_t weight
     uint32_t tier               # 0 is asked first
-    uint32_t first_turn         # it has `weight` turns of its pool, from this one on
+    uint32_t first_turn         # it has `weight` turns of its pool, from this one on, where the pool has no order
 
 # Backends that are equally good for a request, and what holds for exchanges with them.
 cdef struct PoolC:
@@ -29,8 +29,8 @@ cdef struct PoolC:
     PoolStateC *state           # NULL: of no pool
     MemberC *members
     int count
-    uint32_t turns              # of all its members
-    uint8_t *order              # whose turn each of them is; NULL where the policy needs none
+    uint32_t turns              # of all its members together
+    uint8_t *order              # whose turn each of them is, of these policies that go by one; else NULL
 
 # A name of a model, and the pool that it leads to.
 cdef struct ModelC:

@@ -4,13 +4,14 @@ cdef struct UpstreamC:
     ConnC conn
     PendingC pending
     int backend             # slot
-    uint8_t reused          # carried an exchange before the one it has
+    uint8_t reused          # was idle before it got its exchange
+    uint8_t served          # carried an exchange before that
     uint8_t keep_alive      # may be used again after this response
     uint8_t address         # index in its route's addresses
     uint8_t orphan          # that address is in the table no more: it goes when its exchange has ended
     uint8_t lingers         # its tunnel has ended and our side is shut; what still comes is thrown away, in a client's place
     uint8_t reset           # must end with an RST
-    uint8_t probes          # only connects, to see whether the backend is back
+    uint8_t probes          # only connects, to see whether the backend is back: how many addresses were tried for that
     uint8_t full            # the backlog that it connects to was full: it tries again
     uint32_t taken          # turn in which the exchange it has took it out of the pool
     int64_t since           # start of the connect, of the idle time or of the linger

@@ -18,6 +18,7 @@ cdef enum:
     FIELD_ROOM = 64             # the name of a field, in lower case, with its colon
     TURN_READS = 16             # recv calls a connection and turn, so that one fast stream starves nobody
     BULK_SIZE = 65536
+    LENGTH_DIGITS = 24          # room for those of a Content-Length
     HOLD_MOST = 16384           # bytes of an event stream that wait for its first event
     BULK_LOOKS = 2              # a connection and turn
     LINGER_TIME = 30000000      # us that a linger lasts at most; the three are nginx's and HAProxy's order of magnitude

@@ -29,6 +29,9 @@ from llmpipe.cpus import usable_cpus
 from llmpipe.errors import UsageError
 from llmpipe.log import mask_secrets
 
+MOST_NAME = 255
+"""Letters of a backend's name, what stands behind the @ of one of its servers not counted."""
+
 MOST_PREFIX = 255
 """Letters of the path in a backend's URL."""
 
@@ -300,6 +303,10 @@ def make_backend(shown: str, base: str, pairs: Iterable[tuple[str, str]]) -> Bac
     port = 80 if port is None else port
     authority = format_address(host, port)
     url = f"http://{authority}{rest['prefix']}"
+    if len(url) > MOST_NAME and "name" not in options:
+        raise UsageError(
+            f"backend {shown} has a URL of more than {MOST_NAME} letters, which is too long for a name: give it another one"
+        )
     return Backend(options.get("name", url), url, host, port, "", finish, _host_field(options, authority), **rest)
 
 

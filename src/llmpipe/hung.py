@@ -63,7 +63,7 @@ class Silence:
         """
         content = now - age
         if content > self._since:
-            self._pause = max(self._pause * PAUSE_KEPT, min(content, now) - self._since)
+            self._pause = max(self._pause, min(content, now) - self._since)
             self._since = content
             self._patience = 1
             self.hung = False
@@ -102,11 +102,10 @@ class HangWatch:
 
     def configure(self, settings: Settings) -> None:
         """Takes note of where servers are asked whether they are there: at the path of their health checks, if they have one."""
-        self._paths = {
-            backend.name: pool.settings.health_path or "/v1/models"
-            for pool in settings.all_pools
-            for backend in pool.settings.backends
-        }
+        self._paths = {}
+        for pool in settings.all_pools:
+            for backend in pool.settings.backends if pool.settings.health_path else ():
+                self._paths.setdefault(backend.name, pool.settings.health_path)
 
     def close(self) -> None:
         """Ends it."""
@@ -167,6 +166,8 @@ class HangWatch:
                     break
             except (asyncio.TimeoutError, OSError, h11.ProtocolError):
                 pass
+            except Exception as error:  # else it would be marked for ever
+                log.error("backend not asked", backend=server.name, error=repr(error))
             await asyncio.sleep(QUESTION_INTERVAL)
         del self._questions[server.name]
         self._silences[server.name].answered(asyncio.get_running_loop().time())

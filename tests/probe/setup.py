@@ -42,7 +42,7 @@ SEAMS = {
     "    return NULL if sim_denied(SIM_SLAB_GET) else engine_slab_get(slab)",
     "exchange_set_state": "",
     "exchange_end": "",
-    "probe_begin": "",
+    "probe_open": "",
 }
 """Functions of the engine that the world stands in front of: the engine's own is then called engine_NAME. What is not said here is
 in world.pxi."""

@@ -1062,9 +1062,9 @@ cdef void exchange_set_state(WorkerC *w, ExchangeC *x, uint8_t state) noexcept n
             ledger.released = True
     engine_exchange_set_state(w, x, state)
 
-cdef void probe_begin(WorkerC *w, int slot) noexcept nogil:
+cdef void probe_open(WorkerC *w, int slot, int address, uint8_t tried) noexcept nogil:
     world.probing = True
-    engine_probe_begin(w, slot)
+    engine_probe_open(w, slot, address, tried)
     world.probing = False
 
 cdef void exchange_end(WorkerC *w, ExchangeC *x, uint8_t phase, uint8_t outcome) noexcept nogil:

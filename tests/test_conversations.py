@@ -529,13 +529,18 @@ def test_a_request_that_kills_its_server_meets_no_third(world, death):
     assert run["outcomes"] == {"upstream_error": 1}
 
 
-def test_a_request_that_died_with_a_stale_connection_has_one_more_try(world):
-    # The third request kills its server on an idle upstream, and again on the fresh one.
-    script = Script(world, table=("two",)).backend_answer(0, WELL).backend_answer(1, WELL).connect()
+@pytest.mark.parametrize(
+    ("table", "servers", "outcomes"),
+    [((), [8000, 8000], {"ok": 2, "upstream_error": 1}), (("two",), [8000, 8001], {"ok": 3})],
+    ids=["the same server", "another server"],
+)
+def test_a_request_that_died_with_a_stale_connection_has_one_more_try(world, table, servers, outcomes):
+    # The third request kills its server on an idle upstream, and once more on a fresh one.
+    script = Script(world, table=table).backend_answer(0, WELL).backend_answer(1, WELL).connect()
     script.client_say(0, 0).time(0, 1).client_say(0, 0).time(0, 1).backend_answer(0 | RST, WELL).client_say(0, 0)
     run = judged(world, script)
-    assert [peer.port for peer in run["upstreams"] if b"q-0003-" in peer.got] == [8000, 8000]
-    assert run["outcomes"] == {"ok": 2, "upstream_error": 1}
+    assert [peer.port for peer in run["upstreams"] if b"q-0003-" in peer.got] == servers
+    assert run["outcomes"] == outcomes
 
 
 def test_an_answer_that_broke_off_is_not_asked_for_again(world):

@@ -25,14 +25,6 @@ cdef bint pool_has_another(WorkerC *w, ExchangeC *x) noexcept nogil:
             return True
     return False
 
-cdef bint pool_offers_another(WorkerC *w, ExchangeC *x) noexcept nogil:
-    # Whether one that this exchange has not tried would take it now: it is not left out, and has a place.
-    cdef LookC look
-    if x.table is not w.table:
-        exchange_take_table(w, x)
-    pool_look(w.table, x.pool, x.tried, w.now, &look)
-    return look.rank < RANK_OUT and not look.rank & 1 and not pool_full(w.table, x.pool)
-
 cdef bint pool_idle(TableC *table, PoolC *pool) noexcept nogil:
     # Whether it has no backend that may get a request, now or later: there is none, or all are drained, and nobody waits for that.
     cdef int i

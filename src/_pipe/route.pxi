@@ -24,6 +24,14 @@ cdef void request_lost(WorkerC *w, ExchangeC *x) noexcept nogil:
     else:
         answer_error(w, x, 503, OUTCOME_OVERLOAD)
 
+cdef bint pool_offers_another(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # Whether one that this exchange has not tried would take it now: it is not left out, and has a place.
+    cdef LookC look
+    if x.table is not w.table:
+        exchange_take_table(w, x)
+    pool_look(w.table, x.pool, x.tried, w.now, &look)
+    return look.rank < RANK_OUT and not look.rank & 1 and not pool_full(w.table, x.pool)
+
 cdef void upstream_failed(WorkerC *w, ExchangeC *x, uint8_t outcome, uint8_t reason, int error) noexcept nogil:
     # The upstream is of no use to this exchange any more (rules E1 and E2). A truncated response where some was forwarded; else the
     # request is sent once more where it may be, and an error answer where not.

@@ -761,7 +761,7 @@ cdef class Engine:
             "connect_errors": sys_read_counter(&stats.connect_errors),
             "reuses": sys_read_counter(&stats.reuses),
             "stale": sys_read_counter(&stats.stale),
-            "retries": sys_read_counter(&stats.retries),
+            "retries": [sys_read_counter(&stats.retries[i]) for i in range(RETRY_COUNT)],
             "records_dropped": sys_read_counter(&stats.records_dropped),
             "kept": sys_read_counter(&w.shared.kept),
             "buffers_held": sys_read_counter(&w.bufs.held) - 1,     # the hot one

@@ -695,7 +695,7 @@ class Proxy:
         return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
 
     def metric(self, name: str, **labels: str) -> float:
-        """One sample, 0.0 where there is none, once the engines have done what belongs to all that they have sent.
+        """One sample, or without labels all of its name together, 0.0 where there is none, once the engines have done what belongs to all that they have sent.
 
         What a backend or a client did is another matter: it may still be on its way. This looks until two samples in a row are the
         same, three times at most, but who needs it waits for it (wait_metric).
@@ -711,7 +711,10 @@ class Proxy:
 
     def _sample(self, name: str, **labels: str) -> float:
         text = ",".join(f'{label}="{value}"' for label, value in labels.items())
-        return self._scrape().get(f"{name}{{{text}}}" if text else name, 0.0)
+        samples = self._scrape()
+        if text or name in samples:
+            return samples.get(f"{name}{{{text}}}" if text else name, 0.0)
+        return sum(value for sample, value in samples.items() if sample.startswith(f"{name}{{"))
 
     def outcome(self, name: str) -> float:
         """How many exchanges ended so."""

@@ -143,7 +143,7 @@ def check_served(fleet: Fleet, run: dict[str, Any], record: ExchangeEnded, numbe
         return  # its time was over
     if bytes_up > run["settings"].failover_body:
         return  # it could not be sent again
-    if run["stats"]["retries"] >= FIRST_RETRIES - 1:
+    if sum(run["stats"]["retries"]) >= FIRST_RETRIES - 1:
         return  # the budget may have been empty
     for servers in fleet.routes(begun, ended).values():
         assert not fleet.is_well(servers, begun, ended), (

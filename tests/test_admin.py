@@ -50,7 +50,7 @@ COUNTERS = {
     "llmpipe_accepted": (),
     "llmpipe_connections_refused": ("reason",),
     "llmpipe_access_lines_dropped": (),
-    "llmpipe_retries": (),
+    "llmpipe_retries": ("cause",),
     "llmpipe_stale_replays": (),
     "llmpipe_ejections": ("backend",),
     "llmpipe_reloads": ("result",),

@@ -274,7 +274,7 @@ def test_l1_nobody_waits_on_a_black_hole(proxy_to):
                 while time.monotonic() < end:
                     assert client.request(GET).status == 200
                 proxy.wait_metric("llmpipe_upstream_connects_total", 2, backend=f"http://127.0.0.1:{port}")
-                assert proxy.metric("llmpipe_retries_total") == 1
+                assert proxy.metric("llmpipe_retries_total", cause="connect") == 1
 
 
 def test_l1_a_backend_is_back_after_a_connect_and_one_request(proxy_to):

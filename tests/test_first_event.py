@@ -82,7 +82,7 @@ def test_n1_an_error_is_asked_for_elsewhere(two, event):
     fleet = two(stream(event))
     assert fleet.body() == WELL
     fleet.proxy.wait_metric("llmpipe_exchanges_total", 1, outcome="ok")
-    assert fleet.proxy.metric("llmpipe_retries_total") == 1
+    assert fleet.proxy.metric("llmpipe_retries_total", cause="first_event") == 1
     assert fleet.proxy.metric("llmpipe_failures_total", reason="error event first") == 1
     assert fleet.proxy.metric("llmpipe_discarded_bytes_total", reason="retried_response") > len(event)
     assert fleet.proxy.access()[0]["attempts"] == 2

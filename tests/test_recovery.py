@@ -72,7 +72,7 @@ def test_l1_a_server_that_accepts_and_resets_costs_no_request(world: ModuleType)
         script.client_say(0, 0).time(0, LONG)
     result = run(world, script)
     assert result["outcomes"] == {"ok": 13}
-    assert result["stats"]["retries"] >= 2
+    assert sum(result["stats"]["retries"]) >= 2
 
 
 def test_n1_a_request_that_lost_its_beginning_is_not_sent_again(world: ModuleType) -> None:
@@ -82,7 +82,7 @@ def test_n1_a_request_that_lost_its_beginning_is_not_sent_again(world: ModuleTyp
     script.client_fill(0, 100).client_fill(0, 40).upstream_fin(0).time(0, 10)
     result = run(world, script)
     assert len(result["upstreams"]) == 1
-    assert result["stats"]["retries"] == 0
+    assert sum(result["stats"]["retries"]) == 0
 
 
 def test_n1_an_answer_without_a_body_has_no_event_to_wait_for(world: ModuleType) -> None:

@@ -16,6 +16,16 @@ cdef enum:
     MEMBER_NONE = -1  # there is none
     MEMBER_BUSY = -2  # there will be one: it has to be waited for
 
+# Why a further backend is asked. RETRIES has the names; change both together.
+cdef enum:
+    RETRY_CONNECT = 0   # one could not be connected
+    RETRY_ENDED = 1     # it took some of the request and ended without a byte
+    RETRY_STATUS = 2    # it answered with a status that is named for that
+    RETRY_EVENT = 3     # its event stream began with an error, or had no event
+    RETRY_COUNT = 4
+
+RETRIES = ("connect", "ended", "status", "first_event")
+
 # Whether an answer that is an event stream waits for its first event (rule N1).
 cdef enum:
     HOLD_NOT_YET = 0    # no head of an answer was read

@@ -88,9 +88,9 @@ cdef bint status_retries(WorkerC *w, ExchangeC *x, int status) noexcept nogil:
         return False
     return response_may_retry(w, x) and retry_take(w.shared)
 
-cdef void response_retry(WorkerC *w, ExchangeC *x, size_t n) noexcept nogil:
+cdef void response_retry(WorkerC *w, ExchangeC *x, size_t n, int cause) noexcept nogil:
     # The next backend is asked: the n bytes that came of this answer go nowhere.
-    sys_add_counter(&w.stats.retries, 1)
+    sys_add_counter(&w.stats.retries[cause], 1)
     discard(&w.stats, DISCARD_RETRIED, n)
     pending_clear(w, &x.upstream.pending)
     upstream_drop(w, x)
@@ -140,7 +140,7 @@ cdef bint response_hold(WorkerC *w, ExchangeC *x, HeadC *head, const uint8_t *da
         return True
     if (begin == BEGIN_ERROR or begin == BEGIN_NONE) and retry_take(w.shared):
         exchange_blame(w, x, REASON_ERROR_EVENT if begin == BEGIN_ERROR else REASON_NO_EVENT, 0)
-        response_retry(w, x, n)
+        response_retry(w, x, n, RETRY_EVENT)
         return True
     x.holds = HOLD_OVER
     return False
@@ -204,7 +204,7 @@ cdef void response_read(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n) noexc
     else:
         backend_erred(w, x)
     if status_retries(w, x, head.status):
-        response_retry(w, x, n)
+        response_retry(w, x, n, RETRY_STATUS)
         return
     if not backend_errs(x) and backend_answered(w, x.counted):
         pools_serve(w)          # somebody may have waited for that

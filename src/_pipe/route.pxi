@@ -80,7 +80,7 @@ cdef void upstream_failed(WorkerC *w, ExchangeC *x, uint8_t outcome, uint8_t rea
             exchange_reroute(w, x, False)
             return
         if pool_has_another(w, x) and retry_take(w.shared):
-            sys_add_counter(&w.stats.retries, 1)
+            sys_add_counter(&w.stats.retries[RETRY_CONNECT if unconnected else RETRY_ENDED], 1)
             request_rewind(x)
             exchange_reroute(w, x, False)
             return

@@ -45,7 +45,7 @@ cdef struct StatsC:
     uint64_t connect_errors
     uint64_t reuses
     uint64_t stale
-    uint64_t retries
+    uint64_t retries[RETRY_COUNT]
     uint64_t records_dropped
     uint64_t upstreams          # open now
     HistogramC ttft

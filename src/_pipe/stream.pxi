@@ -60,7 +60,7 @@ cdef bint response_release(WorkerC *w, ExchangeC *x) noexcept nogil:
     pending_holds(&x.upstream.pending, &data, &n)
     if response_may_retry(w, x) and retry_take(w.shared):
         exchange_blame(w, x, REASON_NO_EVENT, 0)
-        response_retry(w, x, n)
+        response_retry(w, x, n, RETRY_EVENT)
         return False
     x.holds = HOLD_OVER
     response_read(w, x, data, n)

@@ -20,6 +20,9 @@ PHASES: tuple[str, ...]
 REASONS: tuple[str, ...]
 """Why an attempt failed or a request was refused; an index into it is the `reason` of a record. The first is none."""
 
+RETRIES: tuple[str, ...]
+"""Why a further backend was asked, in the order of the engine's counters."""
+
 DISCARDS: tuple[str, ...]
 """Why received bytes went nowhere; an index into it is one into the `discarded` of the statistics."""
 
@@ -115,7 +118,7 @@ class Stats(TypedDict):
     connect_errors: int
     reuses: int
     stale: int
-    retries: int
+    retries: list[int]  # by cause
     records_dropped: int
     kept: int  # bytes of requests that all engines that share keep to send them again
     buffers_held: int

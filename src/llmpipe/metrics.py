@@ -11,7 +11,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from llmpipe import __version__
-from llmpipe._pipe import BUCKETS, DISCARDS, OUTCOMES, REASONS
+from llmpipe._pipe import BUCKETS, DISCARDS, OUTCOMES, REASONS, RETRIES
 from llmpipe.status import STATES, backend_state, common_state
 
 if TYPE_CHECKING:
@@ -127,7 +127,12 @@ class EngineCollector(Collector):
         closed.add_metric(["room"], total(lambda s: s["gave_way"]))
         yield closed
         yield _gauge("upstreams", "Open upstream connections, idle ones included.", total(lambda s: s["upstreams"]))
-        yield _counter("retries", "Requests sent to a further backend.", total(lambda s: s["retries"]))
+        retries = CounterMetricFamily(
+            "llmpipe_retries", "Requests sent to a further backend, by cause.", labels=["cause"]
+        )
+        for index, cause in enumerate(RETRIES):
+            retries.add_metric([cause], sum(stats["retries"][index] for stats in snapshots))
+        yield retries
         yield _counter("stale_replays", "Requests sent again after a stale connection.", total(lambda s: s["stale"]))
         yield _counter("connect_errors", "Upstream connects that failed.", total(lambda s: s["connect_errors"]))
         yield _counter(

@@ -273,7 +273,9 @@ def run_fleet(bytes script not None, int workers, uint32_t seed, uint32_t pause,
     if not records <= sum(outcomes.values()) <= records + dropped:
         sim_fail("counted wrongly", "records of exchanges", records)
     result = {
-        "failed": None, "settings": settings, "stats": {"retries": sum(one["retries"] for one in stats)}, "fleet": stats,
+        "failed": None, "settings": settings,
+        "stats": {"retries": [sum(one["retries"][i] for one in stats) for i in range(RETRY_COUNT)]},
+        "fleet": stats,
         "outcomes": {name: n for name, n in outcomes.items() if n}, "records": taken.records, "ended": taken.ended,
         "workers": taken.workers, "trace": trace_list(), "clients": _ends(END_CLIENT), "upstreams": _ends(END_UPSTREAM),
         "client_traces": _traces(END_CLIENT), "upstream_traces": _traces(END_UPSTREAM), "accounted": world.accounted,

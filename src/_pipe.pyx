@@ -249,7 +249,7 @@ cdef int _read_route(TableC *table, BackendC *backend, configured) except -1:
     _read_authority(route.authority, authority)
     _read_authority(route.host, host)
     _ranged("the length of a path", len(prefix), 0, PREFIX_ROOM - 1)
-    if prefix and (prefix[:1] != b"/" or prefix[-1:] == b"/" or not all(0x21 <= c <= 0x7e for c in prefix)):
+    if prefix and (not prefix.startswith(b"/") or prefix.endswith(b"/") or not all(0x21 <= c <= 0x7e for c in prefix)):
         raise ValueError(f"{prefix!r} is not a path to put before others")
     memcpy(route.prefix, <const char *>prefix, len(prefix))
     route.prefix_length = <uint16_t>len(prefix)

@@ -18,7 +18,10 @@ from instructions import ANSWER, ANSWER_BODY, BODY, REQUEST, Cost, Peer, Proxy, 
 
 MODEL = json.loads(BODY)["model"]
 WARM = 12
-"""Requests for each backend, so that each has a connection before anything is counted."""
+"""Requests for each backend before anything is counted."""
+
+MOST_WARM = 400
+"""The same, until each backend has a connection: one that is chosen at random may be late."""
 CHOICE = (
     *("pool_reserve", "pool_look", "pool_turn", "pool_full", "choose_least", "choose_of_two", "choose_in_order"),
     *("member_cost", "member_share", "turn_hash", "backend_out", "backend_unproven", "backend_try", "route_full"),
@@ -51,6 +54,11 @@ class Asker:
         if self._proxy.backend in found:
             self._backends.append(self._proxy.accept())
         return next((each for each in self._backends if each.socket in found), None)
+
+    @property
+    def backends(self) -> int:
+        """Those that have a connection."""
+        return len(self._backends)
 
     def warm(self) -> None:
         """One request, in as many turns as it needs: its backend may not have been connected yet."""
@@ -94,7 +102,9 @@ def count(python: str, pools: int, backends: int, policy: str) -> Cost:
         proxy = Proxy(python, folder, options, "0.0.0.0")
         try:
             asker = Asker(proxy)
-            for _ in range(WARM * backends):
+            for number in range(MOST_WARM * backends):
+                if number >= WARM * backends and asker.backends == backends:
+                    break
                 asker.warm()
             return proxy.cost(asker.ask, 200)
         finally:

@@ -223,8 +223,8 @@ cdef void backend_note_ttft(BackendC *backend, int64_t now, int64_t us) noexcept
     cdef int64_t age = now - <int64_t>sys_read_counter(&backend.ttft_at)
     if us > INT32_MAX:
         us = INT32_MAX
-    if age > TTFT_TIME * 1000:
-        age = TTFT_TIME * 1000      # by then nothing is left of it, and the product below must not overflow
+    if age > <int64_t>TTFT_TIME * 1000:
+        age = <int64_t>TTFT_TIME * 1000     # by then nothing is left of it, and the product below must not overflow
     if mean and age >= 0:
         us = mean + (us - mean) * (age + TTFT_TIME // 16) // (age + TTFT_TIME)     # answers of one moment count a little each
     sys_store_release(&backend.ttft, <uint32_t>(us if us > 0 else 1))

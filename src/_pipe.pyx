@@ -423,6 +423,7 @@ cdef object _record(RecordC *record, int64_t now):
             (<char *>record.request_id)[:record.request_id_length], record.status, record.outcome, record.phase,
             _seconds(record.ttft), record.duration / 1e6, record.bytes_up, record.bytes_down, record.attempts,
             _seconds(record.close_time), record.error, record.reason,
+            b"", b"", 0.0, 0.0, None, None, None, 0, None, None, None, b"", (),
         )
     if record.kind == RECORD_BACKEND_DOWN:
         return BackendDown(age, record.backend, record.duration / 1e6, record.reason, record.error)

@@ -2,7 +2,8 @@
 
 Times are noise on a shared machine, instructions are not. `llmpipe serve`, as it is installed, runs under callgrind with
 instructions.c preloaded: the engine waits in each turn until this script has done its part on real sockets and says how many
-events the turn will find, and its clock is the number of its turns. So the same build gives the same count, beside any load.
+events the turn will find, and its clock is the number of its turns. So the same build gives the same count, beside any load; but
+for a few instructions of the C library, which looks where in a page its arguments lie.
 What is counted is what the engine's thread runs between two waits, in the engine and in the C library; each figure is the
 difference of the counts of 2N and N, divided by N.
 

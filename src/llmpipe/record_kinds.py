@@ -9,8 +9,22 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
+class Attempt(NamedTuple):
+    """An attempt that failed.
+
+    Attributes:
+        backend: that was asked.
+        at: when it failed, counted from the first byte of the request.
+        reason: index into REASONS.
+    """
+
+    backend: int
+    at: float
+    reason: int
+
+
 class ExchangeEnded(NamedTuple):
-    """An exchange has ended.
+    """An exchange has ended. What is said to be "after" a time is counted from the first byte of the request.
 
     Attributes:
         age: since its end.
@@ -30,6 +44,19 @@ class ExchangeEnded(NamedTuple):
         close_time: from the client's disconnect to the upstream's close, None where there was none.
         error: errno that ended it, 0 for none.
         reason: of the last failed attempt, or of the refusal: an index into REASONS.
+        pool: that it was for, empty where none was found.
+        model: that the client asked for, empty where that was not read. A longer name is cut.
+        head: the head of the request was there after it.
+        queued: waited for a place.
+        connected: the upstream that was used last was there after it, None where none was.
+        answered: the head of the answer was there after it, None where none came.
+        last: content was forwarded last after it, None where none was.
+        events: pieces of content that were forwarded.
+        prompt_tokens: as the backend counted them, None where it did not say; the same of the other two.
+        completion_tokens: of the answer.
+        cached_tokens: those of the prompt that the backend had in a cache.
+        traceparent: of the request (W3C Trace Context), empty where there was none.
+        failed: the attempts that failed, the first ones where there were many.
     """
 
     age: float
@@ -49,6 +76,19 @@ class ExchangeEnded(NamedTuple):
     close_time: float | None
     error: int
     reason: int
+    pool: bytes
+    model: bytes
+    head: float
+    queued: float
+    connected: float | None
+    answered: float | None
+    last: float | None
+    events: int
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    cached_tokens: int | None
+    traceparent: bytes
+    failed: tuple[Attempt, ...]
 
 
 class BackendDown(NamedTuple):

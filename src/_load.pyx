@@ -22,7 +22,7 @@ include "_pipe/head.pxi"
 include "_pipe/chunk.pxi"
 include "_pipe/body.pxi"
 include "_pipe/io.pxi"
-include "_load/histogram.pxi"
+include "_pipe/histogram.pxi"
 include "_load/plan.pxi"
 include "_load/timer.pxi"
 include "_load/source.pxi"
@@ -94,11 +94,8 @@ cdef void _free_plan(PlanC *plan) noexcept:
 
 cdef int64_t _bucket_value(size_t at) noexcept:
     # The middle of a bucket.
-    cdef size_t shift
-    if at < 2 << HISTOGRAM_SUB_BITS:
-        return <int64_t>at
-    shift = (at >> HISTOGRAM_SUB_BITS) - 1
-    return <int64_t>(((at - (shift << HISTOGRAM_SUB_BITS)) << shift) + ((<size_t>1 << shift) >> 1))
+    cdef uint64_t low = histogram_low(at, TIMES_SUB_BITS)
+    return <int64_t>(low + (histogram_low(at + 1, TIMES_SUB_BITS) - low) // 2)
 
 
 cdef class Load:
@@ -275,19 +272,19 @@ cdef class Load:
 
     def times(self, str name):
         cdef PlanC *plan = self.plan
-        cdef HistogramC *histogram
+        cdef TimesC *times
         cdef uint64_t n
         cdef int i
         cdef list found = []
         self._open()
         if plan is NULL:
             raise ValueError("there is no plan yet")
-        histogram = &plan.times[TIMES.index(name)]
-        for i in range(HISTOGRAM_SIZE):
-            n = sys_read_counter(&histogram.counts[i])
+        times = &plan.times[TIMES.index(name)]
+        for i in range(TIMES_SIZE):
+            n = sys_read_counter(&times.counts[i])
             if n:
                 found.append((_bucket_value(i), n))
-        return found, sys_read_counter(&histogram.most)
+        return found, sys_read_counter(&times.most)
 
     def close(self):
         cdef LoadC *load = self.load

@@ -46,6 +46,8 @@ include "_pipe/forward.pxi"
 include "_pipe/chunk.pxi"
 include "_pipe/json.pxi"
 include "_pipe/sse.pxi"
+include "_pipe/find.pxi"
+include "_pipe/usage.pxi"
 include "_pipe/body.pxi"
 include "_pipe/buf.pxi"
 include "_pipe/io.pxi"
@@ -58,6 +60,7 @@ include "_pipe/shared.pxi"
 include "_pipe/timer.pxi"
 include "_pipe/conn.pxi"
 include "_pipe/stats.pxi"
+include "_pipe/series.pxi"
 include "_pipe/mail.pxi"
 include "_pipe/worker.pxi"
 include "_pipe/table.pxi"
@@ -71,6 +74,7 @@ include "_pipe/upstream.pxi"
 include "_pipe/recovery.pxi"
 include "_pipe/kept.pxi"
 include "_pipe/flow.pxi"
+include "_pipe/record.pxi"
 include "_pipe/exchange.pxi"
 include "_pipe/request_id.pxi"
 include "_pipe/client.pxi"
@@ -100,8 +104,10 @@ cdef enum:
 from threading import Lock as _Lock
 
 # The tuples that records become; they are no names of this module.
-cdef object ExchangeEnded, BackendDown, BackendUp, AcceptPaused, AcceptResumed, AcceptEnded
-from llmpipe.record_kinds import AcceptEnded, AcceptPaused, AcceptResumed, BackendDown, BackendUp, ExchangeEnded
+cdef object ExchangeEnded, ExchangeLive, LiveEnd, Attempt, BackendDown, BackendUp, AcceptPaused, AcceptResumed, AcceptEnded
+from llmpipe.record_kinds import (
+    AcceptEnded, AcceptPaused, AcceptResumed, Attempt, BackendDown, BackendUp, ExchangeEnded, ExchangeLive, LiveEnd
+)
 
 globals()["MAX_BACKENDS"] = MAX_BACKENDS
 globals()["MAX_MEMBERS"] = MAX_MEMBERS
@@ -204,6 +210,7 @@ cdef int _read_limits(LimitsC *to, settings) except -1:
     to.queue_timeout = _microseconds(settings.queue_timeout)
     to.cold_timeout = _microseconds(settings.cold_timeout)
     to.holds_event_streams = settings.on_error_event
+    to.reads_usage = settings.include_usage != "off"
     to.retry_429 = 429 in settings.retry_statuses
     to.retry_502 = 502 in settings.retry_statuses
     to.retry_503 = 503 in settings.retry_statuses
@@ -286,6 +293,9 @@ cdef int _read_pool(TableC *table, WorkerC *w, BackendC **found, int count, byte
             raise ValueError(f"the pool {name.decode('utf-8', 'replace')} is named twice")
     pool = pool_add(table, state, &limits)
     sys_add_shared(&state.users, <uint32_t>-1)      # the table's is left
+    pool.series = series_find(&w.series, name, len(name), -1)
+    if pool.series is NULL:
+        raise MemoryError
     memset(seen, 0, sizeof(seen))
     for backend, weight, tier in members:
         _ranged("the index of a backend", backend, 0, count - 1)
@@ -296,6 +306,9 @@ cdef int _read_pool(TableC *table, WorkerC *w, BackendC **found, int count, byte
             raise ValueError(f"a backend is twice in the pool {name.decode('utf-8', 'replace')}")
         seen[i >> 6] |= <uint64_t>1 << (i & 63)
         pool_put(table, pool, found[i].slot, weight, tier)
+        pool.members[pool.count - 1].series = series_find(&w.series, name, len(name), found[i].id)
+        if pool.members[pool.count - 1].series is NULL:
+            raise MemoryError
     if not pool_order(pool):
         raise MemoryError
     return 0
@@ -313,7 +326,7 @@ def _longest_first(named):
     return -len(named.name)
 
 
-cdef int _read_routing(TableC *table, routing) except -1:
+cdef int _read_routing(TableC *table, WorkerC *w, routing) except -1:
     # The names and rules that lead to the pools, which are there.
     cdef list models = [named for named in routing.models if not named.name.endswith(b"*")]
     cdef list wildcards = sorted([named for named in routing.models if named.name.endswith(b"*")],
@@ -322,6 +335,7 @@ cdef int _read_routing(TableC *table, routing) except -1:
     cdef ModelC **bucket
     cdef RuleC *rule
     cdef size_t used = 0
+    cdef bytes text
     cdef int i
     for name, _, target in routing.models:
         _ranged("the length of a model's name", len(name), 1, MODEL_ROOM)
@@ -342,6 +356,11 @@ cdef int _read_routing(TableC *table, routing) except -1:
         model.length = len(name) if i < len(models) else len(name) - 1
         model.name = _read_text(table, &used, name)
         model.pool = pool
+        table.model_count = i + 1
+        text = target or name
+        model.tokens = tokens_find(&w.tokens, text, len(text))
+        if model.tokens is NULL:
+            raise MemoryError
         if target:
             if b'"' in target or b"\\" in target or min(target) < 0x20:
                 raise ValueError(f"{target!r} cannot be put into JSON as it is")
@@ -376,10 +395,41 @@ cdef int _read_routing(TableC *table, routing) except -1:
     return 0
 
 
-cdef object _histogram(HistogramC *histogram):
+cdef object _histogram(HistogramC **histogram):
+    # None where nothing was counted.
+    cdef HistogramC *made = <HistogramC *>sys_load_pointer(<void **>histogram)
+    cdef uint64_t buckets[HISTOGRAM_BUCKETS + 1]
     cdef int i
-    return ([sys_read_counter(&histogram.counts[i]) for i in range(HISTOGRAM_BUCKETS + 1)],
-            sys_read_counter(&histogram.sum) / 1e6)
+    if made is NULL:
+        return None
+    memset(buckets, 0, sizeof(buckets))
+    histogram_total(made, buckets)
+    return [buckets[i] for i in range(HISTOGRAM_BUCKETS + 1)], sys_read_counter(&made.sum) / 1e6
+
+
+cdef object _series(SeriesC *series):
+    cdef int i
+    durations = {i: _histogram(&series.times[SERIES_DURATION + i]) for i in range(OUTCOME_COUNT)}
+    return {
+        "ttft": _histogram(&series.times[SERIES_TTFT]),
+        "itl": _histogram(&series.times[SERIES_ITL]),
+        "connect": _histogram(&series.times[SERIES_CONNECT]),
+        "disconnect": _histogram(&series.times[SERIES_DISCONNECT]),
+        "duration": {outcome: found for outcome, found in durations.items() if found is not None},
+    }
+
+
+cdef int _add_counts(HistogramC **histogram, dict counts) except -1:
+    # By the index of each bucket that is not empty, what is counted there.
+    cdef HistogramC *made = <HistogramC *>sys_load_pointer(<void **>histogram)
+    cdef uint64_t n
+    cdef int i
+    if made is not NULL:
+        for i in range(HISTOGRAM_SIZE):
+            n = sys_read_counter(&made.counts[i])
+            if n:
+                counts[i] = counts.get(i, 0) + n
+    return 0
 
 
 cdef object _backend_stats(BackendStatsC *stats, BackendC *backend, int64_t now):
@@ -414,17 +464,34 @@ cdef object _seconds(int64_t us):
     return us / 1e6 if us >= 0 else None
 
 
+cdef object _after(uint32_t us):
+    return us / 1e6 if us else None
+
+
+cdef object _tokens(int64_t n):
+    return n if n >= 0 else None
+
+
 cdef object _record(RecordC *record, int64_t now):
+    cdef int i
     age = (now - record.at) / 1e6
-    if record.kind == RECORD_EXCHANGE:
-        return ExchangeEnded(
+    if record.kind == RECORD_EXCHANGE or record.kind == RECORD_LIVE:
+        failed = tuple([Attempt(record.failed[i].backend, record.failed[i].at / 1e6, record.failed[i].reason)
+                        for i in range(record.failed_count)])
+        found = ExchangeEnded(
             age, record.backend if record.backend >= 0 else None, <bytes>record.address,
             (<char *>record.method)[:record.method_length], (<char *>record.path)[:record.path_length],
             (<char *>record.request_id)[:record.request_id_length], record.status, record.outcome, record.phase,
             _seconds(record.ttft), record.duration / 1e6, record.bytes_up, record.bytes_down, record.attempts,
             _seconds(record.close_time), record.error, record.reason,
-            b"", b"", 0.0, 0.0, None, None, None, 0, None, None, None, b"", (),
+            <bytes>record.pool, (<char *>record.model)[:record.model_length], record.head / 1e6, record.queued / 1e6,
+            _after(record.connected), _after(record.responded), _seconds(record.last), record.pieces,
+            _tokens(record.prompt), _tokens(record.completion), _tokens(record.cached),
+            (<char *>record.trace)[:record.trace_length], failed,
         )
+        return found if record.kind == RECORD_EXCHANGE else ExchangeLive(found)
+    if record.kind == RECORD_LIVE_END:
+        return LiveEnd(age)
     if record.kind == RECORD_BACKEND_DOWN:
         return BackendDown(age, record.backend, record.duration / 1e6, record.reason, record.error)
     if record.kind == RECORD_BACKEND_UP:
@@ -496,6 +563,7 @@ cdef class Engine:
             w.lingers.size = sizeof(LingerC)
             w.scans.size = sizeof(JsonC)
             w.tickets.size = sizeof(TicketC)
+            w.usages.size = sizeof(UsageC)
             w.queue_conn.fd = -1
             w.queue_conn.kind = CONN_QUEUE
             w.busy_end = &w.busy
@@ -658,12 +726,16 @@ cdef class Engine:
                 table = table_make(&w.limits, room, len(pools), members)
                 if table is NULL:
                     raise MemoryError
+                table.front.series = series_find(&w.series, b"", 0, -1)
+                table.tokens = tokens_find(&w.tokens, NULL, 0)
+                if table.front.series is NULL or table.tokens is NULL:
+                    raise MemoryError
                 for i in range(count):
                     _read_route(table, found[i], routes[i])
                 for name, of_pool, settings in pools:
                     _read_pool(table, w, found, count, name, of_pool, settings)
                 if routing is not None:
-                    _read_routing(table, routing)
+                    _read_routing(table, w, routing)
                 ids = [found[i].id for i in range(count)]
                 self._know(table)
             except BaseException:
@@ -672,6 +744,8 @@ cdef class Engine:
             finally:
                 for i in range(count):
                     sys_add_shared(&found[i].users, <uint32_t>-1)
+                series_sweep(&w.series, False)
+                tokens_sweep(&w.tokens, False)
         table_free(<TableC *>sys_exchange_pointer(&w.new_table, table))
         io_wake_post(w.mail.in_fd, &w.mail.in_wake_pending)
         return ids
@@ -733,7 +807,22 @@ cdef class Engine:
         cdef int64_t now = loop_clock()
         cdef int i
         cdef PoolStateC *pool
+        cdef SeriesC *one
+        cdef TokensC *model
         with self.lock:
+            series_sweep(&w.series, False)
+            tokens_sweep(&w.tokens, False)
+            series = {}
+            one = w.series
+            while one is not NULL:
+                series[<bytes>one.pool, one.backend if one.backend >= 0 else None] = _series(one)
+                one = one.next
+            tokens = {}
+            model = w.tokens
+            while model is not NULL:
+                tokens[(<char *>model.model)[:model.length]] = (
+                    sys_read_counter(&model.prompt), sys_read_counter(&model.completion), sys_read_counter(&model.cached))
+                model = model.next
             pools = {}
             pool = w.shared.pools
             while pool is not NULL:
@@ -768,13 +857,28 @@ cdef class Engine:
             "buffers_held": sys_read_counter(&w.bufs.held) - 1,     # the hot one
             "buffers_made": sys_read_counter(&w.bufs.made),
             "upstreams": sys_read_counter(&stats.upstreams),
-            "ttft": _histogram(&stats.ttft),
-            "itl": _histogram(&stats.itl),
-            "duration": _histogram(&stats.duration),
-            "disconnect": _histogram(&stats.disconnect),
+            "series": series,
+            "tokens": tokens,
             "backends": backends,
             "pools": pools,
         }
+
+    def latencies(self):
+        cdef WorkerC *w = self._open()
+        cdef SeriesC *series
+        cdef dict found = {}
+        with self.lock:
+            series = w.series
+            while series is not NULL:
+                if series.backend >= 0:
+                    ttft, itl = found.setdefault(series.backend, ({}, {}))
+                    _add_counts(&series.times[SERIES_TTFT], ttft)
+                    _add_counts(&series.times[SERIES_ITL], itl)
+                series = series.next
+        return found
+
+    def list_live(self):
+        mail_command(&self._open().mail, COMMAND_LIST)
 
     def flows(self):
         cdef WorkerC *w = self._open()
@@ -836,10 +940,13 @@ cdef class Engine:
         slab_free_all(&w.lingers)
         slab_free_all(&w.scans)
         slab_free_all(&w.tickets)
+        slab_free_all(&w.usages)
         long_head_free_all(w)
         self._know(NULL)
         table_free(w.table)
         table_free(<TableC *>w.new_table)
+        series_sweep(&w.series, True)
+        tokens_sweep(&w.tokens, True)
         shared_free(w.shared)
         listener_free(w.listener)
         listener_free(<ListenerC *>w.new_listener)

@@ -75,7 +75,7 @@ GAUGES = {
 }
 
 HISTOGRAMS = {"llmpipe_ttft_seconds", "llmpipe_itl_seconds", "llmpipe_duration_seconds", "llmpipe_disconnect_seconds"}
-HISTOGRAMS |= {"llmpipe_queue_wait_seconds"}
+HISTOGRAMS |= {"llmpipe_queue_wait_seconds", "llmpipe_connect_seconds"}
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -133,10 +133,10 @@ def test_histograms_add_up(proxy_to) -> None:
     metrics = proxy.metrics()
     for name in ("llmpipe_ttft_seconds", "llmpipe_duration_seconds"):
         buckets = [value for key, value in metrics.items() if key.startswith(f"{name}_bucket")]
-        assert len(buckets) > 10
+        assert 10 < len(buckets) <= 30
         assert buckets == sorted(buckets)
-        assert metrics[f'{name}_bucket{{le="+Inf"}}'] == metrics[f"{name}_count"] == 5
-        assert 0 < metrics[f"{name}_sum"] < 60
+        assert buckets[-1] == proxy.metric(f"{name}_count") == 5
+        assert 0 < proxy.metric(f"{name}_sum") < 60
 
 
 def test_every_failure_is_counted_by_its_reason(proxy_to) -> None:

@@ -29,6 +29,7 @@ SERVE_DEFAULTS = {
     "--policy": "least_in_flight",
     "--slow-start": "0",
     "--retry-on-error-event": None,
+    "--include-usage": "asked",
     "--connect-timeout": "5s",
     "--ttft-timeout": "600s",
     "--idle-timeout": "300s",

@@ -9,6 +9,9 @@ cdef enum:
     METHOD_ROOM = 16        # longer ones are cut in the log
     PATH_ROOM = 96          # the same
     REQUEST_ID_ROOM = 64    # a longer X-Request-ID is replaced
+    MODEL_SHOWN = 48        # of a model's name, in a record
+    TRACE_ROOM = 55         # a traceparent of version 00 (W3C Trace Context, section 3.2)
+    FAILED_ROOM = 3         # attempts that failed, in a record
     MAX_ADDRESSES = 8
     AUTHORITY_ROOM = 264    # a host name, a colon and a port
     PREFIX_ROOM = 256

@@ -33,12 +33,18 @@ cdef struct ExchangeC:
     uint8_t holds           # HOLD_*: whether its answer waits for the first event
     uint16_t prefix_length  # of what stands before the client's path, for the backend
     uint8_t reason          # REASON_* of the last failure
+    uint8_t reads_usage     # tokens are looked for in its answer
+    uint8_t fresh           # content was in what response_measure has seen last
     ExchangeC *ended_next   # in the list of those that ended in this turn
     TableC *table           # that its attempt began with, or before the first one the request
     PoolC *pool             # in that table
     BackendC *counted       # that counts it as in flight, or NULL
     QuotaC *quota           # of a client that left a backend that must finish: its place is taken until the end
     BufC *host              # the client's own Host, where a backend was given another
+    SeriesC *series         # that its times are counted in: of its pool, and of its backend once there is one; of its table
+    HistogramC *itl         # in them, for the gaps between its events; NULL before the first, and for what is no event stream
+    TokensC *tokens         # that its tokens are counted in, which it keeps
+    UsageC *usage           # what its answer tells of them; NULL where nothing was seen of that
     TicketC *ticket         # with which it waits, or has waited, for a place; NULL once a backend is connected
     JsonC *json             # looks for the model in the body; NULL where it need not be found, or the body is over
     uint32_t head_length    # of the request, as it stands in `up`
@@ -57,18 +63,29 @@ cdef struct ExchangeC:
     int64_t head_at         # the head was complete: start of the TTFT that is shown
     int64_t whole_at        # the request was complete: start of the TTFT limit, one for all attempts
     int64_t content_at      # first content byte was forwarded
+    int64_t last_at         # content was forwarded last
     int64_t upstream_at     # since when the wait for the upstream's answer counts; in a tunnel, for a byte of either side
     int64_t request_at      # a byte of the request last came, or was last taken by the upstream; in a tunnel only the latter
     int64_t client_at       # the client last took bytes
     int64_t left_at         # the client left
     int64_t bytes_up        # received from the client
     int64_t bytes_down      # sent to the client
+    uint32_t queued         # us that it waited for a place; while it waits, less by the time of its beginning
+    uint32_t connected      # us from the first byte of the request to the upstream that was used last; 0 for none
+    uint32_t responded      # the same to the head of the answer
+    uint32_t pieces         # of content that were forwarded
+    FailedC failed[FAILED_ROOM]
+    uint8_t failed_count
     uint8_t request_id_length
     uint8_t method_length
     uint8_t path_length
+    uint8_t model_length
+    uint8_t trace_length
     uint8_t request_id[REQUEST_ID_ROOM]
     uint8_t method[METHOD_ROOM]
     uint8_t path[PATH_ROOM]
+    uint8_t model[MODEL_SHOWN]  # that the client asked for
+    uint8_t trace[TRACE_ROOM]   # its traceparent
 
 cdef char NO_ADDRESS[ADDRESS_ROOM]      # of a client that is gone
 
@@ -125,6 +142,10 @@ cdef void exchange_set_state(WorkerC *w, ExchangeC *x, uint8_t state) noexcept n
     if state_streams(x.state) != state_streams(state):
         sys_add_counter(&w.stats.streaming_active, 1 if state_streams(state) else <uint64_t>-1)
     sys_check((STATE_MOVES[x.state] >> state) & 1, "an exchange's state")
+    if x.state == STATE_QUEUE:
+        x.queued += <uint32_t>w.now
+    if state == STATE_QUEUE:
+        x.queued -= <uint32_t>w.now
     x.state = state
     if state != STATE_ENDED and state != STATE_ROUTE:       # which does not wait
         exchange_rearm(w, x)
@@ -150,6 +171,7 @@ cdef void exchange_take_table(WorkerC *w, ExchangeC *x) noexcept nogil:
                     member_put(tried, i)
             memcpy(x.tried, tried, sizeof(tried))
         table_release(x.table)
+    x.series = pool_series(w.table, pool, x.backend_id if x.table is not NULL else -1)
     x.table = w.table
     x.pool = pool
 
@@ -218,43 +240,6 @@ cdef void exchange_blame(WorkerC *w, ExchangeC *x, uint8_t reason, int error) no
     x.error = error
     sys_add_counter(&w.stats.reasons[reason], 1)
 
-cdef void exchange_record(WorkerC *w, ExchangeC *x, const char *address, uint8_t phase, uint8_t outcome,
-                          int64_t close_time) noexcept nogil:
-    # Writes the record of an ended exchange: for the access log, and at once for who listens for clients that leave.
-    cdef RecordC *record
-    cdef bint urgent = outcome == OUTCOME_CLIENT_ABORT and sys_load_acquire(&w.mail.wake_on_abort) != 0
-    if not w.settings.access_records and not urgent:
-        return
-    record = mail_next_record(&w.mail)
-    if record is NULL:
-        sys_add_counter(&w.stats.records_dropped, 1)
-        return
-    record.kind = RECORD_EXCHANGE
-    record.at = w.now
-    record.ttft = x.content_at - x.head_at if x.content_at else -1
-    record.duration = w.now - x.begun_at
-    record.bytes_up = x.bytes_up
-    record.bytes_down = x.bytes_down
-    record.close_time = close_time
-    record.backend = x.backend_id
-    record.status = 499 if outcome == OUTCOME_CLIENT_ABORT else x.status
-    record.error = x.error
-    record.outcome = outcome
-    record.phase = phase
-    record.attempts = x.attempts
-    record.reason = x.reason
-    record.request_id_length = x.request_id_length
-    record.method_length = x.method_length
-    record.path_length = x.path_length
-    if host_known(&x.origin):
-        host_text(&x.origin, record.address, ADDRESS_ROOM)
-    else:
-        memcpy(record.address, address, ADDRESS_ROOM)
-    memcpy(record.request_id, x.request_id, x.request_id_length)
-    memcpy(record.method, x.method, x.method_length)
-    memcpy(record.path, x.path, x.path_length)
-    mail_post(&w.mail, urgent)
-
 cdef void exchange_end(WorkerC *w, ExchangeC *x, uint8_t phase, uint8_t outcome) noexcept nogil:
     # The one end of every exchange. Releases all that it holds but the client connection, which is the caller's next
     # step; the exchange may not be used afterwards (it is freed at the end of the turn).
@@ -271,11 +256,16 @@ cdef void exchange_end(WorkerC *w, ExchangeC *x, uint8_t phase, uint8_t outcome)
     if x.left_at and x.state != STATE_DETACHED:
         clock_gettime(CLOCK_MONOTONIC, &clock)
         close_time = clock.tv_sec * 1000000 + clock.tv_nsec // 1000 - x.left_at
-        histogram_add(&w.stats.disconnect, close_time)
+        series_note(x.series, SERIES_DISCONNECT, close_time)
     sys_add_counter(&w.stats.outcomes[outcome], 1)
     sys_add_counter(&w.stats.bytes_up, x.bytes_up)
-    histogram_add(&w.stats.duration, w.now - x.begun_at)
+    if x.state == STATE_QUEUE:
+        x.queued += <uint32_t>w.now
+    series_note(x.series, SERIES_DURATION + outcome, w.now - x.begun_at)
     exchange_record(w, x, address, phase, outcome, close_time)
+    exchange_count_tokens(w, x)
+    if x.usage is not NULL:
+        slab_put(&w.usages, x.usage)
     if x.up.first is not NULL:
         x.held = False
         request_forget(w, x)

@@ -32,7 +32,7 @@ cdef TicketC *pool_grant(WorkerC *w, PoolC *pool) noexcept nogil:
         ticket.granted = backend
         ticket.state = TICKET_GRANTED
         ticket.abroad = ticket.worker is not w
-        histogram_add(&queue.wait, w.now - ticket.since)
+        histogram_note(&queue.wait, w.now - ticket.since)
     sys_unlock(&queue.lock)
     return ticket
 

@@ -21,6 +21,7 @@ cdef enum:
     FIELD_REQUEST_ID = 13
     FIELD_CONTENT_TYPE = 14
     FIELD_CONTENT_ENCODING = 15
+    FIELD_TRACEPARENT = 16
 
 cdef enum:
     HEAD_MAX_FIELDS = 1024      # the most that the settings max_fields and max_response_fields allow
@@ -75,6 +76,8 @@ cdef struct HeadC:
     const uint8_t *request_id
     size_t request_id_length    # 0 where there is none, or more than one
     int request_id_count
+    const uint8_t *traceparent
+    size_t traceparent_length   # 0 where there is none, or more than one
     bint event_stream           # Content-Type: text/event-stream, and no Content-Encoding: its lines can be read
     bint encoded
 
@@ -140,6 +143,8 @@ cdef uint8_t field_kind(const uint8_t *p, size_t n) noexcept nogil:
             return FIELD_CONNECTION
         if text_same(p, n, b"keep-alive"):
             return FIELD_HOP
+    if n == 11 and text_same(p, n, b"traceparent"):
+        return FIELD_TRACEPARENT
     if n == 12:
         if text_same(p, n, b"content-type"):
             return FIELD_CONTENT_TYPE
@@ -326,6 +331,9 @@ cdef int head_read_fields(HeadC *head, const uint8_t *p, int max_fields) noexcep
             head.request_id_count += 1
             head.request_id = field.value
             head.request_id_length = field.value_length
+        elif field.kind == FIELD_TRACEPARENT:
+            head.traceparent_length = field.value_length if head.traceparent is NULL else 0
+            head.traceparent = field.value
         elif field.kind == FIELD_CONTENT_ENCODING:
             head.encoded |= field.value_length > 0 and not text_same(field.value, field.value_length, b"identity")
         elif field.kind == FIELD_CONTENT_TYPE:
@@ -367,6 +375,8 @@ cdef void head_clear(HeadC *head, const uint8_t *data, size_t length) noexcept n
     head.asks_upgrade = head.has_upgrade = head.expects = head.event_stream = head.encoded = False
     head.host_count = head.request_id_count = 0
     head.request_id_length = 0
+    head.traceparent = NULL
+    head.traceparent_length = 0
 
 # Splits an absolute-form target into authority and the rest (RFC 9112 section 3.2.2). RC_OK or RC_BAD.
 cdef int head_read_absolute(HeadC *head) noexcept nogil:

@@ -38,6 +38,35 @@ cdef void table_replace(WorkerC *w, TableC *table) noexcept nogil:
     table_release(old)
     pools_serve(w)              # what it allows, others may have waited for
 
+cdef void loop_list(WorkerC *w) noexcept nogil:
+    # Writes a record of each exchange that goes on, the latest connections first: as many as leave half of the ring to those that end.
+    cdef ConnC *conn = w.all
+    cdef ExchangeC *x
+    cdef RecordC *record = NULL
+    cdef const char *address
+    cdef int left = MAIL_OUT // 2
+    while conn is not NULL and left:
+        x = conn.exchange
+        if x is not NULL and (conn.kind == CONN_CLIENT or x.client is NULL):
+            record = mail_next_record(&w.mail)
+            if record is NULL:
+                return
+            address = NO_ADDRESS
+            if x.client is not NULL:
+                address = x.client.address
+            record.kind = RECORD_LIVE
+            record_fill(w, x, record, address, <uint8_t>exchange_phase(x), OUTCOME_OK, -1)
+            if x.state == STATE_QUEUE:
+                record.queued += <uint32_t>w.now
+            mail_post(&w.mail, False)
+            left -= 1
+        conn = conn.all_next
+    record = mail_next_record(&w.mail)
+    if record is not NULL:
+        record.kind = RECORD_LIVE_END
+        record.at = w.now
+        mail_post(&w.mail, True)
+
 cdef void loop_mail(WorkerC *w) noexcept nogil:
     # What the control plane and the worker that accepts have sent.
     cdef uint32_t head = w.mail.in_head
@@ -67,6 +96,8 @@ cdef void loop_mail(WorkerC *w) noexcept nogil:
         client_adopt(w, &w.mail.adopts[head & (MAIL_IN - 1)])
         head += 1
         sys_store_release(&w.mail.in_head, head)
+    if commands & COMMAND_LIST:
+        loop_list(w)
     if commands & COMMAND_STOP:
         w.stopping = True
     if commands & COMMAND_DRAIN and not w.draining:

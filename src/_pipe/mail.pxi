@@ -14,6 +14,7 @@ cdef enum:
     COMMAND_DRAIN = 1
     COMMAND_STOP = 2
     COMMAND_END_LISTENING = 4   # accept what waits, and no more
+    COMMAND_LIST = 16           # records of the exchanges that go on
     COMMAND_MAKE_ROOM = 8       # clients that are idle for long are to give way
 
 # Kinds of records; llmpipe.record_kinds has a tuple for each, with the fields that mean something there.
@@ -24,6 +25,8 @@ cdef enum:
     RECORD_ACCEPT_PAUSED = 3
     RECORD_ACCEPT_RESUMED = 4
     RECORD_ACCEPT_ENDED = 5
+    RECORD_LIVE = 6             # an exchange that goes on
+    RECORD_LIVE_END = 7         # behind those that were asked for
 
 cdef struct AdoptC:
     int fd
@@ -31,6 +34,12 @@ cdef struct AdoptC:
     uint8_t trusted             # the same
     QuotaC *quota               # the same
     char address[ADDRESS_ROOM]
+
+# An attempt that failed.
+cdef struct FailedC:
+    int32_t backend         # its id
+    uint32_t at             # us from the first byte of the request, as far as they fit
+    uint8_t reason          # REASON_*; none for an answer whose status has the next backend asked
 
 cdef struct RecordC:
     int64_t at                  # us of CLOCK_MONOTONIC
@@ -51,6 +60,22 @@ cdef struct RecordC:
     uint8_t request_id_length
     uint8_t method_length
     uint8_t path_length
+    uint8_t failed_count
+    uint8_t model_length
+    uint8_t trace_length
+    int64_t head                # us from the first byte of the request to the end of its head
+    int64_t last                # the same to the last content; -1 for none
+    int64_t prompt              # tokens, -1 for unknown, as the others
+    int64_t completion
+    int64_t cached
+    uint32_t queued             # as in ExchangeC
+    uint32_t connected
+    uint32_t responded
+    uint32_t pieces
+    FailedC failed[FAILED_ROOM]
+    uint8_t model[MODEL_SHOWN]
+    uint8_t trace[TRACE_ROOM]
+    char pool[NAME_ROOM]
     char address[ADDRESS_ROOM]
     uint8_t request_id[REQUEST_ID_ROOM]
     uint8_t method[METHOD_ROOM]

@@ -72,6 +72,7 @@ cdef int body_kind(HeadC *head) noexcept nogil:
 cdef int pool_enter(ExchangeC *x, int pool, uint8_t *reason) noexcept nogil:
     # The request is for this pool. RC_OK, or 413 where its body is longer than the pool's may be.
     x.pool = &x.table.pools[pool]
+    x.series = x.pool.series
     if body_announced(&x.up_body) <= <uint64_t>x.pool.limits.max_body:
         return RC_OK
     reason[0] = REASON_BODY_TOO_LONG
@@ -130,8 +131,11 @@ cdef int pool_find_by_model(WorkerC *w, ExchangeC *x, uint8_t *reason) noexcept 
     if json.found:
         if not json.too_long:
             model = model_find(x.table, json.text, json.length)
+            x.model_length = <uint8_t>(json.length if json.length < MODEL_SHOWN else MODEL_SHOWN)
+            memcpy(x.model, json.text, x.model_length)
         if model is NULL:
             return pool_enter_default(x, reason, REASON_UNKNOWN_MODEL, 404)
+        exchange_take_tokens(x, model.tokens)
         rc = pool_enter(x, model.pool, reason)
         if rc != RC_OK or model.target is NULL:
             return rc

@@ -14,6 +14,9 @@ cdef void request_note(WorkerC *w, ExchangeC *x, HeadC *head) noexcept nogil:
     x.client_closes = not head.keep_alive
     x.upgrade = head.has_upgrade
     body_begin(&x.up_body, head.framing, head.content_length)
+    if head.traceparent_length == TRACE_ROOM:
+        x.trace_length = TRACE_ROOM
+        memcpy(x.trace, head.traceparent, TRACE_ROOM)
     if 0 < head.request_id_length <= REQUEST_ID_ROOM:
         x.request_id_length = <uint8_t>head.request_id_length
         memcpy(x.request_id, head.request_id, head.request_id_length)

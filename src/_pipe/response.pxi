@@ -1,19 +1,40 @@
 # response: its head, its body's framing and its end.
 
-cdef int response_measure(ExchangeC *x, uint8_t *data, size_t n, size_t *used, size_t *out, bint *content) noexcept nogil:
+cdef bint head_is_json(HeadC *head) noexcept nogil:
+    # Whether a response says that it is JSON, and is not encoded.
+    cdef FieldC *field = head_single(head, FIELD_CONTENT_TYPE)
+    return (field is not NULL and not head.encoded and field.value_length >= 16
+            and (memcmp(field.value, <const char *>b"application/json", 16) == 0 or text_same(field.value, 16, b"application/json"))
+            and (field.value_length == 16 or field.value[16] == c";" or field.value[16] == c" "))
+
+cdef inline void usage_follow(WorkerC *w, ExchangeC *x, const uint8_t *piece, size_t n) noexcept nogil:
+    # Looks for tokens in the next piece of the body. Where there is no memory to follow what began, they stay unknown.
+    if x.usage is NULL:
+        # Nearly every piece of an event stream has none of it, and ends with a line.
+        if find_apart(piece, piece + n) is NULL and (piece + n - 1)[0] == c"\n" or not usage_beginner(piece, n):
+            return
+        x.usage = <UsageC *>slab_get(&w.usages)
+        if x.usage is NULL:
+            x.reads_usage = False
+            return
+    usage_reader(x.usage, piece, n)
+
+cdef int response_measure(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n, size_t *used, size_t *out) noexcept nogil:
     # Follows the response body's framing: data[0:used] belongs to it, data[0:out] is what the client gets (shorter where
-    # chunks are taken off for an HTTP/1.0 client); whether there is content in it. RC_OK more is to come, RC_DONE, RC_BAD.
+    # chunks are taken off for an HTTP/1.0 client); x.fresh says whether there is content in it. RC_OK more is to come, RC_DONE, RC_BAD.
     cdef const uint8_t *piece = NULL
     cdef size_t length = 0
     cdef int rc
     used[0] = 0
     out[0] = 0
-    content[0] = False
+    x.fresh = False
     while True:
         rc = body_follow(&x.down_body, data, n, used, &piece, &length)
         if rc != RC_OK:
             break
-        content[0] |= sse_follow(&x.down_body.sse, piece, length) if x.event_stream else True
+        x.fresh |= sse_follow(&x.down_body.sse, piece, length) if x.event_stream else True
+        if x.reads_usage:
+            usage_follow(w, x, piece, length)
         if x.dechunk:
             memmove(data + out[0], piece, length)
             out[0] += length
@@ -24,11 +45,14 @@ cdef int response_measure(ExchangeC *x, uint8_t *data, size_t n, size_t *used, s
 cdef void content_came(WorkerC *w, ExchangeC *x) noexcept nogil:
     # A piece of the body had content in it: the wait for more begins.
     sys_set_counter(&w.stats.backends[x.backend].content_at, <uint64_t>w.now)
+    x.pieces += 1
     if not x.content:
         x.content = True
         x.content_at = w.now
         exchange_flow(w, x, x.event_stream)
-        histogram_add(&w.stats.ttft, w.now - x.head_at)
+        series_note(x.series, SERIES_TTFT, w.now - x.head_at)
+        if x.event_stream:
+            x.itl = series_begin(x.series, SERIES_ITL)
         if x.pool.state is not NULL and x.status < 300:
             pool_note_ttft(x.pool.state, w.now - x.whole_at)
             if x.pool.limits.policy == POLICY_P2C:
@@ -36,15 +60,15 @@ cdef void content_came(WorkerC *w, ExchangeC *x) noexcept nogil:
         x.upstream_at = w.now
         exchange_rearm(w, x)
     else:
-        if x.event_stream:
-            histogram_add(&w.stats.itl, w.now - x.upstream_at)
+        if x.itl is not NULL:
+            histogram_add(x.itl, w.now - x.last_at)
         x.upstream_at = w.now
+    x.last_at = w.now
 
 cdef int response_follow(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n, size_t *used, size_t *out) noexcept nogil:
     # As response_measure, of bytes that will be forwarded.
-    cdef bint content = False
-    cdef int rc = response_measure(x, data, n, used, out, &content)
-    if content:
+    cdef int rc = response_measure(w, x, data, n, used, out)
+    if x.fresh:
         content_came(w, x)
     elif out[0] and x.pool.limits.comments_count_as_content:
         x.upstream_at = x.whole_at = w.now      # of a backend that sends them to say that it still works on the prompt
@@ -91,6 +115,7 @@ cdef bint status_retries(WorkerC *w, ExchangeC *x, int status) noexcept nogil:
 cdef void response_retry(WorkerC *w, ExchangeC *x, size_t n, int cause) noexcept nogil:
     # The next backend is asked: the n bytes that came of this answer go nowhere.
     sys_add_counter(&w.stats.retries[cause], 1)
+    attempt_failed(w, x, x.reason if cause == RETRY_EVENT else REASON_NONE)
     discard(&w.stats, DISCARD_RETRIED, n)
     pending_clear(w, &x.upstream.pending)
     upstream_drop(w, x)
@@ -213,6 +238,8 @@ cdef void response_read(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n) noexc
     request_forget(w, x)
     body_begin(&x.down_body, head.framing, head.content_length)
     x.event_stream = head.event_stream
+    x.reads_usage = x.pool.limits.reads_usage and head.status < 300 and (head.event_stream or head_is_json(head))
+    x.responded = exchange_age(w, x)
     x.dechunk = head.chunked and x.minor == 0
     # An answer that did not wait for the whole request may be one to its head alone; what comes of the body would then be
     # read as the next request. So nobody else is sent there.

@@ -49,6 +49,7 @@ cdef void upstream_failed(WorkerC *w, ExchangeC *x, uint8_t outcome, uint8_t rea
     cdef bint ended = outcome == OUTCOME_UPSTREAM_ERROR and not x.answered
     cdef bint stale
     exchange_blame(w, x, reason, error)
+    attempt_failed(w, x, reason)
     if x.state == STATE_DETACHED:
         exchange_end(w, x, PHASE_FINISH, OUTCOME_CLIENT_ABORT)
         return
@@ -121,6 +122,8 @@ cdef void upstream_connected(WorkerC *w, ExchangeC *x) noexcept nogil:
     if not pool_has_another(w, x):
         request_forget(w, x)
     ticket_drop(w, x)
+    x.connected = exchange_age(w, x)
+    series_note(x.series, SERIES_CONNECT, w.now - x.upstream.since)
     exchange_set_state(w, x, STATE_WAIT)
 
 cdef void upstream_reconnect(WorkerC *w, UpstreamC *upstream) noexcept nogil:
@@ -175,6 +178,7 @@ cdef void step_route(WorkerC *w, ExchangeC *x) noexcept nogil:
         if x.address >= route.address_count:
             x.address = 0           # another worker has a longer table
         attempt_begin(w, x, slot)
+        x.series = x.pool.members[member].series
         if w.idle[slot] is not NULL:
             if request_repeats(w, x):
                 upstream = upstream_take_idle(w, slot)
@@ -205,6 +209,7 @@ cdef void step_route(WorkerC *w, ExchangeC *x) noexcept nogil:
         sys_add_counter(&w.stats.reuses, 1)
         sys_add_counter(&w.stats.backends[slot].reuses, 1)
         ticket_drop(w, x)
+        x.connected = exchange_age(w, x)
         exchange_set_state(w, x, STATE_WAIT)
         return
     rc = upstream_open(w, slot, x.address, &upstream)

@@ -128,6 +128,7 @@ cdef int64_t pool_latest_ttft(PoolStateC *state) noexcept nogil:
 
 cdef void pool_state_free(PoolStateC *state) noexcept nogil:
     slab_free_all(&state.queue.tenants)
+    free(state.queue.wait)
     free(state)
 
 cdef PoolStateC *pool_state_find(SharedC *shared, const char *name, size_t n) noexcept nogil:

@@ -48,10 +48,6 @@ cdef struct StatsC:
     uint64_t retries[RETRY_COUNT]
     uint64_t records_dropped
     uint64_t upstreams          # open now
-    HistogramC ttft
-    HistogramC itl
-    HistogramC duration
-    HistogramC disconnect
     BackendStatsC backends[MAX_BACKENDS]
 
 cdef void discard(StatsC *stats, int why, size_t n) noexcept nogil:

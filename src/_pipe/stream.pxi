@@ -14,7 +14,7 @@ cdef int response_bulk(WorkerC *w, ExchangeC *x) noexcept nogil:
     # what stands there, be it the end, an error or a client that takes no more.
     cdef ConnC *conn = &x.upstream.conn
     cdef BodyC saved = x.down_body
-    cdef bint content = False
+    cdef bint reads_usage = x.reads_usage
     cdef size_t used = 0
     cdef size_t out = 0
     cdef ssize_t took = 0
@@ -24,18 +24,20 @@ cdef int response_bulk(WorkerC *w, ExchangeC *x) noexcept nogil:
         return RC_OK
     if got <= BUF_SIZE:
         return RC_AGAIN
-    if response_measure(x, w.bulk, got, &used, &out, &content) == RC_OK and out == <size_t>got:
+    x.reads_usage = False       # these bytes may be looked at once more
+    if response_measure(w, x, w.bulk, got, &used, &out) == RC_OK and out == <size_t>got:
         took = conn_send(&x.client.conn, w.bulk, got)
-    if took < got:
+    x.reads_usage = reads_usage
+    if took < got or reads_usage:
         x.down_body = saved
         if took < 0:
             client_left(w, x, <int>-took)
             return RC_OK
         if took == 0:
             return RC_AGAIN
-        response_measure(x, w.bulk, took, &used, &out, &content)
+        response_measure(w, x, w.bulk, took, &used, &out)
     x.bytes_down += took
-    if content:
+    if x.fresh:
         content_came(w, x)
     sys_add_counter(&w.stats.reads_forwarded, 1)
     sys_add_counter(&w.stats.streaming_bytes, took)

@@ -1,16 +1,16 @@
 # sys: every C declaration that the engine uses, and the few helpers that Cython cannot say.
 #
-# Nothing else in the engine declares an extern. A test build may put another file with the same names in the place of
+# Nothing else in the engine but find declares an extern. A test build may put another file with the same names in the place of
 # this one and so script what the kernel answers.
 
 from libc.errno cimport (
     errno, EAGAIN, EBADF, ECONNREFUSED, ECONNRESET, EHOSTUNREACH, EINTR, EINPROGRESS, EINVAL, EMFILE, ENETUNREACH,
     ENFILE, ENOBUFS, ENOMEM, ENOSPC, ENOTSOCK, EPIPE, ETIMEDOUT,
 )
-from libc.stdint cimport INT32_MAX, INT64_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport INT32_MAX, INT64_MAX, UINT32_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memchr, memcmp, memcpy, memmove, memset, strerror, strlen
+from libc.string cimport memchr, memcmp, memcpy, memmove, memset, strcpy, strerror, strlen
 
 cdef extern from "<string.h>" nogil:
     void *memmem(const void *haystack, size_t n, const void *needle, size_t m)
@@ -168,6 +168,8 @@ cdef extern from *:
     }
     static inline uint64_t sys_add_shared_counter(uint64_t *word, uint64_t n) { return __atomic_add_fetch(word, n, __ATOMIC_RELAXED); }
     static inline uint32_t sys_exchange(uint32_t *word, uint32_t value) { return __atomic_exchange_n(word, value, __ATOMIC_ACQ_REL); }
+    static inline void *sys_load_pointer(void **word) { return __atomic_load_n(word, __ATOMIC_ACQUIRE); }
+    static inline void sys_store_pointer(void **word, void *value) { __atomic_store_n(word, value, __ATOMIC_RELEASE); }
     static inline void *sys_exchange_pointer(void **word, void *value) { return __atomic_exchange_n(word, value, __ATOMIC_ACQ_REL); }
     static inline uint64_t sys_read_counter(const uint64_t *word) { return __atomic_load_n(word, __ATOMIC_RELAXED); }
     static inline void sys_add_counter(uint64_t *word, uint64_t n) {
@@ -228,6 +230,8 @@ cdef extern from *:
     bint sys_compare_exchange_counter(uint64_t *word, uint64_t *seen, uint64_t value) noexcept nogil
     uint64_t sys_add_shared_counter(uint64_t *word, uint64_t n) noexcept nogil
     uint32_t sys_exchange(uint32_t *word, uint32_t value) noexcept nogil
+    void *sys_load_pointer(void **word) noexcept nogil
+    void sys_store_pointer(void **word, void *value) noexcept nogil
     void *sys_exchange_pointer(void **word, void *value) noexcept nogil
     uint64_t sys_read_counter(const uint64_t *word) noexcept nogil
     void sys_add_counter(uint64_t *word, uint64_t n) noexcept nogil

@@ -21,12 +21,14 @@ cdef struct MemberC:
     int slot
     uint32_t weight
     uint32_t tier               # 0 is asked first
+    SeriesC *series             # of its exchanges for this pool; NULL where nobody counts, as the others
     uint32_t first_turn         # it has `weight` turns of its pool, from this one on, where the pool has no order
 
 # Backends that are equally good for a request, and what holds for exchanges with them.
 cdef struct PoolC:
     LimitsC limits
     PoolStateC *state           # NULL: of no pool
+    SeriesC *series             # of exchanges that come to none of its backends
     MemberC *members
     int count
     uint32_t turns              # of all its members together
@@ -38,6 +40,7 @@ cdef struct ModelC:
     size_t length
     const uint8_t *target       # the name that the backend gets, of an alias; NULL for the client's own
     size_t target_length
+    TokensC *tokens             # that its answers are counted in; NULL where nobody counts
     int pool
     ModelC *next                # with the same hash
 
@@ -68,6 +71,7 @@ cdef struct TableC:
     bint reads_model            # some pool is found by a model's name
     int default_pool            # -1 for none
     MemberC *members            # of all pools
+    int member_count
     ModelC *models
     ModelC *buckets[MODEL_BUCKETS]
     ModelC *wildcards           # those that end with *, which is left out; the longest first
@@ -77,6 +81,8 @@ cdef struct TableC:
     uint8_t *text               # what names point to
     const uint8_t *listing      # the answer to GET /v1/models
     size_t listing_length       # 0: that is for a backend
+    int model_count
+    TokensC *tokens             # of requests whose model is not looked for
     bint ailing                 # a backend had failed and may be back: backends_probe() is to look
     uint32_t users              # the worker whose table it is, and exchanges; the worker's
 
@@ -112,7 +118,14 @@ cdef void table_free(TableC *table) noexcept nogil:
             sys_add_shared(&table.routes[i].backend.users, <uint32_t>-1)
     for i in range(table.pool_count):
         sys_add_shared(&table.pools[i].state.users, <uint32_t>-1)
+        series_release(table.pools[i].series)
         free(table.pools[i].order)
+    series_release(table.front.series)
+    for i in range(table.member_count):
+        series_release(table.members[i].series)
+    for i in range(table.model_count):
+        tokens_release(table.models[i].tokens)
+    tokens_release(table.tokens)
     free(table.models)
     free(table.rules)
     free(table.text)
@@ -133,6 +146,15 @@ cdef PoolC *table_pool(TableC *table, PoolStateC *state) noexcept nogil:
                 return &table.pools[i]
     return table.entry
 
+cdef SeriesC *pool_series(TableC *table, PoolC *pool, int32_t backend) noexcept nogil:
+    # That of exchanges with the backend of that id, for this pool.
+    cdef int i
+    if backend >= 0:
+        for i in range(pool.count):
+            if table.routes[pool.members[i].slot].backend.id == backend:
+                return pool.members[i].series
+    return pool.series
+
 cdef void pool_put(TableC *table, PoolC *pool, int slot, uint32_t weight, uint32_t tier) noexcept nogil:
     # Puts the backend at a slot, which is in the table, into the pool that was made last.
     cdef MemberC *member
@@ -144,6 +166,7 @@ cdef void pool_put(TableC *table, PoolC *pool, int slot, uint32_t weight, uint32
     member.first_turn = pool.turns
     pool.turns += weight
     pool.count += 1
+    table.member_count += 1
     if route.upstream_idle_timeout < 0 or pool.limits.upstream_idle_timeout < route.upstream_idle_timeout:
         route.upstream_idle_timeout = pool.limits.upstream_idle_timeout
 

@@ -57,6 +57,7 @@ cdef struct LimitsC:
     bint retry_503
     bint midstream_error_event
     bint comments_count_as_content
+    bint reads_usage            # tokens are read from answers (rule Q)
     bint holds_event_streams    # until their first event, which may be an error (rule N1)
 
 # What holds for all clients of the process.
@@ -104,6 +105,7 @@ cdef struct WorkerC:
     SlabC exchanges
     SlabC lingers
     SlabC scans                 # JsonC
+    SlabC usages                # UsageC
     SlabC tickets
     uint32_t tickets_out        # those that exchanges have
     uint32_t orphans            # tickets whose exchanges have ended, and that another worker still hands over
@@ -132,5 +134,7 @@ cdef struct WorkerC:
     uint64_t random[2]
     ConnC mail_conn             # the mailbox's entry in the epoll set
     MailC mail
+    SeriesC *series             # all that its tables point to; the control plane's list, as the next one
+    TokensC *tokens
     StatsC stats
     epoll_event events[BATCH]

@@ -29,6 +29,9 @@ DISCARDS: tuple[str, ...]
 BUCKETS: tuple[float, ...]
 """Upper bounds, in seconds, of the histogram buckets; one more bucket, without bound, follows the last."""
 
+EDGES: tuple[float, ...]
+"""The lower bound, in seconds, of each of the finer buckets in which latencies are counted, and one more: the upper bound of the last."""
+
 MAX_BACKENDS: int
 """Backends that `Engine.configure` accepts; those of before that still have exchanges count too."""
 
@@ -78,6 +81,15 @@ it is empty, or begins with / and does not end with one.
 Histogram = tuple[list[int], float]
 """(count of each bucket, not cumulative and one longer than BUCKETS; sum of all values in seconds)."""
 
+class Series(TypedDict):
+    """Times of exchanges of one pool with one backend; None where there was none yet."""
+
+    ttft: Histogram | None
+    itl: Histogram | None
+    connect: Histogram | None
+    disconnect: Histogram | None  # from a client's disconnect to its upstream's close
+    duration: dict[int, Histogram]  # by outcome
+
 class BackendStats(TypedDict):
     in_flight: int  # of all engines that share
     idle: int
@@ -94,7 +106,7 @@ class PoolStats(TypedDict):
     """Of all engines that share."""
 
     waiting: int  # exchanges in its queue
-    wait: Histogram  # of those that got a place
+    wait: Histogram | None  # of those that got a place; None where none did
     full: int  # exchanges refused because the queue was full
     late: int  # exchanges that got no place in time
 
@@ -124,10 +136,8 @@ class Stats(TypedDict):
     buffers_held: int
     buffers_made: int
     upstreams: int
-    ttft: Histogram
-    itl: Histogram
-    duration: Histogram
-    disconnect: Histogram
+    series: dict[tuple[bytes, int | None], Series]  # by pool, and by the backend's number or None; an empty name is no pool
+    tokens: dict[bytes, tuple[int, int, int]]  # by model: prompt, completion, cached; an empty name is all that is not looked for
     backends: dict[int, BackendStats]  # by number, of the table that was configured last
     pools: dict[bytes, PoolStats]  # by name, those that are in a table
 
@@ -270,6 +280,14 @@ class Engine:
     def flows(self) -> dict[int, tuple[int, float]]:
         """By the number of a backend from which content came: (event streams that have had content and wait for the backend alone,
         seconds since a byte of content came from it), both of this engine."""
+
+    def latencies(self) -> dict[int, tuple[dict[int, int], dict[int, int]]]:
+        """By the number of a backend: (TTFT counts, ITL counts), each by the index into EDGES of the bucket's lower bound, since the
+        series began."""
+
+    def list_live(self) -> None:
+        """Asks for an `ExchangeLive` of each exchange that goes on, of 2,048 at most, and a `LiveEnd` behind them, among the next records.
+        Where the ring of records is full, some do not come."""
 
     @property
     def records_fd(self) -> int:

@@ -707,6 +707,14 @@ class PoolSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             maxItems=MAX_MEMBERS,
         ),
     ] = ()
+    include_usage: Annotated[
+        Literal["off", "asked"],
+        _other(
+            "choice",
+            "Whether tokens are read from answers, for metrics, access lines and views: not at all, or where the backend tells how many "
+            "it took. No byte of an answer is changed.",
+        ),
+    ] = "asked"
     policy: Annotated[
         Literal["least_in_flight", "round_robin", "p2c"],
         _other(

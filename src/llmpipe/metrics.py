@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -15,7 +15,7 @@ from llmpipe._pipe import BUCKETS, DISCARDS, OUTCOMES, REASONS, RETRIES
 from llmpipe.status import STATES, backend_state, common_state
 
 if TYPE_CHECKING:
-    from llmpipe._pipe import BackendStats, Histogram, PoolStats, Stats
+    from llmpipe._pipe import BackendStats, Histogram, PoolStats, Series, Stats
     from llmpipe.config import Settings
     from llmpipe.disconnect import Disconnects, Results
     from llmpipe.fleet import Fleet
@@ -45,9 +45,13 @@ def _buckets(parts: Sequence[Histogram]) -> tuple[list[tuple[str, float]], float
     return buckets, sum(sum_ for _, sum_ in parts)
 
 
-def _histogram(name: str, text: str, parts: Sequence[Histogram]) -> HistogramMetricFamily:
-    buckets, total = _buckets(parts)
-    return HistogramMetricFamily(f"llmpipe_{name}", text, buckets=buckets, sum_value=total)
+TIMES: Sequence[tuple[str, Literal["ttft", "itl", "connect", "disconnect"], str]] = (
+    ("ttft_seconds", "ttft", "Request head received to first body byte forwarded."),
+    ("itl_seconds", "itl", "Gap between forwarded events of a stream."),
+    ("connect_seconds", "connect", "Connect begun to upstream connected."),
+    ("disconnect_seconds", "disconnect", "A client's disconnect seen to its upstream closed."),
+)
+"""Histograms by pool and backend: their names, their places in a series, and what they are."""
 
 
 class EngineCollector(Collector):
@@ -76,6 +80,7 @@ class EngineCollector(Collector):
         yield from self._totals(snapshots)
         yield from self._outcomes(snapshots)
         yield from self._histograms(snapshots)
+        yield self._tokens(snapshots)
         yield from self._per_backend(snapshots)
         yield from self._per_pool(snapshots[0]["pools"])
         build = GaugeMetricFamily("llmpipe_build_info", "The version that runs; always 1.", labels=["version"])
@@ -172,24 +177,42 @@ class EngineCollector(Collector):
         yield discarded
 
     def _histograms(self, snapshots: list[Stats]) -> Iterable[Metric]:
-        yield _histogram(
-            "ttft_seconds",
-            "Request head received to first body byte forwarded.",
-            [stats["ttft"] for stats in snapshots],
-        )
-        yield _histogram(
-            "itl_seconds", "Gap between forwarded events of a stream.", [stats["itl"] for stats in snapshots]
-        )
-        yield _histogram(
-            "duration_seconds",
+        found: dict[tuple[str, str], list[Series]] = {}
+        for stats in snapshots:
+            for (pool, number), series in stats["series"].items():
+                backend = "" if number is None else self._fleet.name(number)
+                found.setdefault((pool.decode(), backend), []).append(series)
+        labels = ["pool", "backend"]
+        for name, key, text in TIMES:
+            family = HistogramMetricFamily(f"llmpipe_{name}", text, labels=labels)
+            for of, several in found.items():
+                if parts := [part for series in several if (part := series[key])]:
+                    family.add_metric(of, *_buckets(parts))
+            yield family
+        family = HistogramMetricFamily(
+            "llmpipe_duration_seconds",
             "First byte of a request to the end of its exchange.",
-            [stats["duration"] for stats in snapshots],
+            labels=[*labels, "outcome"],
         )
-        yield _histogram(
-            "disconnect_seconds",
-            "A client's disconnect seen to its upstream closed.",
-            [stats["disconnect"] for stats in snapshots],
+        for of, several in found.items():
+            for index, outcome in enumerate(OUTCOMES):
+                if parts := [part for series in several if (part := series["duration"].get(index))]:
+                    family.add_metric([*of, outcome], *_buckets(parts))
+        yield family
+
+    @staticmethod
+    def _tokens(snapshots: list[Stats]) -> Metric:
+        family = CounterMetricFamily(
+            "llmpipe_tokens",
+            "Tokens that backends said their answers took, by model as the file names it, and kind; cached ones are of the prompt's.",
+            labels=["model", "kind"],
         )
+        names = {name for stats in snapshots for name in stats["tokens"]}
+        for name in sorted(names):
+            counts = [stats["tokens"].get(name, (0, 0, 0)) for stats in snapshots]
+            for kind, values in zip(("prompt", "completion", "cached"), zip(*counts, strict=True), strict=True):
+                family.add_metric([name.decode(), kind], sum(values))
+        return family
 
     def _per_backend(self, snapshots: list[Stats]) -> Iterable[Metric]:
         # What the engines share each of them tells alike.
@@ -250,7 +273,7 @@ class EngineCollector(Collector):
         for name, pool in pools.items():
             text = name.decode()
             length.add_metric([text], pool["waiting"])
-            wait.add_metric([text], *_buckets([pool["wait"]]))
+            wait.add_metric([text], *_buckets([pool["wait"]] if pool["wait"] else []))
             refused.add_metric([text, "full"], pool["full"])
             refused.add_metric([text, "late"], pool["late"])
         yield from (length, wait, refused)

@@ -91,6 +91,22 @@ class ExchangeEnded(NamedTuple):
     failed: tuple[Attempt, ...]
 
 
+class ExchangeLive(NamedTuple):
+    """An exchange that goes on, as `Engine.list_live` asked for it: what it has gone through so far.
+
+    Attributes:
+        exchange: its outcome says nothing yet; its phase is the present one.
+    """
+
+    exchange: ExchangeEnded
+
+
+class LiveEnd(NamedTuple):
+    """All that `Engine.list_live` asked for were told."""
+
+    age: float
+
+
 class BackendDown(NamedTuple):
     """A backend failed and is left out.
 
@@ -155,4 +171,4 @@ class AcceptEnded(NamedTuple):
     error: int
 
 
-Record = ExchangeEnded | BackendDown | BackendUp | AcceptPaused | AcceptResumed | AcceptEnded
+Record = ExchangeEnded | ExchangeLive | LiveEnd | BackendDown | BackendUp | AcceptPaused | AcceptResumed | AcceptEnded

@@ -14,6 +14,9 @@ include "_pipe/forward.pxi"
 include "_pipe/chunk.pxi"
 include "_pipe/json.pxi"
 include "_pipe/sse.pxi"
+include "_pipe/find.pxi"
+include "_pipe/usage.pxi"
+include "_pipe/histogram.pxi"
 include "_pipe/buf.pxi"
 include "_pipe/io.pxi"
 include "_pipe/trust.pxi"
@@ -213,6 +216,35 @@ cdef class SseScanner:
         guarded = Guarded(data)
         content = sse_follow(&self.state, (<Guarded>guarded).data, (<Guarded>guarded).n)
         return bool(content), self.state == SSE_EVENT_START
+
+
+def find(bytes data not None):
+    """Where the first g stands with a quote two bytes behind it; -1 for nowhere. Nothing behind the bytes may be read."""
+    cdef Guarded guarded = Guarded(data)
+    cdef const uint8_t *found = find_apart(guarded.data, guarded.data + guarded.n)
+    return found - guarded.data if found is not NULL else -1
+
+
+def read_usage(pieces):
+    """(prompt, completion, cached) tokens that an answer tells which comes in these pieces, each None where it does not."""
+    cdef UsageC usage
+    cdef Guarded guarded
+    cdef int64_t prompt, completion, cached
+    cdef bint began = False
+    memset(&usage, 0, sizeof(usage))
+    for piece in pieces:
+        guarded = Guarded(piece)
+        if guarded.n and (began or usage_begins(guarded.data, guarded.n)):
+            began = True
+            usage_read(&usage, guarded.data, guarded.n)
+    usage_total(&usage, &prompt, &completion, &cached)
+    return tuple(n if n >= 0 else None for n in (prompt, completion, cached))
+
+
+def histogram_place(value, int bits):
+    """(which count is that of a value, the least value there, the least of the next one)."""
+    cdef size_t at = histogram_at(value, bits)
+    return at, histogram_low(at, bits), histogram_low(at + 1, bits)
 
 
 cdef class JsonReader:

@@ -623,16 +623,21 @@ cdef void world_table(int n, int how) noexcept nogil:
         if state is not NULL:
             pool = pool_add(tables[k], state, &world.workers[k].limits)
             sys_add_shared(&state.users, <uint32_t>-1)      # the table's is left
+            pool.series = series_find(&world.workers[k].series, b"", 0, -1)
             for slot in range(tables[k].count):
                 if tables[k].routes[slot].backend is not NULL:
                     pool_put(tables[k], pool, slot, 1, 0)
+                    pool.members[pool.count - 1].series = series_find(&world.workers[k].series, b"", 0, slot)
             if not pool_order(pool):
                 pool.limits.policy = POLICY_LEAST_IN_FLIGHT     # where the control plane says that there is no memory
             if how & 4:
                 table_choose(tables[k])
                 tables[k].reads_model = True
                 tables[k].default_pool = 0
+        tables[k].tokens = tokens_find(&world.workers[k].tokens, b"", 0)
         table_free(<TableC *>sys_exchange_pointer(&world.workers[k].new_table, tables[k]))
+        series_sweep(&world.workers[k].series, False)
+        tokens_sweep(&world.workers[k].tokens, False)
         io_wake_post(world.workers[k].mail.in_fd, &world.workers[k].mail.in_wake_pending)
 
 cdef void world_do(int what, int who, int n, const uint8_t *data) noexcept nogil:

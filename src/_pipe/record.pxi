@@ -1,0 +1,101 @@
+# record: what an exchange has gone through, noted while it lasts and written when it ends.
+
+cdef struct ExchangeC
+
+cdef uint32_t exchange_age(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # us since its beginning, as far as they fit; never 0, which is for what did not happen.
+    cdef int64_t age = w.now - x.begun_at
+    return <uint32_t>age + (age == 0) if age < UINT32_MAX else UINT32_MAX
+
+cdef void attempt_failed(WorkerC *w, ExchangeC *x, uint8_t reason) noexcept nogil:
+    # Notes it for the record.
+    cdef FailedC *failed
+    if x.failed_count < FAILED_ROOM and x.backend_id >= 0:
+        failed = &x.failed[x.failed_count]
+        failed.backend = x.backend_id
+        failed.at = exchange_age(w, x)
+        failed.reason = reason
+        x.failed_count += 1
+
+cdef void exchange_take_tokens(ExchangeC *x, TokensC *tokens) noexcept nogil:
+    # Its tokens are counted there from now on, whatever table comes.
+    tokens_release(x.tokens)
+    if tokens is not NULL:
+        sys_add_shared(&tokens.users, 1)
+    x.tokens = tokens
+
+cdef void exchange_count_tokens(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # It takes part in the counts of a model no more; what its answer told goes there.
+    cdef TokensC *tokens = x.tokens if x.tokens is not NULL else x.table.tokens
+    cdef int64_t prompt = -1
+    cdef int64_t completion = -1
+    cdef int64_t cached = -1
+    if x.usage is not NULL:
+        usage_total(x.usage, &prompt, &completion, &cached)
+    if tokens is not NULL:
+        sys_add_counter(&tokens.prompt, <uint64_t>prompt if prompt > 0 else 0)
+        sys_add_counter(&tokens.completion, <uint64_t>completion if completion > 0 else 0)
+        sys_add_counter(&tokens.cached, <uint64_t>cached if cached > 0 else 0)
+    tokens_release(x.tokens)        # the last word: it may be freed now
+    x.tokens = NULL
+
+cdef void record_fill(WorkerC *w, ExchangeC *x, RecordC *record, const char *address, uint8_t phase, uint8_t outcome,
+                      int64_t close_time) noexcept nogil:
+    # What there is to say of an exchange.
+    record.at = w.now
+    record.ttft = x.content_at - x.head_at if x.content_at else -1
+    record.duration = w.now - x.begun_at
+    record.bytes_up = x.bytes_up
+    record.bytes_down = x.bytes_down
+    record.close_time = close_time
+    record.backend = x.backend_id
+    record.status = 499 if outcome == OUTCOME_CLIENT_ABORT else x.status
+    record.error = x.error
+    record.outcome = outcome
+    record.phase = phase
+    record.attempts = x.attempts
+    record.reason = x.reason
+    if x.pool.state is not NULL:
+        strcpy(record.pool, x.pool.state.name)
+    else:
+        record.pool[0] = 0
+    record.head = x.head_at - x.begun_at if x.head_at else record.duration
+    record.queued = x.queued
+    record.connected = x.connected
+    record.responded = x.responded
+    record.last = x.last_at - x.begun_at if x.last_at else -1
+    record.pieces = x.pieces
+    record.prompt = record.completion = record.cached = -1
+    if x.usage is not NULL:
+        usage_total(x.usage, &record.prompt, &record.completion, &record.cached)
+    record.failed_count = x.failed_count
+    memcpy(record.failed, x.failed, sizeof(x.failed))
+    record.model_length = x.model_length
+    memcpy(record.model, x.model, x.model_length)
+    record.trace_length = x.trace_length
+    memcpy(record.trace, x.trace, x.trace_length)
+    record.request_id_length = x.request_id_length
+    record.method_length = x.method_length
+    record.path_length = x.path_length
+    if host_known(&x.origin):
+        host_text(&x.origin, record.address, ADDRESS_ROOM)
+    else:
+        memcpy(record.address, address, ADDRESS_ROOM)
+    memcpy(record.request_id, x.request_id, x.request_id_length)
+    memcpy(record.method, x.method, x.method_length)
+    memcpy(record.path, x.path, x.path_length)
+
+cdef void exchange_record(WorkerC *w, ExchangeC *x, const char *address, uint8_t phase, uint8_t outcome,
+                          int64_t close_time) noexcept nogil:
+    # Writes the record of an ended exchange: for the access log, and at once for who listens for clients that leave.
+    cdef RecordC *record
+    cdef bint urgent = outcome == OUTCOME_CLIENT_ABORT and sys_load_acquire(&w.mail.wake_on_abort) != 0
+    if not w.settings.access_records and not urgent:
+        return
+    record = mail_next_record(&w.mail)
+    if record is NULL:
+        sys_add_counter(&w.stats.records_dropped, 1)
+        return
+    record.kind = RECORD_EXCHANGE
+    record_fill(w, x, record, address, phase, outcome, close_time)
+    mail_post(&w.mail, urgent)

@@ -69,6 +69,7 @@ SERVE_DEFAULTS = {
     "--health-timeout": "2s",
     "--health-rise": "1",
     "--health-fall": "3",
+    "--exchanges-kept": "1000",
     "--watch": None,
     "--config": None,
     "--log-query": None,
@@ -248,6 +249,9 @@ def test_what_cannot_work_is_one_line_and_exit_code_2(words: list[str], says: st
         ["mock", "--prefill-rate", "-1"],
         ["mock", "--decode-slowdown", "-1"],
         ["completion"],
+        ["explain"],
+        ["explain", "some-id", "--admin", "off"],
+        ["explain", "some-id", "--admin", "https://127.0.0.1:9090"],
     ],
 )
 def test_the_other_commands_refuse_alike(words: list[str]) -> None:

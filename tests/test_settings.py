@@ -133,10 +133,12 @@ def test_choices_have_no_case_and_become_what_they_say() -> None:
         "EVENT",
         "--log-level",
         "Warning",
+        "--exchanges-kept",
+        "0",
     ]
     options = command.make_context("serve", words).params
     assert read(PoolSettings, options) == PoolSettings(retry_statuses=frozenset((429, 503)), on_midstream_error="event")
-    assert read(ProcessSettings, options) == ProcessSettings(log_level="warning")
+    assert read(ProcessSettings, options) == ProcessSettings(log_level="warning", exchanges_kept=0)
     assert not read(ProcessSettings, options).access_records
 
 
@@ -161,6 +163,7 @@ def test_the_engine_reads_every_setting_that_is_not_for_the_control_plane() -> N
     control_plane = {"listen", "workers", "admin", "admin_hosts", "admin_token"}
     control_plane |= {"max_connections", "max_connections_per_ip"}
     control_plane |= {"drain_timeout", "upgrade_timeout", "pid_file", "log_level", "log_format", "log_query", "watch"}
+    control_plane |= {"exchanges_kept"}
     checks = {"health_path", "health_interval", "health_timeout", "health_rise", "health_fall"}
     assert pool == {setting.name for setting in POOL} - {"backends"} - checks
     assert process == {setting.name for setting in PROCESS} - control_plane | {"access_records"}

@@ -1,5 +1,5 @@
-"""The admin endpoint: /metrics, /status, /healthz and /readyz to read, and POSTs that drain a backend, resume it, or reload. It shows no
-credential (rule S1)."""
+"""The admin endpoint: /metrics, /status, /exchanges, /healthz and /readyz to read, and POSTs that drain a backend, resume it, or reload.
+It shows no credential (rule S1)."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from llmpipe.actions import CONTROL_TIME, Actions
 from llmpipe.background import App, BoundedProtocol, Receive, Scope, Send, send_json
 from llmpipe.config import parse_duration
 from llmpipe.errors import UsageError
+from llmpipe.exchanges import Query, parse_query
 
 if TYPE_CHECKING:
     from llmpipe.authority import Authority
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
 MOST_WAIT = 3600.0
 """Seconds that a POST may wait for the end of a drain."""
 
-PATHS = "there are /metrics, /status, /healthz and /readyz, and to POST to /backends/NAME/drain, /backends/NAME/resume and /reload"
+PATHS = (
+    "there are /metrics, /status, /exchanges, /healthz and /readyz, "
+    "and to POST to /backends/NAME/drain, /backends/NAME/resume and /reload"
+)
 
 Answer = tuple[int, dict[str, Any]]
 """A status, and what becomes the JSON behind it."""
@@ -80,6 +84,16 @@ def parse_wait(query: str, action: str) -> float:
     if seconds > MOST_WAIT:
         raise UsageError(f"wait is at most {MOST_WAIT:.0f} seconds; ask again behind it")
     return seconds
+
+
+async def show_exchanges(scope: Scope, send: Send, exchanges: Callable[[Query], dict[str, Any]]) -> None:
+    """Answers a question for exchanges, or says what is wrong with it."""
+    try:
+        query = parse_query(scope["query_string"].decode("latin-1"))
+    except UsageError as error:
+        await send_json(send, 400, json.dumps({"error": str(error)}).encode())
+    else:
+        await send_json(send, 200, json.dumps(exchanges(query), indent=2).encode())
 
 
 class Control:
@@ -138,6 +152,7 @@ def make_app(
     registry: CollectorRegistry,
     why_not_ready: Callable[[], str | None],
     status: Callable[[], dict[str, Any]],
+    exchanges: Callable[[Query], dict[str, Any]],
     *,
     actions: Actions,
     authority: Authority,
@@ -149,6 +164,7 @@ def make_app(
         registry: what /metrics shows.
         why_not_ready: the reason why no new request should come here, or None.
         status: what /status shows.
+        exchanges: what /exchanges shows.
         actions: what POSTs can do.
         authority: knows who may.
         names: hosts under which it may be asked, beside addresses and localhost.
@@ -171,6 +187,8 @@ def make_app(
             await metrics(scope, receive, send)
         elif path == "/status":
             await send_json(send, 200, json.dumps(status(), indent=2).encode())
+        elif path == "/exchanges":
+            await show_exchanges(scope, send, exchanges)
         elif path == "/healthz":
             await send_json(send, 200, b'{"status": "ok"}')
         elif path == "/readyz":

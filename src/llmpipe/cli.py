@@ -18,7 +18,20 @@ from click.core import ParameterSource
 from click.shell_completion import get_completion_class
 from msgspec import Struct
 
-from llmpipe import __version__, config_file, handover, log, mock, reference, resolve, secret, server, sockets, upgrade
+from llmpipe import (
+    __version__,
+    config_file,
+    explain,
+    handover,
+    log,
+    mock,
+    reference,
+    resolve,
+    secret,
+    server,
+    sockets,
+    upgrade,
+)
 from llmpipe.background import make_server
 from llmpipe.bench import command as bench_command
 from llmpipe.bench.workload import DEFAULT_PROMPT, SHAPES
@@ -32,6 +45,7 @@ from llmpipe.config import (
 )
 from llmpipe.effective import Effective
 from llmpipe.errors import UsageError
+from llmpipe.explain import parse_admin
 from llmpipe.importer import KINDS
 from llmpipe.pid_file import read as read_pid_file
 from llmpipe.runner import try_out
@@ -299,6 +313,33 @@ def upgrade_(context: click.Context, /, pid_file: str | None, pid: int | None, t
         sys.exit(upgrade.run(number, timeout, click.echo))
     except UsageError as error:
         _refuse(str(error))
+
+
+@cli.command("explain")
+@click.argument("request_id", metavar="ID")
+@option(
+    "--admin",
+    "The admin endpoint of the process: http://HOST:PORT, or HOST:PORT as its own --admin says.",
+    type=_Parsed("url", parse_admin),
+    default="http://127.0.0.1:9090",
+    metavar="URL",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print what /exchanges says, a line of JSON for each exchange.")
+def explain_(request_id: str, admin: tuple[str, int], as_json: bool) -> None:
+    """Say where the time of one request went, and why it ended as it did.
+
+    ID is its X-Request-ID, which the client got with the answer and which stands in the access line; of a long one, 8 characters or
+    more from its beginning. A running `llmpipe serve` is asked, which keeps the last --exchanges-kept exchanges.
+
+    Exit code 0, 1 if the process does not know the request, 2 if it cannot be asked.
+    """
+    try:
+        missing = explain.run(request_id, admin, click.echo, as_json=as_json)
+    except UsageError as error:
+        _refuse(str(error))
+    if missing:
+        click.echo(f"Error: {missing}", err=True)
+        sys.exit(1)
 
 
 def _counted(number: int, noun: str) -> str:

@@ -554,7 +554,8 @@ class ProcessSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         int, _count("threads", "Engine threads.", 1, MAX_WORKERS, computed_default="the CPUs it may use")
     ] = field(default_factory=usable_cpus)
     admin: Annotated[
-        Address | None, _other("HOST:PORT or off", "Where /metrics, /status, /healthz and /readyz are, or 'off'.")
+        Address | None,
+        _other("HOST:PORT or off", "Where /metrics, /status, /exchanges, /healthz and /readyz are, or 'off'."),
     ] = (
         "127.0.0.1",
         9090,
@@ -654,6 +655,16 @@ class ProcessSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         _other("choice", "Least important lines written. Access lines are info; above it they are not even made."),
     ] = "info"
     log_format: Annotated[Literal["text", "json"], _other("choice", "How lines look.")] = "text"
+    exchanges_kept: Annotated[
+        int,
+        _count(
+            "exchanges",
+            "The last exchanges that ended, of which the admin endpoint can tell (/exchanges, llmpipe explain): about half a kilobyte "
+            "each. 0 keeps none.",
+            0,
+            100_000,
+        ),
+    ] = 1000
     tenant: Annotated[
         str,
         _other(
@@ -683,9 +694,14 @@ class ProcessSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     ] = False
 
     @property
+    def keeps_exchanges(self) -> bool:
+        """Whether ended exchanges are kept: somebody can ask for them."""
+        return self.exchanges_kept > 0 and self.admin is not None
+
+    @property
     def access_records(self) -> bool:
-        """Whether every exchange has an access line."""
-        return self.log_level in ("debug", "info")
+        """Whether the engines make a record of every exchange: it has an access line, or is kept."""
+        return self.log_level in ("debug", "info") or self.keeps_exchanges
 
 
 class PoolSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

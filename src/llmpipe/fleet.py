@@ -54,6 +54,10 @@ class Fleet:
         """The server with that number, as the last table had it that named it."""
         return self._known[number]
 
+    def find(self, number: int) -> Server | None:
+        """The same; None where no table is known yet that named it."""
+        return self._known.get(number)
+
     def number_of(self, name: str) -> int | None:
         """The number of the server of the table that is called so; None where it is not in it."""
         return next((number for number, server in self._numbered if server.name == name), None)

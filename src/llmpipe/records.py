@@ -29,6 +29,13 @@ def _milliseconds(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds * 1000, 3)
 
 
+def request_line(record: ExchangeEnded) -> tuple[str, str]:
+    """Method and target of the request, both empty where it had none. Secrets are in the target still."""
+    if record.outcome == BAD_REQUEST and not _METHOD.fullmatch(record.method):
+        return "", ""  # not a request line: it may be anything, the middle of a body for one
+    return record.method.decode("latin-1"), record.target.decode("latin-1")
+
+
 class RecordLog:
     """Writes what the engines report.
 
@@ -85,13 +92,11 @@ class RecordLog:
             self._on_abort(Abort(client, phase, backend, close_ms, request_id), worked)
         if not log.enabled(logging.INFO):
             return
-        method, target = record.method, record.target
-        if record.outcome == BAD_REQUEST and not _METHOD.fullmatch(method):
-            method = target = b""  # not a request line: it may be anything, the middle of a body for one
+        method, target = request_line(record)
         fields = {
             "client": client,
-            "method": method.decode("latin-1"),
-            "path": self._shown(target.decode("latin-1")),
+            "method": method,
+            "path": self._shown(target),
             "status": record.status or None,
             "outcome": OUTCOMES[record.outcome],
             "phase": phase,

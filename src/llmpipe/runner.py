@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from llmpipe._pipe import BackendStats, Stats
     from llmpipe.config import Settings
     from llmpipe.fleet import Fleet, Server
-    from llmpipe.record_kinds import Record
+    from llmpipe.record_kinds import ExchangeEnded, Record
     from llmpipe.resolve import Resolver, Servers
 
 RECORD_INTERVAL = 0.1
@@ -74,7 +74,7 @@ def _is_drained(server: Server, drains: frozenset[tuple[str, str]]) -> bool:
 class Runner:
     """Starts, feeds and ends the engines.
 
-    All methods are called by the control plane's thread, but for `stats`, `backend_stats`, `usable_backends` and `is_drained`, which
+    All methods are called by the control plane's thread, but for `stats`, `backend_stats`, `usable_backends`, `is_drained` and `live`, which
     are the admin endpoint's too.
     """
 
@@ -292,6 +292,19 @@ class Runner:
                 others, least = found.get(number, (0, math.inf))
                 found[number] = (others + streams, min(least, age))
         return {server.name: found[number] for number, server in self.fleet.numbered() if number in found}
+
+    def live(self, limit: int) -> list[ExchangeEnded]:
+        """Exchanges that have not ended, the newest first: records as they would be if they ended now, without an outcome.
+
+        Args:
+            limit: how many at most.
+        """
+        found: list[ExchangeEnded] = []
+        for engine in self.engines:
+            look = getattr(engine, "live", None)
+            found += look(limit) if look else ()
+        found.sort(key=lambda record: record.duration)
+        return found[:limit]
 
     def content_age(self, name: str) -> float:
         """Seconds since a byte of content came from a server; infinite for never."""

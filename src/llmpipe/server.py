@@ -11,7 +11,7 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from typing import Any
 
@@ -48,6 +48,7 @@ from llmpipe.config import (
 )
 from llmpipe.disconnect import Disconnects
 from llmpipe.errors import UsageError
+from llmpipe.exchanges import Exchanges, Query, live_limit
 from llmpipe.fleet import Fleet
 from llmpipe.handover import HandoverError, Predecessor, Successor
 from llmpipe.health import HealthChecks
@@ -55,6 +56,7 @@ from llmpipe.hooks import Hooks
 from llmpipe.model_list import ModelLists
 from llmpipe.notify import Notifier
 from llmpipe.pid_file import PidFile
+from llmpipe.record_kinds import Record
 from llmpipe.records import RecordLog
 from llmpipe.reloads import Reloads
 from llmpipe.runner import Runner
@@ -131,6 +133,16 @@ def _warn(faults: Sequence[resolve.Fault]) -> None:
             backend=fault.backend.name,
             error=fault.error,
         )
+
+
+def _each(*takers: Callable[[Record], None]) -> Callable[[Record], None]:
+    """Hands a record to each of them."""
+
+    def take(record: Record) -> None:
+        for taker in takers:
+            taker(record)
+
+    return take
 
 
 class Server:
@@ -215,10 +227,14 @@ class Server:
         disconnects = self._disconnects
         stack.callback(disconnects.close)
         records = RecordLog(fleet, log_query=process.log_query, on_abort=disconnects.tell)
+        kept = process.exchanges_kept if process.keeps_exchanges else 0
+        exchanges = Exchanges(fleet, kept, log.mask_user if process.log_query else log.mask_secrets)
         descriptors = raise_descriptor_limit()
         try:
             wakes = disconnects.configure(self._settings)
-            runner = Runner(process.workers, self._settings, fleet, records.write, wake_on_abort=wakes)
+            runner = Runner(
+                process.workers, self._settings, fleet, _each(records.write, exchanges.note), wake_on_abort=wakes
+            )
         except OSError as error:  # each engine has descriptors of its own
             raise UsageError(f"--workers {process.workers}: {error.strerror}; raise the limit or start fewer") from None
         stack.callback(runner.close)
@@ -234,7 +250,9 @@ class Server:
                 metrics.EngineCollector(runner.stats, fleet, lambda: lines.dropped, lambda: self._draining),
                 metrics.ControlCollector(runner, checks, self._reloads, lambda: self._settings, disconnects),
             )
-            self._admin_server = self._make_admin(self._admin_listener, runner, records, registry=registry, token=token)
+            self._admin_server = self._make_admin(
+                self._admin_listener, runner, records, exchanges, registry=registry, token=token
+            )
         acceptor = Acceptor(self._listeners, runner, self._settings, descriptors)
         self._pid_file.prepare()
         await self._predecessor.ready()
@@ -303,6 +321,7 @@ class Server:
         listener: socket.socket,
         runner: Runner,
         records: RecordLog,
+        exchanges: Exchanges,
         *,
         registry: CollectorRegistry,
         token: bytes | None,
@@ -313,10 +332,14 @@ class Server:
         def why_not_ready() -> str | None:
             return self._why_not_ready(runner, records)
 
+        def show_exchanges(query: Query) -> dict[str, Any]:
+            return exchanges.show(query, runner.live(live_limit(query)))
+
         app = admin.make_app(
             registry,
             why_not_ready,
             lambda: status.make(self._settings, runner, why_not_ready(), self._reloads.faults),
+            show_exchanges,
             actions=Actions(runner, self._reloads),
             authority=Authority(token, local=local_only(listener)),
             names=hosts,

@@ -467,6 +467,11 @@ def test_the_text_has_what_a_stranger_needs() -> None:
     assert "pieces of content: 66 in 6.5 s (10.2/s)" in unknown
 
 
+def test_a_client_cannot_write_to_the_terminal() -> None:
+    (line,) = [line for line in timeline.lines(element(model="a\x1b[2J\nb\u009bc".encode())) if "model" in line]
+    assert "model a?[2J?b?c," in line
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [

@@ -254,11 +254,16 @@ def _explained(explanation: Explanation, *, advice: bool) -> Iterator[tuple[str,
         yield "", explanation.advice
 
 
+def _printable(text: str) -> str:
+    """Without what a client could tell a terminal to do, in the name of a model for one."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def lines(element: Element) -> Iterator[str]:
     """An exchange as text, for a person who sees one for the first time."""
     for name, value in _facts(element):
         if value:
-            yield f"{name:<9}{value}"
+            yield f"{name:<9}{_printable(value)}"
     total = element["duration"]
     yield ""
     yield f"{'after':>9}  {'took':>9}  share  {'':<{BAR + 2}}  step"

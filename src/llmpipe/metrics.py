@@ -319,7 +319,9 @@ class ControlCollector(Collector):
             "Times that a backend hung: all its streams fell silent at once.",
             labels=["backend"],
         )
-        for name, times in self._checks.hang_watch.hangs.items():
+        # From 0 on: what begins at 1 shows no increase.
+        never = {server.name: 0 for server in self._runner.fleet.servers}
+        for name, times in {**never, **self._checks.hang_watch.hangs}.items():
             hangs.add_metric([name], times)
         yield hangs
         yield from self._told()

@@ -78,8 +78,8 @@ def is_lacking(query: str) -> bool:
 
 
 def metrics_in(text: str) -> set[str]:
-    """The metrics of ours that a text names, recorded series apart."""
-    return set(re.findall(r"(?<![:\w/.-])llmpipe_[a-z_]+[a-z](?![\w:]*[:/.-]\w)", text))
+    """The metrics of a proxy that a text names, recorded series apart."""
+    return set(re.findall(r"(?<![:\w/.-])(?:llmpipe|process)_[a-z_]+[a-z](?![\w:]*[:/.-]\w)", text))
 
 
 def queries() -> list[tuple[str, str]]:

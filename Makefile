@@ -97,8 +97,8 @@ engine-test: $(ENGINE)/installed ## Run the tests against a real inference serve
 
 # What is about Python, about the source or about pages is not run once more here: it starts so many processes that it would take
 # longer than all others, and has the engine do nothing new.
-ASAN_LEAVES_OUT := abort_calls activation admin_actions bench_figures bench_imports bench_page benchmark cli config config_file contract deploy \
-	engine_source import instructions log mock model_list names notify package parts prometheus secrets settings systemd upgrade
+ASAN_LEAVES_OUT := abort_calls activation admin_actions bench_figures bench_imports bench_page benchmark cli config config_file contract deploy docs \
+	engine_source exchanges import instructions log mock model_list names notify package parts prometheus secrets settings systemd upgrade
 
 # Leaks are looked for by the tests' own counters: CPython never frees all that it has. A small quarantine keeps the
 # sanitizer's own memory out of what the tests measure; the engine's slabs are poisoned by hand.
@@ -163,6 +163,13 @@ lint: $(VENV)/installed ## Check style and types
 	$(VENV)/bin/ruff format --check
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cython-lint src/*.pyx src/_pipe/*.pxi src/_load/*.pxi tests/probe/*.pyx tests/probe/*.pxi
 	$(VENV)/bin/mypy
+
+# A page that is missing, or a link or an anchor that leads nowhere, is an error. The theme's word about its own future is left out.
+.PHONY: docs
+docs: | $(VENV)/bin/python ## Build the documentation into build/site
+	$(VENV)/bin/python -m pip install $(PIP_FLAGS) --group docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --quiet --strict
+	@echo "make: the pages are in build/site, beginning with build/site/index.html"
 
 .PHONY: wheel
 wheel: | $(VENV)/bin/python ## Build a wheel into dist/

@@ -1,8 +1,8 @@
-"""The README's table, from the last full run: no figure there that is not in bench/results.
+"""The tables of the README and of docs/comparison.md, from the last full run: no figure there that is not in bench/results.
 
-    python -m bench.readme    # writes it between its marks
+    python -m bench.readme    # writes them between their marks
 
-tests/test_benchmark.py holds the README against it.
+tests/test_benchmark.py holds the pages against it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from llmpipe.bench.figures import quantity
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
+COMPARISON = ROOT / "docs" / "comparison.md"
 RESULTS = ROOT / "bench" / "results" / "bench.json"
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
@@ -56,14 +57,21 @@ def cell(workload: dict[str, Any], name: str, figure: str) -> str:
     return quantity(found["median"], found["unit"]) if found["median"] else "-"
 
 
-def table(results: dict[str, Any]) -> str:
-    """The table as Markdown, and a line that says where it comes from."""
+def table(results: dict[str, Any], page: Path = README) -> str:
+    """The table of a page as Markdown, and a line that says where it comes from.
+
+    Args:
+        results: of the last full run.
+        page: README or COMPARISON; the latter has the name of each workload too.
+    """
     workloads = {workload["name"]: workload for workload in results["workloads"]}
+    named = page == COMPARISON
     lines = [
-        f"| | {' | '.join(TARGETS.values())} |",
-        f"|---{'|---' * len(TARGETS)}|",
+        f"| | {' | '.join(TARGETS.values())} |{' workload |' if named else ''}",
+        f"|---{'|---' * (len(TARGETS) + named)}|",
         *(
             f"| {title} | {' | '.join(cell(workloads[workload], name, figure) for name in TARGETS)} |"
+            f"{f' `{workload}` |' if named else ''}"
             for title, workload, figure in ROWS
         ),
     ]
@@ -72,20 +80,21 @@ def table(results: dict[str, Any]) -> str:
     source = (
         f"Medians of {workloads['paced-1000x25']['rounds']} rounds, in turns, each proxy on one core ({machine['cpu']}, "
         f"{machine['kernel'].split('-')[0]}), on {results['made'][:10]}, commit {results['versions']['commit']}; "
-        f"{met} of {len(results['goals'])} goals met: [bench/results/bench.md](bench/results/bench.md)."
+        f"{met} of {len(results['goals'])} goals met: [bench/results/bench.md]({'../' * named}bench/results/bench.md)."
     )
     return "\n".join([*lines, "", source])
 
 
-def split(readme: str) -> tuple[str, str, str]:
+def split(text: str) -> tuple[str, str, str]:
     """What stands before, between and behind the marks. ValueError where they are missing."""
-    before, begin, rest = readme.partition(f"{BEGIN}\n\n")
+    before, begin, rest = text.partition(f"{BEGIN}\n\n")
     between, end, behind = rest.partition(f"\n\n{END}")
     if not begin or not end:
-        raise ValueError(f"{README}: there are no marks, {BEGIN} and {END}, with an empty line inside of each")
+        raise ValueError(f"there are no marks, {BEGIN} and {END}, with an empty line inside of each")
     return before + begin, between, end + behind
 
 
 if __name__ == "__main__":
-    before, _, behind = split(README.read_text())
-    README.write_text(before + table(json.loads(RESULTS.read_text())) + behind)
+    for page in (README, COMPARISON):
+        before, _, behind = split(page.read_text())
+        page.write_text(before + table(json.loads(RESULTS.read_text()), page) + behind)

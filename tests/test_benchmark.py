@@ -25,10 +25,11 @@ from llmpipe.bench import page, report  # noqa: E402
 from llmpipe.bench.workload import Workload  # noqa: E402
 
 
-def test_the_readme_quotes_the_last_full_run():
+@pytest.mark.parametrize("path", [readme.README, readme.COMPARISON], ids=lambda path: path.name)
+def test_the_pages_quote_the_last_full_run(path):
     results = json.loads(readme.RESULTS.read_text())
     assert results["complete"]
-    assert readme.split(readme.README.read_text())[1] == readme.table(results)
+    assert readme.split(path.read_text())[1] == readme.table(results, path)
 
 
 def test_the_tables_are_those_of_the_last_full_run():

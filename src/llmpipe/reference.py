@@ -63,7 +63,7 @@ pool = "whisper"
 
 It is TOML. At its top stand the settings of the process, in the table of a pool those of a pool, each under the key that the tables below
 say; `health.path` is `path` in the table `health`: `health = {{ path = "/health" }}`. A duration or size is text (`"30s"`, `"64MB"`) or a number of seconds or bytes; a list is an array; a switch is `true` or `false`.
-[Examples](examples) for common set-ups.
+[Examples](examples/README.md) for common set-ups.
 
 | key of a pool | what it is |
 |---|---|

@@ -11,7 +11,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,7 +35,7 @@ from llmpipe import explanations, timeline
 from llmpipe._pipe import OUTCOMES, PHASES, REASONS
 from llmpipe.config import ProcessSettings, parse_backend
 from llmpipe.errors import UsageError
-from llmpipe.exchanges import MOST_LIVE, Exchanges, Query, live_limit, parse_query
+from llmpipe.exchanges import Exchanges, Query, parse_query
 from llmpipe.explain import parse_admin
 from llmpipe.fleet import Fleet, Server
 from llmpipe.log import mask_secrets
@@ -234,20 +234,34 @@ def test_a_server_of_a_table_that_is_just_made_has_no_name_yet() -> None:
     assert live_element(backend=77)["backend"] is None
 
 
-def test_live_ones_of_all_engines_the_newest_first() -> None:
-    asked = []
+def test_live_ones_are_told_by_the_engines(proxy_to: Any) -> None:
+    """Of all workers, each with what it has gone through so far."""
 
-    def engine(*durations: float) -> SimpleNamespace:
-        def live(limit: int) -> list[ExchangeEnded]:
-            asked.append(limit)
-            return [RECORD._replace(duration=duration) for duration in durations]
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(sse_head() + chunk(b"data: 1\n\n") + chunk(b"data: 2\n\n"))
+        connection.wait_eof(30)
 
-        return SimpleNamespace(live=live)
-
-    runner = Runner.__new__(Runner)
-    runner.engines = [engine(3.0, 1.0), engine(2.0)]  # type: ignore[list-item]
-    assert [record.duration for record in runner.live(2)] == [1.0, 2.0]
-    assert asked == [2, 2]
+    proxy = proxy_to(script, options=["--workers", "2"])
+    with ExitStack() as stack:
+        for number in range(6):
+            client = stack.enter_context(Client(proxy))
+            client.send(b"POST /v1/chat HTTP/1.1\r\nHost: x\r\nX-Request-ID: live-one-%d\r\nContent-Length: 0\r\n\r\n" % number)
+            client.read_head()
+        waiting = stack.enter_context(Client(proxy))
+        waiting.send(b"GET /half HTTP/1.1\r\nHost:")
+        wait_until(lambda: len(exchanges_of(proxy)["live"]) == 7)
+        shown = exchanges_of(proxy)
+        assert not shown["ended"]
+        assert [found["phase"] for found in shown["live"]] == ["head"] + ["stream"] * 6
+        assert {found["request_id"] for found in shown["live"][1:]} == {f"live-one-{number}" for number in range(6)}
+        (one,) = exchanges_of(proxy, "id=live-one-3")["live"]
+        assert one["outcome"] is one["times"]["end"] is None
+        assert 1 <= one["events"] <= 2
+        assert 0 <= one["times"]["connected"] <= one["times"]["answered"] <= one["times"]["first"] <= one["times"]["last"] + 1e-5
+        assert exchanges_of(proxy, "outcome=ok") == {"live": [], "ended": [], "kept": 1000}
+    wait_until(lambda: len(exchanges_of(proxy)["ended"]) == 7)
+    assert not exchanges_of(proxy)["live"]
 
 
 # Which are shown
@@ -294,18 +308,12 @@ def test_filters(query: str, numbers: list[int]) -> None:
     shown = ring(*records).show(parsed, records[::-1])
     assert [found["bytes_up"] for found in shown["ended"]] == numbers
     assert [found["bytes_up"] for found in shown["live"]] == ([] if parsed.outcome else numbers[: parsed.limit])
-    assert live_limit(parsed) == MOST_LIVE
 
 
 def test_an_id_counts_more_than_one_that_begins_with_it() -> None:
     exchanges = ring(RECORD._replace(request_id=b"job-number-1"), RECORD._replace(request_id=b"job-number-12"))
     assert len(exchanges.show(parse_query("id=job-number-1"), ())["ended"]) == 1
     assert len(exchanges.show(parse_query("id=job-number-"), ())["ended"]) == 2
-
-
-def test_without_a_filter_no_more_live_ones_are_looked_at_than_are_shown() -> None:
-    assert live_limit(parse_query("")) == 100
-    assert live_limit(parse_query("limit=7")) == 7
 
 
 BAD = {

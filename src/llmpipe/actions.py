@@ -10,6 +10,7 @@ from llmpipe import log
 from llmpipe.status import common_state
 
 if TYPE_CHECKING:
+    from llmpipe.record_kinds import ExchangeEnded
     from llmpipe.reloads import Reloads
     from llmpipe.runner import Runner
 
@@ -47,6 +48,14 @@ class Actions:
             log.info("backend draining", backend=name, in_flight=self._shown(name)["in_flight"], client=client)
         else:
             log.info("backend resumed", backend=name, client=client)
+
+    async def live(self) -> list[ExchangeEnded]:
+        """The exchanges that go on (`Runner.live`).
+
+        Raises:
+            asyncio.TimeoutError: the control plane is busy for longer than CONTROL_TIME.
+        """
+        return await self._cross(self._runner.live())
 
     def names(self) -> list[str]:
         """Of the servers there are, and of the backends that have none."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
@@ -86,14 +86,21 @@ def parse_wait(query: str, action: str) -> float:
     return seconds
 
 
-async def show_exchanges(scope: Scope, send: Send, exchanges: Callable[[Query], dict[str, Any]]) -> None:
+async def show_exchanges(
+    scope: Scope, send: Send, exchanges: Callable[[Query], Awaitable[dict[str, Any]]]
+) -> None:
     """Answers a question for exchanges, or says what is wrong with it."""
     try:
         query = parse_query(scope["query_string"].decode("latin-1"))
     except UsageError as error:
         await send_json(send, 400, json.dumps({"error": str(error)}).encode())
     else:
-        await send_json(send, 200, json.dumps(exchanges(query), indent=2).encode())
+        try:
+            found = await exchanges(query)
+        except asyncio.TimeoutError:
+            await send_json(send, 504, b'{"error": "the control plane is busy; ask again"}')
+        else:
+            await send_json(send, 200, json.dumps(found, indent=2).encode())
 
 
 class Control:
@@ -152,7 +159,7 @@ def make_app(
     registry: CollectorRegistry,
     why_not_ready: Callable[[], str | None],
     status: Callable[[], dict[str, Any]],
-    exchanges: Callable[[Query], dict[str, Any]],
+    exchanges: Callable[[Query], Awaitable[dict[str, Any]]],
     *,
     actions: Actions,
     authority: Authority,

@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 MOST_SHOWN = 1000
 """Exchanges of each list in an answer, live and ended."""
 
-MOST_LIVE = 1_000_000
-"""Live exchanges that are looked through for those that a question means; there are never as many."""
-
 LEAST_PREFIX = 8
 """Characters with which an id may be asked for by its beginning."""
 
@@ -79,11 +76,6 @@ def parse_query(text: str) -> Query:
     if not 1 <= limit <= MOST_SHOWN:
         raise UsageError(f"limit is from 1 to {MOST_SHOWN}, not {limit}")
     return Query(limit=limit, **given)
-
-
-def live_limit(query: Query) -> int:
-    """How many live exchanges have to be looked at: all of them, unless it does not matter which they are."""
-    return query.limit if query == Query(limit=query.limit) else MOST_LIVE
 
 
 class Exchanges:

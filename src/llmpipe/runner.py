@@ -6,6 +6,7 @@ Everything that crosses to the data plane passes here, but for the accepted desc
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -15,6 +16,7 @@ from llmpipe import hung, log
 from llmpipe._pipe import Engine
 from llmpipe.errors import UsageError
 from llmpipe.model_list import Catalogue
+from llmpipe.record_kinds import ExchangeLive, LiveEnd
 from llmpipe.resolve import choose
 from llmpipe.routing import make_routing
 
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 
 RECORD_INTERVAL = 0.1
 """Seconds between two looks at records that nobody was woken for."""
+
+LIVE_TIME = 1.0
+"""Seconds for the engines to tell which exchanges go on: one that has ended, or whose ring of records is full, does not."""
 
 
 def make_table(servers: Iterable[Server]) -> list[EngineBackend]:
@@ -74,8 +79,8 @@ def _is_drained(server: Server, drains: frozenset[tuple[str, str]]) -> bool:
 class Runner:
     """Starts, feeds and ends the engines.
 
-    All methods are called by the control plane's thread, but for `stats`, `backend_stats`, `usable_backends`, `is_drained` and `live`, which
-    are the admin endpoint's too.
+    All methods are called by the control plane's thread, but for `stats`, `backend_stats`, `usable_backends` and `is_drained`, which are
+    the admin endpoint's too.
     """
 
     def __init__(
@@ -118,6 +123,9 @@ class Runner:
         self._on_record = on_record
         self._loop = asyncio.get_running_loop()
         self._records_timer: asyncio.TimerHandle | None = None
+        self._listing_live: asyncio.Future[None] | None = None
+        self._live: list[ExchangeEnded] = []
+        self._live_ends = 0
         self._running = 0
         self.ended = asyncio.Event()
         """Set when no engine runs any more."""
@@ -293,18 +301,30 @@ class Runner:
                 found[number] = (others + streams, min(least, age))
         return {server.name: found[number] for number, server in self.fleet.numbered() if number in found}
 
-    def live(self, limit: int) -> list[ExchangeEnded]:
-        """Exchanges that have not ended, the newest first: records as they would be if they ended now, without an outcome.
-
-        Args:
-            limit: how many at most.
+    async def live(self) -> list[ExchangeEnded]:
+        """Exchanges that have not ended, the newest first: records as they would be if they ended now, without an outcome. Of each engine
+        2,048 at most, and none of one that does not tell within LIVE_TIME.
         """
-        found: list[ExchangeEnded] = []
-        for engine in self.engines:
-            look = getattr(engine, "live", None)
-            found += look(limit) if look else ()
-        found.sort(key=lambda record: record.duration)
-        return found[:limit]
+        if self._listing_live is None:
+            told = self._listing_live = self._loop.create_future()
+            self._live = []
+            self._live_ends = 0
+            for engine in self.engines:
+                engine.list_live()
+        else:
+            told = self._listing_live  # somebody has just asked: what is told is told to both
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(asyncio.shield(told), LIVE_TIME)
+        self._listing_live = None
+        return sorted(self._live, key=lambda record: record.duration)
+
+    def _take_live(self, record: ExchangeLive | LiveEnd) -> None:
+        if isinstance(record, ExchangeLive):
+            self._live.append(record.exchange)
+            return
+        self._live_ends += 1
+        if self._live_ends == len(self.engines) and self._listing_live is not None and not self._listing_live.done():
+            self._listing_live.set_result(None)
 
     def content_age(self, name: str) -> float:
         """Seconds since a byte of content came from a server; infinite for never."""
@@ -316,7 +336,10 @@ class Runner:
 
     def _take_records(self, engine: Engine) -> None:
         for record in engine.take_records():
-            self._on_record(record)
+            if isinstance(record, ExchangeLive | LiveEnd):
+                self._take_live(record)
+            else:
+                self._on_record(record)
 
     def take_records(self) -> None:
         """Takes the records that nobody was woken for."""

@@ -48,7 +48,7 @@ from llmpipe.config import (
 )
 from llmpipe.disconnect import Disconnects
 from llmpipe.errors import UsageError
-from llmpipe.exchanges import Exchanges, Query, live_limit
+from llmpipe.exchanges import Exchanges, Query
 from llmpipe.fleet import Fleet
 from llmpipe.handover import HandoverError, Predecessor, Successor
 from llmpipe.health import HealthChecks
@@ -332,15 +332,17 @@ class Server:
         def why_not_ready() -> str | None:
             return self._why_not_ready(runner, records)
 
-        def show_exchanges(query: Query) -> dict[str, Any]:
-            return exchanges.show(query, runner.live(live_limit(query)))
+        actions = Actions(runner, self._reloads)
+
+        async def show_exchanges(query: Query) -> dict[str, Any]:
+            return exchanges.show(query, () if query.outcome else await actions.live())
 
         app = admin.make_app(
             registry,
             why_not_ready,
             lambda: status.make(self._settings, runner, why_not_ready(), self._reloads.faults),
             show_exchanges,
-            actions=Actions(runner, self._reloads),
+            actions=actions,
             authority=Authority(token, local=local_only(listener)),
             names=hosts,
         )

@@ -1537,6 +1537,7 @@ class _Settings:
     policy = "least_in_flight"
     slow_start = 0.0
     on_error_event = False
+    include_usage = "asked"
     queue_size = 256
     queue_timeout = 30.0
     cold_timeout = 0.0

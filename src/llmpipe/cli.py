@@ -38,6 +38,7 @@ from llmpipe.bench.workload import DEFAULT_PROMPT, SHAPES
 from llmpipe.config import (
     PoolSettings,
     ProcessSettings,
+    Secret,
     ServeConfig,
     parse_address,
     parse_duration,
@@ -558,6 +559,52 @@ def bench(**options: Any) -> None:
     """
     try:
         sys.exit(bench_command.run(options))
+    except UsageError as error:
+        _refuse(str(error))
+
+
+@cli.command("top", epilog=UNITS)
+@option(
+    "--admin",
+    "The proxy's admin endpoint: a URL, HOST:PORT or unix:/PATH.",
+    default="127.0.0.1:9090",
+    metavar="URL",
+)
+@option(
+    "--interval",
+    "How long between two looks, from 100ms to 60s.",
+    prefix="LLMPIPE_TOP_",
+    type=DURATION,
+    default="1s",
+)
+@click.option("--token-file", type=click.Path(), metavar="FILE", help="A file with the admin token, for drains.")
+@click.option(
+    "--token",
+    envvar="LLMPIPE_ADMIN_TOKEN",
+    show_envvar=True,
+    metavar="TOKEN",
+    help="The token itself. Other users of the machine can see it on a command line: better use a file or the variable.",
+)
+@click.option("--once", is_flag=True, help="Print one snapshot as plain text.")
+def top(admin: str, interval: float, token_file: str | None, token: str | None, once: bool) -> None:
+    """Watch a running proxy: its backends, its streams, what failed.
+
+    d drains the selected backend, r resumes it, Enter shows one exchange, / filters, s sorts, ? lists all keys.
+
+    \b
+      pip install 'llmpipe[top]'
+      llmpipe top --admin http://127.0.0.1:9090
+
+    Exit code 0, or 2 if the options cannot work, or with --once if the endpoint gives no answer.
+    """
+    from llmpipe.top import command  # noqa: PLC0415 - no other command should wait for it
+
+    try:
+        if token_file:
+            token = secret.read(Secret(file=token_file), "--token-file").decode()
+        elif token:
+            token = secret.check(token.encode(errors="surrogateescape"), "--token").decode()
+        sys.exit(command.run(admin, interval, token or "", once=once))
     except UsageError as error:
         _refuse(str(error))
 

@@ -1,7 +1,8 @@
-"""A small HTTP client, for what the control plane asks servers: whether they are well, which models they have, to stop a request.
+"""A small HTTP client, for what the control plane asks servers: whether they are well, which models they have, to stop a request; and
+for what `llmpipe top` asks a proxy.
 
 One request on a connection of its own, in the event loop, to an address that is known. Names are looked up elsewhere (`resolve`), and
-how long it may take the caller says. No credentials are sent.
+how long it may take the caller says. No credentials are sent but those that a caller names.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class Question(NamedTuple):
         purpose: what the server's log shows behind the name of the proxy.
         body: JSON that is posted; None for a GET.
         most: bytes of the answer's body that are read; 0 where its status is enough.
+        fields: further fields of the request.
     """
 
     host: str
@@ -34,6 +36,7 @@ class Question(NamedTuple):
     purpose: str
     body: bytes | None = None
     most: int = 0
+    fields: tuple[tuple[str, str], ...] = ()
 
 
 class Answer(NamedTuple):
@@ -117,6 +120,7 @@ def _request(connection: h11.Connection, question: Question) -> Iterable[bytes]:
         ("User-Agent", f"llmpipe/{__version__} {question.purpose}"),
         ("Accept", "*/*"),
         ("Connection", "close"),
+        *question.fields,
     ]
     method = "GET"
     if question.body is not None:

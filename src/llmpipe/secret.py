@@ -38,11 +38,24 @@ def read(secret: Secret, name: str) -> bytes:
         if value is None:
             raise UsageError(f"{name}: {where} is not set")
         text = value
+    return check(text, f"{name}: {where}")
+
+
+def check(text: bytes, where: str) -> bytes:
+    """A secret without white space at its ends.
+
+    Args:
+        text: that was read.
+        where: for errors, which do not repeat it.
+
+    Raises:
+        UsageError: it is empty, or is no secret that a client could send.
+    """
     if len(text) > MOST_BYTES:
-        raise UsageError(f"{name}: {where} has more than {MOST_BYTES} bytes; write the secret alone")
+        raise UsageError(f"{where} has more than {MOST_BYTES} bytes; write the secret alone")
     text = text.strip()
     if not text:
-        raise UsageError(f"{name}: {where} is empty; write the secret into it")
+        raise UsageError(f"{where} is empty; write the secret into it")
     if not _TEXT.fullmatch(text):
-        raise UsageError(f"{name}: {where} has white space or something else than ASCII in it; write the secret alone")
+        raise UsageError(f"{where} has white space or something else than ASCII in it; write the secret alone")
     return text

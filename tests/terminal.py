@@ -19,7 +19,7 @@ class Terminal:
     def __init__(
         self, command: Sequence[str], *, columns: int = 80, lines: int = 24, env: Mapping[str, str] | None = None
     ) -> None:
-        dropped = ("LLMPIPE_", "TEXTUAL", "NO_COLOR", "COLORTERM")
+        dropped = ("LLMPIPE_", "TEXTUAL", "NO_COLOR", "COLORTERM", "COLUMNS", "LINES")
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
         self._screen = pyte.Screen(columns, lines)
         self._stream = pyte.ByteStream(self._screen)
@@ -81,6 +81,11 @@ class Terminal:
 
     def press(self, keys: str) -> None:
         self.child.send(keys)
+
+    def resize(self, columns: int, lines: int) -> None:
+        with self._lock:
+            self._screen.resize(lines, columns)
+        self.child.setwinsize(lines, columns)
 
     def wait(self, *wanted: str | Callable[[str], object]) -> None:
         """Waits until each text is on the screen, or each function of the screen is true."""

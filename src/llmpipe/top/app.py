@@ -39,10 +39,10 @@ q, Ctrl-C        quit; q and Escape leave a page such as this one
 
 TTFT50, TTFT99   time to first token, median and 99th percentile of a minute
 ITL50, ITL99     time between two tokens, the same
-exch/s, err/s    exchanges and failures of a backend per second, of the last 10 s
+exch/s, err/s    exchanges and failures of a backend per second, over 10 s
 flight, content  requests it works on; time since content last came from it
-tokens           as the backend counts them; "pcs": pieces of content, if it does
-                 not count; "first": when the first one was forwarded
+tokens           as the backend counts them; "pcs": pieces of content where it
+                 does not; "first": when the first one was forwarded
 down             others are asked in its place; "why" says why
 draining         gets nothing new and has some in flight; drained: has none left
 unresolved       its name has no address
@@ -113,12 +113,14 @@ class Overview(Screen[None]):
     """The page with all panels."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("d", "act('drain')", "Drain"),
-        Binding("r", "act('resume')", "Resume"),
+        # With priority the next key is for what these open, however fast it is typed.
+        Binding("d", "act('drain')", "Drain", priority=True),
+        Binding("r", "act('resume')", "Resume", priority=True),
         Binding("s", "sort", "Sort"),
         Binding("S", "reverse", "Order", key_display="S"),
-        Binding("slash", "filter", "Filter", key_display="/"),
-        Binding("tab", "app.focus_next", "Panel", key_display="Tab"),
+        Binding("slash", "filter", "Filter", key_display="/", priority=True),
+        Binding("tab", "panel(1)", "Panel", key_display="Tab", priority=True),
+        Binding("shift+tab", "panel(-1)", show=False, priority=True),
         Binding("p", "app.pause", "Pause"),
         Binding("question_mark", "app.help", "Help", key_display="?"),
         Binding("q", "app.quit", "Quit"),
@@ -169,14 +171,14 @@ class Overview(Screen[None]):
         self.query_one("#backends", Table).fill(tables.backends(snapshot.status))
         streams = self.query_one("#streams", Table)
         if isinstance(snapshot.exchanges, Missing):
-            streams.fill([], clean(snapshot.exchanges.reason))
+            streams.fill(None, clean(snapshot.exchanges.reason))
         else:
             groups = tables.exchanges(snapshot.exchanges)
             known, of = len(groups[0].rows), figures.number(snapshot.status.get("streams")) or 0
             streams.fill(groups, f"the newest of {of:.0f}" if known < of else "")
         failed = tables.failures(snapshot.status)
         note = "this proxy does not list them" if failed is None else ""
-        self.query_one("#failures", Table).fill(failed or [], note)
+        self.query_one("#failures", Table).fill(failed, note)
 
     def tell(self, text: str = "", *, bad: bool = False) -> None:
         """Shows a message for a while; none where it is empty."""
@@ -196,6 +198,17 @@ class Overview(Screen[None]):
         """The one that has the focus, the backends' where none has it."""
         return self.focused if isinstance(self.focused, Table) else self.query_one("#backends", Table)
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002 - Textual's
+        """Keys are letters while a filter is typed."""
+        return action == "panel" or not isinstance(self.focused, Input)
+
+    def action_panel(self, by: int) -> None:
+        if isinstance(self.focused, Input):
+            self._end_filter()
+            return
+        panels = list(self.query(Table))
+        self.set_focus(panels[(panels.index(self.panel) + by) % len(panels)])
+
     def action_sort(self) -> None:
         self.panel.sort_next()
 
@@ -206,7 +219,7 @@ class Overview(Screen[None]):
         self._before_filter = self.panel
         field = self.query_one("#filter", Input)
         field.display = True
-        field.focus()
+        self.set_focus(field)
 
     def on_input_changed(self, event: Input.Changed) -> None:
         for table in self.query(Table):
@@ -225,7 +238,7 @@ class Overview(Screen[None]):
         field = self.query_one("#filter", Input)
         if field.display:
             field.display = False
-            self._before_filter.focus()
+            self.set_focus(self._before_filter)
 
     def action_act(self, verb: str) -> None:
         row = self.panel.selected

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from llmpipe.top import figures
 from llmpipe.top.figures import clean, number
@@ -23,23 +22,22 @@ MARKS = {
 
 BAR = 24
 
-_FACTS = (
-    ("began", "at"),
-    ("client", "client"),
-    ("request", ""),
-    ("pool", "pool"),
-    ("model", "model"),
-    ("backend", "backend"),
-    ("phase", "phase"),
-    ("status", "status"),
-    ("outcome", "outcome"),
-    ("reason", "reason"),
-    ("error", "error"),
-    ("attempts", "attempts"),
-    ("traceparent", "traceparent"),
-)
-_SHOWN = {name for _, name in _FACTS} | {
-    *("request_id", "method", "path", "tokens", "events", "bytes_up", "bytes_down", "duration", "times", "failed"),
+_SHOWN = {
+    *(
+        "request_id",
+        "at",
+        "client",
+        "method",
+        "path",
+        "pool",
+        "model",
+        "backend",
+        "phase",
+        "status",
+        "outcome",
+        "reason",
+    ),
+    *("error", "attempts", "bytes_up", "bytes_down", "events", "tokens", "traceparent", "duration", "times", "failed"),
     "close_ms",
 }
 
@@ -47,20 +45,31 @@ Line = list[Span]
 
 
 def _fact(title: str, value: str, mood: Mood = "") -> Line:
-    return [Span(f"{title:<12}", "quiet"), Span(value, mood)]
+    return [Span(f"{title:<11} ", "quiet"), Span(value, mood)]
 
 
-def _amounts(exchange: Json) -> Iterator[Line]:
+def _facts(exchange: Json) -> Iterator[Line]:
+    def named(*names: str) -> str:
+        return ", ".join(f"{name} {clean(exchange.get(name))}" for name in names if exchange.get(name) is not None)
+
+    yield _fact("request", f"{clean(exchange.get('method'))} {clean(exchange.get('path'))}")
+    yield _fact("began", f"{clean(exchange.get('at'))}, from {clean(exchange.get('client'))}")
+    yield _fact("for", named("model", "pool", "backend") or figures.UNKNOWN)
+    failed = exchange.get("outcome") not in (None, "ok")
+    yield _fact("state", named("phase", "status", "outcome", "attempts") or figures.UNKNOWN, "bad" if failed else "")
+    if why := named("reason", "error"):
+        yield _fact("because of", why, "bad")
     tokens = as_object(exchange.get("tokens"))
-    known = ", ".join(f"{figures.count(tokens[name])} {name}" for name in tokens if number(tokens[name]) is not None)
-    yield _fact("tokens", known or figures.UNKNOWN)
-    yield _fact("pieces", figures.count(exchange.get("events")))
+    counted = [f"{figures.count(tokens[name])} {clean(name)}" for name in tokens if number(tokens[name]) is not None]
+    yield _fact("tokens", f"{', '.join(counted) or figures.UNKNOWN}; {figures.count(exchange.get('events'))} pieces")
     yield _fact(
         "bytes", f"{figures.size(exchange.get('bytes_up'))} up, {figures.size(exchange.get('bytes_down'))} down"
     )
     closed = number(exchange.get("close_ms"))
     if closed is not None:
         yield _fact("closed", f"{figures.duration(closed / 1000)} after the client had left")
+    if exchange.get("traceparent") is not None:
+        yield _fact("traceparent", clean(exchange["traceparent"]))
     for name, value in exchange.items():  # what a newer proxy says too
         if name not in _SHOWN:
             yield _fact(clean(name), clean(value))
@@ -105,14 +114,7 @@ def _stroke(before: float, at: float, whole: float) -> str:
 
 def exchange(element: Json) -> list[Line]:
     """What /exchanges says of one exchange, with a time line."""
-    lines: list[Line] = [[Span(f"exchange {clean(request_id(element))}", "strong")], []]
-    for title, name in _FACTS:
-        value: Any = element.get(name) if name else f"{clean(element.get('method'))} {clean(element.get('path'))}"
-        if value is None and name not in ("model", "backend", "pool"):
-            continue
-        bad = (name == "outcome" and value != "ok") or name in ("reason", "error")
-        lines.append(_fact(title, clean(value), "bad" if bad else ""))
-    lines += _amounts(element)
+    lines: list[Line] = [[Span(f"exchange {clean(request_id(element))}", "strong")], *_facts(element)]
     lines += [[], [Span(f"{'after':>7} {'':>8}  time line", "quiet")]]
     lines += _timeline(element)
     return lines
@@ -122,7 +124,9 @@ def found(identity: str, answered: Json | Missing) -> list[Line]:
     """What /exchanges?id= says: every exchange that has the id, live ones first, or why there is none."""
     if isinstance(answered, Missing):
         return [[Span(f"nothing is known of {clean(identity)}: {clean(answered.reason)}", "bad")]]
-    elements = [*as_list(answered.get("live")), *as_list(answered.get("ended"))]
+    # An endpoint may take an id that it does not know for the beginning of one.
+    known = [*as_list(answered.get("live")), *as_list(answered.get("ended"))]
+    elements = [element for element in known if request_id(element) == identity]
     if not elements:
         return [[Span(f"the proxy knows no exchange {clean(identity)} any more", "bad")]]
     lines: list[Line] = []
@@ -145,5 +149,5 @@ def backend(row: Json) -> list[Line]:
         else:
             text = clean(value)
         mood: Mood = MOODS.get(text, "") if name == "state" else "bad" if name in ("why", "error") else ""
-        lines.append([Span(f"{clean(name):<24}", "quiet"), Span(text, mood)])
+        lines.append([Span(f"{clean(name):<23} ", "quiet"), Span(text, mood)])
     return lines

@@ -180,14 +180,16 @@ class Table(Lines, can_focus=True):
         self.sorted_by = sorted_by
         self.reverse = reverse
         self._groups: list[Group] = []
+        self._known = True
         self._filter = ""
         self._note = ""
         self._selected = ""
         self._top = 0
 
-    def fill(self, groups: Sequence[Group], note: str = "") -> None:
-        """Shows these rows, and a note behind the title."""
-        self._groups = list(groups)
+    def fill(self, groups: Sequence[Group] | None, note: str = "") -> None:
+        """Shows these rows, None for rows that nobody knows, and a note behind the title."""
+        self._known = groups is not None
+        self._groups = list(groups or ())
         self._note = note
         self.draw()
 
@@ -223,7 +225,8 @@ class Table(Lines, can_focus=True):
     def _title_line(self, groups: Sequence[Group], width: int) -> Line:
         total = sum(len(group.rows) for group in self._groups)
         shown = sum(len(group.rows) for group in groups)
-        text = f"{'▶' if self.has_focus else '─'} {self._title} {shown if shown == total else f'{shown} of {total}'}"
+        amount = "-" if not self._known else str(total) if shown == total else f"{shown} of {total}"
+        text = f"{'▶' if self.has_focus else '─'} {self._title} {amount}"
         column = next((column.title for column in self._columns if column.name == self.sorted_by), "")
         if column or self.reverse:
             text += f" ─ by {column or 'their order'} {'▼' if self.reverse else '▲'}"

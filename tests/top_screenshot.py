@@ -30,7 +30,7 @@ def main() -> None:
     with FakeAdmin() as admin:
         text = asyncio.run(draw(admin))
         # As long as the other, so that nothing moves.
-        text = text.replace(admin.url.removeprefix("http://"), f"{'127.0.0.1:9090':>{len(admin.url) - 7}}")
+        text = text.replace(admin.url, "http://127.0.0.1:9090".rjust(len(admin.url), "\u00a0"))
     text = re.sub(r"@font-face \{.*?\}\s*", "", text, flags=re.DOTALL)  # an image in a page asks nobody else for a font
     path = Path(sys.argv[1])
     path.parent.mkdir(parents=True, exist_ok=True)

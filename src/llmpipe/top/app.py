@@ -6,6 +6,7 @@ import asyncio
 import signal
 import time
 from collections.abc import Sequence
+from datetime import datetime, timezone
 from typing import ClassVar
 
 from textual.app import App, ComposeResult
@@ -146,26 +147,28 @@ class Overview(Screen[None]):
         self._before_filter.focus()
         self.tell()
 
-    def show(self, snapshot: Snapshot | None, state: list[Span], *, stale: bool) -> None:
+    def show(self, snapshot: Snapshot | None, taken: datetime, state: list[Span], *, stale: bool) -> None:
         """Shows what was answered last.
 
         Args:
             snapshot: None where nothing was answered yet.
+            taken: when it was answered.
             state: what stands at the right of the first line.
             stale: whether it is not what is.
         """
         status = snapshot.status if snapshot else {}
         head = self.query_one("#head", Head)
         width = head.size.width
-        first = summary.identity(status) if snapshot else [Span("llmpipe top", "strong")]
-        lines = [beside(first, state, width), summary.load(status), summary.latencies(status)]
+        first = summary.identity(status, taken) if snapshot else [Span("llmpipe top", "strong")]
         history = snapshot.history if snapshot else Missing("nothing was answered yet")
-        lines.append(summary.sparklines(history, width))
-        head.show(lines)
+        figures_ = [summary.load(status), summary.latencies(status), summary.sparklines(history, width)]
+        if stale:
+            first, *figures_ = ([Span(span.text, "quiet") for span in line] for line in (first, *figures_))
+        head.show([beside(first, state, width), *figures_])
         if snapshot is not None:
             self._fill(snapshot)
-        for lines_ in self.query(Table):
-            lines_.set_stale(stale)
+        for table in self.query(Table):
+            table.set_stale(stale)
 
     def _fill(self, snapshot: Snapshot) -> None:
         self.query_one("#backends", Table).fill(tables.backends(snapshot.status))
@@ -291,6 +294,7 @@ class Top(App[None]):
         self._source = source
         self._interval = interval
         self._snapshot: Snapshot | None = None
+        self._taken = datetime.now(timezone.utc)
         self._lost = ""
         self._paused = False
         self._again = asyncio.Event()
@@ -320,6 +324,7 @@ class Top(App[None]):
     async def _look(self) -> None:
         try:
             self._snapshot = await self._source.snapshot()
+            self._taken = datetime.now(timezone.utc)
             self._lost = ""
         except UnreachableError as error:
             if not self._lost:
@@ -348,7 +353,7 @@ class Top(App[None]):
         else:
             state = [Span(str(self._source.address), "quiet")]
         if self._overview.is_mounted:
-            self._overview.show(self._snapshot, state, stale=bool(self._lost))
+            self._overview.show(self._snapshot, self._taken, state, stale=bool(self._lost))
 
     def on_resize(self) -> None:
         self.call_after_refresh(self.redraw)

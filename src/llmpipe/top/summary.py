@@ -8,7 +8,7 @@ from typing import Any
 from llmpipe.top import figures
 from llmpipe.top.figures import clean, number
 from llmpipe.top.source import Json, Missing
-from llmpipe.top.tables import Span, as_list, as_object
+from llmpipe.top.tables import Mood, Span, as_list, as_object
 
 LINES = 4
 """Lines of the head in a terminal."""
@@ -58,12 +58,12 @@ def load(status: Json) -> list[Span]:
     errors = number(rates.get("errors"))
     queued = waiting(status)
     return _pairs(
-        ("clients", figures.count(status.get("clients")), False),
-        ("streams", figures.count(status.get("streams")), False),
-        ("waiting", figures.count(queued), bool(queued)),
-        ("exchanges/s", figures.rate(rates.get("exchanges")), False),
-        ("tokens/s", figures.rate(rates.get("tokens")), False),
-        ("errors/s", figures.rate(errors), errors is not None and errors >= 0.005),
+        ("clients", figures.count(status.get("clients")), ""),
+        ("streams", figures.count(status.get("streams")), ""),
+        ("waiting", figures.count(queued), "odd" if queued else ""),
+        ("exchanges/s", figures.rate(rates.get("exchanges")), ""),
+        ("tokens/s", figures.rate(rates.get("tokens")), ""),
+        ("errors/s", figures.rate(errors), "bad" if (errors or 0) >= 0.005 else ""),
     )
 
 
@@ -73,14 +73,14 @@ def latencies(status: Json) -> list[Span]:
     for title, name in (("TTFT", "ttft"), ("ITL", "itl")):
         found = as_object(status.get(name))
         spans += [Span(f"{'   ' if spans else ''}{title} ", "quiet")]
-        spans += _pairs(*((key, figures.duration(found.get(key)), False) for key in ("p50", "p90", "p99")))
+        spans += _pairs(*((key, figures.duration(found.get(key)), "") for key in ("p50", "p90", "p99")))
     return spans
 
 
-def _pairs(*pairs: tuple[str, str, bool]) -> list[Span]:
+def _pairs(*pairs: tuple[str, str, Mood]) -> list[Span]:
     spans: list[Span] = []
-    for title, value, bad in pairs:
-        spans += [Span(f"{'  ' if spans else ''}{title} ", "quiet"), Span(value, "bad" if bad else "strong")]
+    for title, value, mood in pairs:
+        spans += [Span(f"{'  ' if spans else ''}{title} ", "quiet"), Span(value, mood or "strong")]
     return spans
 
 

@@ -86,6 +86,9 @@ class Group:
     rows: tuple[Row, ...] = field(default=())
 
 
+MAIN = 50
+"""Of a column's `keep`, from which on it shows all that it has to show before others are shown at all."""
+
 BACKENDS = (
     Column("backend", "backend", 14, 100, "<", grows=True, middle=True),
     Column("state", "state", 8, 99, "<"),
@@ -176,7 +179,7 @@ def _backend(pool: Json, backend: Json) -> Row:
     cells = {
         "backend": Cell(short_name(name), short_name(name).lower()),
         "state": _word(state, MOODS.get(state, "")),
-        "why": Cell(why, why or None, "bad"),
+        "why": Cell(why, why or None, "bad" if why else ""),
         "in_flight": _figure(figures.count(backend.get("in_flight")), backend.get("in_flight")),
         "exchanges": _figure(figures.rate(rates.get("exchanges")), rates.get("exchanges")),
         "errors": _figure(figures.rate(errors), errors, "bad" if (number(errors) or 0) >= 0.005 else ""),
@@ -341,17 +344,18 @@ def layout(columns: Sequence[Column], groups: Sequence[Group], width: int | None
     known = [column for column in columns if not column.if_any or any(_says(row.cells[column.name]) for row in rows)]
     if width is None:
         return [Placed(column, max(column.width, len(column.title), needs(column))) for column in known]
-    chosen: list[Column] = []
+    widths: dict[str, int] = {}
     left = width + gap
-    for column in sorted(known, key=lambda column: -column.keep):
-        if column.width + gap > left:
-            break  # what counts less has no better right to the room
-        left -= column.width + gap
-        chosen.append(column)
-    widths = {column.name: column.width for column in chosen}
-    for column in chosen:  # who stays longest grows first
-        if column.grows:
-            more = min(max(needs(column) - column.width, 0), left)
+    for wanted in (lambda column: column.keep >= MAIN, lambda column: column.keep < MAIN):
+        chosen = []
+        for column in sorted(filter(wanted, known), key=lambda column: -column.keep):
+            if column.width + gap > left:
+                break  # what counts less has no better right to the room
+            left -= column.width + gap
+            widths[column.name] = column.width
+            chosen.append(column)
+        for column in chosen:  # who stays longest grows first
+            more = min(max(needs(column) - column.width, 0), left) if column.grows else 0
             widths[column.name] += more
             left -= more
     return [Placed(column, widths[column.name]) for column in known if column.name in widths]

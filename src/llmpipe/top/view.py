@@ -278,5 +278,6 @@ class Table(Lines, can_focus=True):
 
 
 def _filled(line: Line, width: int) -> Line:
-    used = sum(figures.cells(span.text) for span in line)
-    return [*line, Span(" " * max(0, width - used))]
+    """The same without its colours, which would be bars when they are reversed, and as wide as the terminal."""
+    text = "".join(span.text for span in line)
+    return [Span(figures.pad(text, width))]

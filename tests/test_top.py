@@ -24,7 +24,7 @@ from terminal import Terminal
 
 from llmpipe.errors import UsageError
 from llmpipe.top import figures, plain, summary, tables, timeline
-from llmpipe.top.source import Address, Missing, Snapshot, parse_admin
+from llmpipe.top.source import MOST_EXCHANGES, Address, Missing, Snapshot, parse_admin
 
 TOP = [sys.executable, "-m", "llmpipe", "top"]
 ENTER, ESCAPE, DOWN = "\r", "\x1b", "\x1b[B"
@@ -215,6 +215,15 @@ def test_more_rows_than_there_is_room_for(admin: FakeAdmin) -> None:
         terminal.wait("11434", lambda _: terminal.looks("127.0.0.1:11434")[0].reverse)
         terminal.press("\x1b[H")  # home
         terminal.wait("gpu000", "llama  queue")
+        quit_(terminal)
+
+
+def test_it_is_told_that_only_the_newest_streams_are_shown(admin: FakeAdmin) -> None:
+    admin.exchanges = {"live": [exchange(f"req-{number}") for number in range(MOST_EXCHANGES)], "ended": []}
+    admin.status = {**busy_status(), "streams": 5000}
+    with opened(admin) as terminal:
+        terminal.wait(f"Streams {MOST_EXCHANGES} ─ by age ▼ ─ the newest of 5000")
+        assert f"/exchanges?limit={MOST_EXCHANGES}" in admin.asked
         quit_(terminal)
 
 

@@ -17,7 +17,7 @@ from textual.widgets import Footer, Input
 
 from llmpipe.top import figures, summary, tables, timeline
 from llmpipe.top.figures import clean
-from llmpipe.top.source import Missing, Snapshot, Source, UnreachableError
+from llmpipe.top.source import MOST_EXCHANGES, Missing, Snapshot, Source, UnreachableError
 from llmpipe.top.tables import Row, Span
 from llmpipe.top.view import Head, Line, Scrolled, Table
 
@@ -178,7 +178,7 @@ class Overview(Screen[None]):
         else:
             groups = tables.exchanges(snapshot.exchanges)
             known, of = len(groups[0].rows), figures.number(snapshot.status.get("streams")) or 0
-            streams.fill(groups, f"the newest of {of:.0f}" if known < of else "")
+            streams.fill(groups, f"the newest of {of:.0f}" if MOST_EXCHANGES <= known < of else "")
         failed = tables.failures(snapshot.status)
         note = "this proxy does not list them" if failed is None else ""
         self.query_one("#failures", Table).fill(failed, note)

@@ -224,7 +224,9 @@ def test_every_field_and_no_other(proxy_to):
         client.request(GET)
     assert list(proxy.access()[0]) == [
         *("time", "level", "event", "client", "method", "path", "status", "outcome", "phase", "backend", "ttft_ms"),
-        *("duration_ms", "bytes_up", "bytes_down", "attempts", "reason", "request_id", "close_ms"),
+        *("duration_ms", "bytes_up", "bytes_down", "attempts", "reason", "request_id", "close_ms", "pool", "model"),
+        *("queued_ms", "connect_ms", "answered_ms", "tokens_prompt", "tokens_completion", "tokens_cached", "events"),
+        *("failed", "trace_id", "parent_id"),
     ]
 
 

@@ -142,6 +142,32 @@ def test_choices_have_no_case_and_become_what_they_say() -> None:
     assert not read(ProcessSettings, options).access_records
 
 
+@pytest.mark.parametrize(
+    ("words", "lines", "records"),
+    [
+        ({}, True, True),
+        ({"log_level": "debug"}, True, True),
+        ({"log_level": "warning"}, False, False),
+        ({"access_log": "off"}, False, False),
+        ({"access_log": "/f", "log_level": "error"}, True, True),
+        ({"access_log": "./off", "log_level": "error"}, True, True),
+        ({"access_log": "off", "log_level": "error"}, False, False),
+        ({"access_log": "off", "otel": True}, False, True),
+        ({"log_level": "error", "otel": True}, False, True),
+    ],
+)
+def test_which_settings_have_the_engines_report_every_exchange(
+    words: dict[str, Any], lines: bool, records: bool
+) -> None:
+    process = ProcessSettings(**words)
+    assert (process.access_lines, process.access_records) == (lines, records)
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1", "1e-3", ".5", "0.1234567", "1_0", "\u0661", "nan"])
+def test_what_is_no_share(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str) -> None:
+    assert "is not a part of a whole" in serve(monkeypatch, capsys, "--access-sample", text)
+
+
 class Noted:
     """Settings that note which of them are read."""
 
@@ -164,6 +190,7 @@ def test_the_engine_reads_every_setting_that_is_not_for_the_control_plane() -> N
     control_plane |= {"max_connections", "max_connections_per_ip"}
     control_plane |= {"drain_timeout", "upgrade_timeout", "pid_file", "log_level", "log_format", "log_query", "watch"}
     control_plane |= {"exchanges_kept"}
+    control_plane |= {"access_log", "access_sample", "otel"}
     checks = {"health_path", "health_interval", "health_timeout", "health_rise", "health_fall"}
     assert pool == {setting.name for setting in POOL} - {"backends"} - checks
     assert process == {setting.name for setting in PROCESS} - control_plane | {"access_records"}

@@ -202,8 +202,8 @@ def serve(context: click.Context, /, **options: Any) -> None:
     """Forward requests to inference servers, each token the moment it arrives.
 
     SIGTERM, SIGINT or SIGQUIT drains: /readyz fails, listening stops, streams finish; a second one ends at once. SIGHUP
-    loads the file again, pools and routes, and resolves the backends' names anew. SIGUSR2 starts the same command anew, hands
-    the sockets to it, and drains once it serves. SIGUSR1 is ignored. Exit code 0 after a clean drain, 1 if streams were cut, 2 if
+    loads the file again, pools and routes, and resolves the backends' names anew. SIGUSR1 opens the --access-log anew. SIGUSR2 starts
+    the same command anew, hands the sockets to it, and drains once it serves. Exit code 0 after a clean drain, 1 if streams were cut, 2 if
     the options cannot work.
 
     Sockets that a service manager hands over (LISTEN_FDS) are used instead of --listen and, if one is named admin, --admin.

@@ -43,6 +43,7 @@ _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SIZE = re.compile(r"(\d+)(B|KB|MB|GB)?", re.IGNORECASE)
 _BYTES = {"B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}
 _COUNT = re.compile(r"-?[0-9]{1,30}")
+_SHARE = re.compile(r"[0-9]{1,30}(\.[0-9]{1,6})?")
 _AUTHORITY = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,252}|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252}[A-Za-z0-9.])?")
 
@@ -101,6 +102,22 @@ def parse_count(text: str) -> int:
     if not _COUNT.fullmatch(text.strip()):
         raise UsageError(f"{text!r} is not a whole number")
     return int(text)
+
+
+def parse_share(text: str) -> float:
+    """The part of a whole in `text`: a number from 0 to 1.
+
+    Raises:
+        UsageError: it is no number.
+    """
+    if not _SHARE.fullmatch(text.strip()):
+        raise UsageError(f"{text!r} is not a part of a whole; write a number from 0 to 1, such as 0.05")
+    return float(text)
+
+
+def format_share(share: float) -> str:
+    """A part as `parse_share` reads it."""
+    return f"{share:.6f}".rstrip("0").rstrip(".")
 
 
 def parse_path(text: str) -> str:
@@ -519,6 +536,9 @@ MOST_BYTES = 1 << 50
 MOST_COUNT = 1_000_000_000
 """... and numbers of connections."""
 
+ACCESS_LOG_OFF = "off"
+"""In the place of a file: there are no access lines. A file of that name is ./off."""
+
 
 def _seconds(description: str, most: float = MAX_SECONDS, least: float = 0, **extra: str) -> Meta:
     return Meta(ge=least, le=most, description=description, extra_json_schema={"unit": "s", **extra})
@@ -652,7 +672,10 @@ class ProcessSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     ] = ""
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
-        _other("choice", "Least important lines written. Access lines are info; above it they are not even made."),
+        _other(
+            "choice",
+            "Least important lines written. Access lines are info; above it they are made only for a file of their own.",
+        ),
     ] = "info"
     log_format: Annotated[Literal["text", "json"], _other("choice", "How lines look.")] = "text"
     exchanges_kept: Annotated[
@@ -665,6 +688,32 @@ class ProcessSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             100_000,
         ),
     ] = 1000
+    access_log: Annotated[
+        str,
+        _other(
+            "FILE",
+            "Where access lines go, whatever the log level is; SIGUSR1 opens the file anew. Empty: where all other lines go. 'off': "
+            "there are none.",
+        ),
+    ] = ""
+    access_sample: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="How many of the exchanges that went well have an access line: 1 is all, 0.01 one in a hundred, chosen by the "
+            "id of the request. All others have one.",
+            extra_json_schema={"unit": "share"},
+        ),
+    ] = 1.0
+    otel: Annotated[
+        bool,
+        _other(
+            "switch",
+            "Send a span for each exchange to an OpenTelemetry collector, by OTLP over HTTP. Where it is, and all else, the OTEL_* "
+            "variables say. It needs the extra llmpipe[otel].",
+        ),
+    ] = False
     tenant: Annotated[
         str,
         _other(
@@ -699,9 +748,16 @@ class ProcessSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return self.exchanges_kept > 0 and self.admin is not None
 
     @property
+    def access_lines(self) -> bool:
+        """Whether exchanges have access lines."""
+        if self.access_log == ACCESS_LOG_OFF:
+            return False
+        return bool(self.access_log) or self.log_level in ("debug", "info")
+
+    @property
     def access_records(self) -> bool:
-        """Whether the engines make a record of every exchange: it has an access line, or is kept."""
-        return self.log_level in ("debug", "info") or self.keeps_exchanges
+        """Whether the engines report every exchange."""
+        return self.access_lines or self.otel or self.keeps_exchanges
 
 
 class PoolSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

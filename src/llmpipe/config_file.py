@@ -60,6 +60,7 @@ _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     "requests": ((int,), "a whole number"),
     "answers": ((int,), "a whole number"),
     "status": ((int,), "a whole number"),
+    "share": ((int, float), "a number from 0 to 1"),
     "switch": ((bool,), "true or false"),
     "secret": ((dict,), 'the place of the secret, { env = "NAME" } or { file = "PATH" }'),
 }

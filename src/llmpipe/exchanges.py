@@ -21,7 +21,7 @@ from llmpipe._pipe import OUTCOMES, PHASES, REASONS
 from llmpipe.config import parse_count
 from llmpipe.errors import UsageError
 from llmpipe.record_kinds import ExchangeEnded
-from llmpipe.records import request_line
+from llmpipe.access_log import request_line
 
 if TYPE_CHECKING:
     from llmpipe.fleet import Fleet

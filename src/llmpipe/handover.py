@@ -35,11 +35,14 @@ END_TIME = 5.0
 """Seconds for the new process to end once it has closed its end of the pair."""
 
 # Runs in the new process and executes the command in its place: LISTEN_PID must be the number of the process itself, and only
-# that knows it. The descriptors come with the old process's numbers. SIGUSR2 must not kill it while it starts.
+# that knows it. The descriptors come with the old process's numbers. What everybody may be sent must not kill it while it starts:
+# it comes with these signals blocked.
 _EXECUTE = f"""
 import fcntl, os, signal, sys
 given, command = [int(word) for word in sys.argv[1].split()], sys.argv[2:]
-signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+for number in (signal.SIGUSR1, signal.SIGUSR2):
+    signal.signal(number, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGUSR1, signal.SIGUSR2))
 moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, {FIRST_DESCRIPTOR} + len(given)) for descriptor in given]
 for descriptor in given:
     os.close(descriptor)
@@ -85,7 +88,11 @@ class Successor:
                 environment = {**environment, **own}
                 command = [sys.executable, "-I", "-S", "-c", _EXECUTE, " ".join(map(str, descriptors))]
                 command += [sys.executable, *sys.orig_argv[1:]]
-                self._process = subprocess.Popen(command, env=environment, pass_fds=descriptors)  # noqa: S603 - ours
+                before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR1, signal.SIGUSR2))
+                try:
+                    self._process = subprocess.Popen(command, env=environment, pass_fds=descriptors)  # noqa: S603 - ours
+                finally:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, before)
         except OSError as error:
             raise HandoverError(f"it cannot be started ({error.strerror or error})") from None
         self._pair.setblocking(False)

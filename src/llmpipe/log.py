@@ -12,6 +12,7 @@ import os
 import queue
 import re
 import select
+import stat
 import threading
 import time
 from collections.abc import Mapping
@@ -49,7 +50,7 @@ _VALUE = re.compile(r"[A-Za-z0-9_.:,/+-]{0,64}")
 _PLAIN = re.compile(r"[A-Za-z0-9_./:@%+\[\]()?&~!*$;#-]+")
 
 _logger = logging.getLogger("llmpipe")
-_libraries = [logging.getLogger(name) for name in ("asyncio", "uvicorn")]
+_libraries = [logging.getLogger(name) for name in ("asyncio", "opentelemetry", "uvicorn")]
 
 
 def mask_user(target: str) -> str:
@@ -122,7 +123,8 @@ class TextFormatter(logging.Formatter):
 
     @staticmethod
     def _value(value: object) -> str:
-        text = "-" if value is None or value == "" else str(value)
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        text = "-" if value is None or value == "" else text
         return text if _PLAIN.fullmatch(text) else json.dumps(text)
 
 
@@ -143,6 +145,19 @@ class DroppingQueueHandler(QueueHandler):
             self.dropped += 1
 
 
+def open_to_append(path: str) -> int:
+    """A descriptor of the file, which is made where it is missing (mode 0640).
+
+    Links are followed: /dev/stdout is one, and so is a log that an operator keeps on another disk. Nothing waits here: a FIFO that
+    nobody reads is an error.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+    return os.open(path, flags, 0o640)
+
+
 class Writer:
     """Takes records out of the queue, in a thread of its own, and writes them to a descriptor.
 
@@ -152,22 +167,66 @@ class Writer:
     """
 
     def __init__(
-        self, lines: "queue.Queue[logging.LogRecord | None]", formatter: logging.Formatter, descriptor: int
+        self,
+        lines: "queue.Queue[logging.LogRecord | None]",
+        formatter: logging.Formatter,
+        descriptor: int,
+        path: str = "",
     ) -> None:
+        """Args:
+        lines: the queue.
+        formatter: of the lines.
+        descriptor: where they go.
+        path: of the file that it is, for `reopen`.
+        """
         self.lost = 0
         self._lines = lines
         self._formatter = formatter
-        self._descriptor = descriptor
-        self._room = select.poll()
-        self._room.register(descriptor, select.POLLOUT)
+        self._path = path
+        self._use(descriptor)
+        self._reopening = threading.Event()
         self._closing = threading.Event()
         self._moved = 0.0
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
+    def _use(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._room = select.poll()
+        self._room.register(descriptor, select.POLLOUT)
+        # Of a file each line is one write, which no other process that appends to the file can get into. A pipe that has any room
+        # has room for PIPE_BUF.
+        self._most = None if stat.S_ISREG(os.fstat(descriptor).st_mode) else select.PIPE_BUF
+        self._torn = False
+        """Whether what was written last is a part of a line."""
+
+    def reopen(self) -> None:
+        """Has the file at the path opened before the next line is written: the old one was given another name."""
+        self._reopening.set()
+        with contextlib.suppress(queue.Full):  # then it is awake
+            self._lines.put_nowait(None)
+
+    def _open_anew(self) -> None:
+        """In this thread, for a file system may let it wait."""
+        self._reopening.clear()  # before it: a rotation that comes meanwhile is another one
+        try:
+            descriptor = open_to_append(self._path)
+        except OSError as error:
+            event(
+                logging.ERROR,
+                "log file not reopened",
+                {"path": self._path, "error": error.strerror, "hint": "lines go on to the file of before"},
+            )
+            return
+        before = self._descriptor
+        self._use(descriptor)
+        os.close(before)
+
     def _run(self) -> None:
         while not (self._closing.is_set() and self._lines.empty()):
             record = self._lines.get()
+            if self._reopening.is_set():
+                self._open_anew()
             if record is None:
                 continue
             if not self._write(self._format(record)):
@@ -186,20 +245,24 @@ class Writer:
 
     def _write(self, line: bytes) -> bool:
         """Whether the whole line was taken."""
+        if self._torn:  # the disk was full; what is there of the other line becomes one of its own
+            line = b"\n" + line
         while line:
             if not self._room.poll(LOOK_INTERVAL * 1000):
                 if self._gives_up():
                     return False
                 continue
             try:
-                # A pipe that has any room has room for as many.
-                line = line[os.write(self._descriptor, line[: select.PIPE_BUF]) :]
+                taken = os.write(self._descriptor, line[: self._most])
             except BlockingIOError:  # another process made it so that it does not wait, and was quicker
                 time.sleep(LOOK_INTERVAL)
             except OSError:  # nobody reads any more, or the disk is full
                 return False
             else:
                 self._moved = time.monotonic()
+                if taken:
+                    self._torn = line[taken - 1] != ord("\n")
+                line = line[taken:]
         return True
 
     def close(self) -> None:
@@ -216,6 +279,12 @@ class Writer:
             while True:
                 self.lost += self._lines.get_nowait() is not None
         self.lost += self._thread.is_alive()  # the line that it waits with
+        if self._path and not self._thread.is_alive():
+            os.close(self._descriptor)
+
+
+def _formatter(style: str) -> logging.Formatter:
+    return JsonFormatter() if style == "json" else TextFormatter()
 
 
 class Log:
@@ -229,7 +298,7 @@ class Log:
         """
         lines: queue.Queue[logging.LogRecord | None] = queue.Queue(QUEUE_LINES)
         self._handler = DroppingQueueHandler(lines)
-        self._writer = Writer(lines, JsonFormatter() if style == "json" else TextFormatter(), descriptor)
+        self._writer = Writer(lines, _formatter(style), descriptor)
         for logger in (_logger, *_libraries):
             logger.handlers = [self._handler]
             logger.setLevel(logging.WARNING)
@@ -251,6 +320,48 @@ class Log:
             self._writer.close()
 
 
+class LineFile:
+    """A file of lines beside the log, in the same formats, with a queue and a thread of its own."""
+
+    def __init__(self, path: str, style: str) -> None:
+        """Args:
+        path: where it is; lines are appended.
+        style: "text" or "json".
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        lines: queue.Queue[logging.LogRecord | None] = queue.Queue(QUEUE_LINES)
+        self._handler = DroppingQueueHandler(lines)
+        self._writer = Writer(lines, _formatter(style), open_to_append(path), path)
+        self._closed = False
+
+    def write(self, name: str, fields: Mapping[str, object], at: float) -> None:
+        """Queues a line, which is lost where there is no room for it.
+
+        Args:
+            name: what happened.
+            fields: what belongs to it.
+            at: when it happened, in seconds of time.time().
+        """
+        self._handler.enqueue(_make_record(logging.INFO, name, fields, at))
+
+    def reopen(self) -> None:
+        """All lines that are written from now on go to the file that has the path now. Returns at once."""
+        self._writer.reopen()
+
+    @property
+    def dropped(self) -> int:
+        """Lines that were lost: the queue was full, or the file did not take them."""
+        return self._handler.dropped + self._writer.lost
+
+    def close(self) -> None:
+        """Writes what is queued and stops the thread, within CLOSE_LIMIT. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._writer.close()
+
+
 def enabled(level: int) -> bool:
     """Whether lines of this level are written at all."""
     return _logger.isEnabledFor(level)
@@ -265,12 +376,15 @@ def event(level: int, name: str, fields: Mapping[str, object], at: float | None 
         fields: what belongs to it.
         at: when it happened, in seconds of time.time(); now by default.
     """
-    if not _logger.isEnabledFor(level):
-        return
+    if _logger.isEnabledFor(level):
+        _logger.handle(_make_record(level, name, fields, at))
+
+
+def _make_record(level: int, name: str, fields: Mapping[str, object], at: float | None) -> logging.LogRecord:
     record = _logger.makeRecord(_logger.name, level, "", 0, name, (), None, extra={"fields": fields})
     if at is not None:
         record.created = at
-    _logger.handle(record)
+    return record
 
 
 def debug(name: str, **fields: object) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from llmpipe.disconnect import Disconnects, Results
     from llmpipe.fleet import Fleet
     from llmpipe.health import HealthChecks
+    from llmpipe.otel import Tracing
     from llmpipe.reloads import Reloads
     from llmpipe.runner import Runner
 
@@ -381,6 +382,24 @@ class ControlCollector(Collector):
             for state in STATES:
                 family.add_metric([pool.name, state], found.count(state))
         return family
+
+
+class SpanCollector(Collector):
+    """Yields what came of the spans at scrape time."""
+
+    def __init__(self, tracing: Tracing) -> None:
+        self._tracing = tracing
+
+    def collect(self) -> Iterable[Metric]:
+        spans = CounterMetricFamily(
+            "llmpipe_spans",
+            "Spans of exchanges: sent to a collector, taken by none, or dropped because too many waited.",
+            labels=["result"],
+        )
+        spans.add_metric(["sent"], self._tracing.sent)
+        spans.add_metric(["failed"], self._tracing.failed)
+        spans.add_metric(["dropped"], self._tracing.dropped)
+        yield spans
 
 
 def make_registry(*collectors: Collector) -> CollectorRegistry:

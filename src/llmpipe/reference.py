@@ -140,7 +140,14 @@ told. `llmpipe_hook_calls_total` counts the calls by hook and result.
 _FILE_ONLY = ("backends",)
 """Settings whose key in the file is a table."""
 
-_KINDS = {"secret": "secret", "s": "duration", "bytes": "size", "choice": "choice", "switch": "switch"}
+_KINDS = {
+    "secret": "secret",
+    "s": "duration",
+    "bytes": "size",
+    "choice": "choice",
+    "switch": "switch",
+    "share": "number",
+}
 
 # What a reader could type, and what Markdown would take for a link: an address or an option of one, and what stands in quotes.
 _LITERAL = re.compile(r"(?<![\w'])'([^' ]+)'|(?<!\S)((?:http://|unix:|\?)[^\s,;]+?)(?=[,;.:]?(?:\s|$))")

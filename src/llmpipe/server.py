@@ -13,7 +13,7 @@ import signal
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 from msgspec.structs import replace
@@ -33,6 +33,7 @@ from llmpipe import (
     status,
     upgrade,
 )
+from llmpipe.access_log import AccessLog
 from llmpipe.actions import Actions
 from llmpipe.authority import Authority
 from llmpipe.background import BACKLOG as ADMIN_BACKLOG
@@ -61,6 +62,9 @@ from llmpipe.records import RecordLog
 from llmpipe.reloads import Reloads
 from llmpipe.runner import Runner
 from llmpipe.sockets import are_at, bind, bind_all, bound_address, local_only, raise_descriptor_limit, take_over
+
+if TYPE_CHECKING:
+    from llmpipe.otel import Tracing
 
 RESERVED_DESCRIPTORS = 64
 """Descriptors that are kept for what is neither client nor upstream, with one engine; the admin endpoint has the most of them."""
@@ -148,8 +152,15 @@ def _each(*takers: Callable[[Record], None]) -> Callable[[Record], None]:
 class Server:
     """One `llmpipe serve`, from its sockets to its exit code."""
 
-    def __init__(self, config: ServeConfig) -> None:
+    def __init__(self, config: ServeConfig, access: AccessLog, tracing: "Tracing | None") -> None:
+        """Args:
+        config: what was asked for.
+        access: where access lines go; it stays the caller's.
+        tracing: where spans go, likewise.
+        """
         self._config = config
+        self._access = access
+        self._tracing = tracing
         self._settings = config.settings
         self._reloads = Reloads()
         self._process = config.settings.process
@@ -226,7 +237,7 @@ class Server:
         fleet = Fleet()
         disconnects = self._disconnects
         stack.callback(disconnects.close)
-        records = RecordLog(fleet, log_query=process.log_query, on_abort=disconnects.tell)
+        records = RecordLog(fleet, on_abort=disconnects.tell, access=self._access, tracing=self._tracing)
         kept = process.exchanges_kept if process.keeps_exchanges else 0
         exchanges = Exchanges(fleet, kept, log.mask_user if process.log_query else log.mask_secrets)
         descriptors = raise_descriptor_limit()
@@ -247,8 +258,11 @@ class Server:
         checks = HealthChecks(runner)
         if self._admin_listener is not None:
             registry = metrics.make_registry(
-                metrics.EngineCollector(runner.stats, fleet, lambda: lines.dropped, lambda: self._draining),
+                metrics.EngineCollector(
+                    runner.stats, fleet, lambda: lines.dropped + self._access.dropped, lambda: self._draining
+                ),
                 metrics.ControlCollector(runner, checks, self._reloads, lambda: self._settings, disconnects),
+                *([] if self._tracing is None else [metrics.SpanCollector(self._tracing)]),
             )
             self._admin_server = self._make_admin(
                 self._admin_listener, runner, records, exchanges, registry=registry, token=token
@@ -381,6 +395,8 @@ class Server:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             loop.add_signal_handler(number, self._signals.put_nowait, number)
         loop.add_signal_handler(signal.SIGHUP, self._reloads.ask)  # several before one was looked at are one
+        loop.add_signal_handler(signal.SIGUSR1, self._access.reopen)
+        self._access.reopen()  # that was ignored since the file was opened
         loop.add_signal_handler(signal.SIGUSR2, self._begin_upgrade)
 
     def _begin_upgrade(self) -> None:
@@ -572,20 +588,36 @@ def _end_at_once(*_: object) -> None:
     os._exit(1)
 
 
+def _start_tracing(process: ProcessSettings) -> "Tracing | None":
+    if not process.otel:
+        return None
+    try:
+        from llmpipe import otel  # noqa: PLC0415 - it takes half a second, and is not always installed
+    except ImportError as error:
+        raise UsageError(f"--otel needs OpenTelemetry ({error}); pip install 'llmpipe[otel]'") from None
+    return otel.Tracing(log_query=process.log_query)
+
+
 def run(config: ServeConfig, lines: log.Log) -> int:
     """Serves on a uvloop event loop; the process's exit code. Behind it a signal ends the process at once.
 
     Raises:
         UsageError: what was asked for cannot work.
     """
-    # Some supervisors send these to everybody, for logs to be opened anew. The second has its handler once the loop runs.
+    # Some supervisors send these to everybody. They have their handlers once the loop runs.
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
+    process = config.settings.process
+    tracing = _start_tracing(process)
+    access = AccessLog(process)
     try:
-        return uvloop.run(Server(config).run(lines))
+        return uvloop.run(Server(config, access, tracing).run(lines))
     finally:
         # The loop leaves handlers that do nothing. What is left to do is to write the log, for which somebody must read it.
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             signal.signal(number, _end_at_once)
-        for number in (signal.SIGHUP, signal.SIGUSR2):
+        for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)
+        access.close()
+        if tracing is not None:
+            tracing.close()

@@ -20,6 +20,7 @@ from llmpipe.config import (
     format_address_or_off,
     format_duration,
     format_secret,
+    format_share,
     format_size,
     format_trusted,
     parse_address,
@@ -30,6 +31,7 @@ from llmpipe.config import (
     parse_field,
     parse_path,
     parse_secret_file,
+    parse_share,
     parse_size,
     parse_trusted,
 )
@@ -86,6 +88,7 @@ NOTATIONS = {
     "exchanges": _COUNT,
     "requests": _COUNT,
     "answers": _COUNT,
+    "share": Notation("number", parse_share, format_share),
     "FIELD": Notation("FIELD", parse_field, str),
     "/PATH": Notation("/PATH", parse_path, str),
     "FILE": Notation("FILE", str, str),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import os
 import resource
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tools
 from generations import LONG, Generations
 from harness import (
     Backend,
@@ -228,6 +230,39 @@ def test_no_line_is_lost_or_cut_while_files_are_rotated(proxy_to: Callable[..., 
     assert proxy.metric("llmpipe_access_lines_dropped_total") == 0
     assert sorted(ids_of(*rotated.files)) == sorted(name for names in asked for name in names)
     assert len(rotated.files) == 9
+
+
+@tools.needs("logrotate", "logrotate")
+def test_logrotate_does_it_as_the_docs_say(proxy_to: Callable[..., Proxy], tmp_path: Path) -> None:
+    path = tmp_path / "access.log"
+    proxy = proxy_to(answer_all, options=["--access-log", str(path)])
+    text = (Path(__file__).parents[1] / "docs/deploy/llmpipe.logrotate").read_text()
+    for what, here in (
+        ("/var/log/llmpipe/access.log", str(path)),
+        ("systemctl kill --signal=SIGUSR1 llmpipe.service 2>/dev/null || true", f"kill -USR1 {proxy.pid}"),
+    ):
+        assert text.count(f"{what}\n") + text.count(f"{what} {{") == 1
+        text = text.replace(f"{what}\n", f"{here}\n").replace(f"{what} {{", f"{here} {{")
+    snippet = tmp_path / "llmpipe.logrotate"
+    snippet.write_text(text)
+    snippet.chmod(0o644)
+    for day in range(3):
+        with Client(proxy) as client:
+            ask(client, *(f"{day}-{number}" for number in range(10)))
+        wait_lines(path, 10)
+        command = [tools.tool("logrotate", "logrotate"), "--force", "--state", str(tmp_path / "state"), str(snippet)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+        assert (done.returncode, done.stdout + done.stderr) == (0, "")
+        wait_until(path.exists)
+    with Client(proxy) as client:
+        ask(client, "3-0")
+    wait_lines(path, 1)
+    wanted = {f"{day}-{number}" for day in range(3) for number in range(10)}
+    zipped = [gzip.decompress((tmp_path / f"access.log.{number}.gz").read_bytes()) for number in (2, 3)]
+    found = [json.loads(line)["request_id"] for data in zipped for line in data.splitlines()]
+    found += ids_of(tmp_path / "access.log.1", path)
+    assert sorted(found) == sorted({*wanted, "3-0"})
+    assert proxy.metric("llmpipe_access_lines_dropped_total") == 0
 
 
 def test_behind_the_signal_nothing_goes_to_the_old_file(proxy_to: Callable[..., Proxy], tmp_path: Path) -> None:

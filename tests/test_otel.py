@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import re
 import subprocess
 import sys
 import threading
@@ -358,9 +360,23 @@ def test_a_collector_that_is_not_there_is_counted(proxy_to: Callable[..., Proxy]
     proxy.wait_metric("llmpipe_spans_total", 20, result="failed")
     proxy.close()
     assert proxy.wait_log("spans lost")["spans"] == 20
+    assert re.search(r"export(ing)? spans batch", "".join(proxy.stderr))
     assert all(line.startswith("{") for line in proxy.stderr), "something wrote past the log"
 
 
+def test_the_exporter_complains_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    seldom = otel._Seldom()
+    passed = []
+    for second in range(150):
+        now[0] = 1000.0 + second
+        if seldom.filter(logging.makeLogRecord({"msg": "down"})):
+            passed.append(second)
+    assert passed == [0, 60, 120]
+
+
+@pytest.mark.slow
 def test_a_collector_that_hangs_delays_neither_requests_nor_the_end(proxy_to: Callable[..., Proxy]) -> None:
     with unanswering_address() as address:
         environment = {

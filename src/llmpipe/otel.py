@@ -8,6 +8,7 @@ of OpenTelemetry (OTEL_*) say where spans go and which are sampled.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -40,6 +41,9 @@ CLOSE_LIMIT = 5.0
 
 QUEUE_SPANS = 2048
 """Spans that wait to be sent, unless OTEL_BSP_MAX_QUEUE_SIZE says otherwise: the SDK's own default."""
+
+COMPLAINT_INTERVAL = 60.0
+"""Seconds for which the exporter says nothing more after it has complained: it would at each try."""
 
 METHODS = frozenset(("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"))
 """Those that the conventions know; any other one could be a value that a client makes up."""
@@ -174,6 +178,21 @@ class _CountingExporter(SpanExporter):
         return self._exporter.force_flush(timeout_millis)
 
 
+class _Seldom(logging.Filter):
+    """Lets one line through, and then none for COMPLAINT_INTERVAL."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._next = 0.0
+
+    def filter(self, record: logging.LogRecord) -> bool:  # noqa: ARG002 - whatever it says
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        self._next = now + COMPLAINT_INTERVAL
+        return True
+
+
 def _queue_size(environment: Mapping[str, str]) -> int:
     text = environment.get(OTEL_BSP_MAX_QUEUE_SIZE, "").strip()
     if text and not (text.isascii() and text.isdigit() and int(text)):
@@ -199,6 +218,7 @@ class Tracing:
         self._shown = log.mask_user if log_query else log.mask_secrets
         self._begun = 0
         self._most = _queue_size(os.environ)
+        logging.getLogger(OTLPSpanExporter.__module__).filters = [_Seldom()]
         ours = Resource({"service.name": "llmpipe", "service.version": __version__})
         try:
             self._exporter = _CountingExporter(OTLPSpanExporter())

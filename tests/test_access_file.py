@@ -97,6 +97,19 @@ def test_text_lines(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text() == '1970-01-01T00:00:00.000Z info    access path="/a b" failed=x:y status=-\n'
 
 
+def test_lines_of_two_writers_do_not_mingle_however_long_they_are(tmp_path: Path) -> None:
+    """As those of the old and the new process during an upgrade."""
+    path = tmp_path / "log"
+    files = [log.LineFile(str(path), "json") for _ in range(2)]
+    for number in range(400):
+        for writer, file in enumerate(files):
+            file.write("access", {"request_id": f"{writer}-{number}", "text": "x" * 40_000}, 0.0)
+    for file in files:
+        file.close()
+        assert file.dropped == 0
+    assert sorted(ids_of(path)) == sorted(f"{writer}-{number}" for writer in range(2) for number in range(400))
+
+
 def served(port: int) -> bool:
     """Whether a request was answered there."""
     try:

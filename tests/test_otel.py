@@ -463,6 +463,20 @@ def test_a_queue_that_makes_no_sense_is_one_line(value: str) -> None:
     assert done.stderr == f"Error: OTEL_BSP_MAX_QUEUE_SIZE is '{value}'; write how many spans may wait, such as 2048\n"
 
 
+def test_variables_that_contradict_each_other_are_one_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "llmpipe", "serve", "--demo", "--otel"],
+        env={"OTEL_BSP_MAX_QUEUE_SIZE": "100", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "200", "PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: --otel: ")
+    assert done.stderr.count("\n") == 1
+
+
 def test_nothing_of_it_is_loaded_unless_it_is_asked_for() -> None:
     script = "import sys; from llmpipe import cli; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -147,9 +147,8 @@ class AccessLog:
         return 0 if self._file is None else self._file.dropped
 
     def close(self) -> None:
-        """Writes what is queued, as long as the file takes it. Idempotent."""
+        """Writes what is queued, as long as the file takes it."""
         if self._file is not None:
             self._file.close()
             if self._file.dropped:
                 log.warning("access lines dropped", lines=self._file.dropped)
-                self._file = None

@@ -1,8 +1,8 @@
-"""Log lines on stderr, as text or JSON, that never make the proxy wait.
+"""Log lines on stderr or in a file, as text or JSON, that never make the proxy wait.
 
 Lines are formatted and written by a thread of their own behind a bounded queue. When it is full, lines are dropped and
-counted, as are those that stderr does not take. No credential reaches a line: of a request's fields only X-Request-ID is
-logged, and of a query the values of a few parameters that are known to carry none.
+counted, as are those that stderr or the file does not take. No credential reaches a line: of a request's fields only X-Request-ID
+and the ids in traceparent are logged, and of a query the values of a few parameters that are known to carry none.
 """
 
 import contextlib

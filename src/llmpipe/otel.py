@@ -1,15 +1,16 @@
 """Spans of OpenTelemetry, one for each exchange, sent by OTLP over HTTP. This is all that knows of OpenTelemetry and of its
 conventions for generative AI; it is imported only with --otel.
 
-A span is made when its exchange has ended, of what the engine reports of it, so that it costs the forwarding nothing. The SDK sends
-spans from a thread of its own. What it has not sent is bounded, and spans beyond that are dropped and counted. The variables
-of OpenTelemetry (OTEL_*) say where spans go and which are sampled.
+A span is made when its exchange has ended, of what the engine reports of it, so that it costs the forwarding nothing. A thread of its
+own makes spans, for one takes a tenth of a millisecond, and one of the SDK's sends them. How many wait for either is bounded; those beyond
+are dropped and counted. The variables of OpenTelemetry (OTEL_*) say where spans go and which are sampled.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -216,7 +217,9 @@ class Tracing:
         """
         self.dropped = 0
         self._shown = log.mask_user if log_query else log.mask_secrets
-        self._begun = 0
+        self._taken = 0
+        self._unsampled = 0
+        self._records: queue.SimpleQueue[tuple[ExchangeEnded, Fleet, int] | None] = queue.SimpleQueue()
         self._most = _queue_size(os.environ)
         logging.getLogger(OTLPSpanExporter.__module__).filters = [_Seldom()]
         ours = Resource({"service.name": "llmpipe", "service.version": __version__})
@@ -230,6 +233,8 @@ class Tracing:
         except (OSError, ValueError) as error:  # of a certificate, a number
             raise UsageError(f"--otel: {error}") from None
         self._tracer = self._provider.get_tracer("llmpipe", __version__)
+        self._thread = threading.Thread(target=self._run, name="otel", daemon=True)
+        self._thread.start()
 
     @property
     def sent(self) -> int:
@@ -242,16 +247,24 @@ class Tracing:
         return self._exporter.failed
 
     def write(self, record: ExchangeEnded, fleet: Fleet) -> None:
-        """Makes the span of an exchange. It waits for nothing.
+        """Has the span of an exchange made. It waits for nothing.
 
         Args:
             record: of the exchange.
             fleet: knows the servers that it names.
         """
-        if self._begun - self.sent - self.failed >= self._most:
+        # The other counts only grow, in the threads that come behind, so no more wait than this.
+        if self._taken - self._unsampled - self.sent - self.failed >= self._most:
             self.dropped += 1
             return
-        end = time.time_ns() - round(record.age * 1e9)
+        self._taken += 1
+        self._records.put((record, fleet, time.time_ns() - round(record.age * 1e9)))
+
+    def _run(self) -> None:
+        while (found := self._records.get()) is not None:
+            self._make(*found)
+
+    def _make(self, record: ExchangeEnded, fleet: Fleet, end: int) -> None:
         begin = end - round(record.duration * 1e9)
         server = None if record.backend is None else fleet.server(record.backend)
         known = attributes(record, server, self._shown)
@@ -264,21 +277,26 @@ class Tracing:
             attributes=known,
             start_time=begin,
         )
-        if not span.is_recording():  # it is not in the sample
+        if not span.get_span_context().trace_flags.sampled:
+            self._unsampled += 1
             return
         for at, name, more in events(record, fleet):
             span.add_event(name, more, timestamp=begin + round(at * 1e9))
         if "error.type" in known:
             span.set_status(Status(StatusCode.ERROR, REASONS[record.reason] or None))
-        if span.get_span_context().trace_flags.sampled:
-            self._begun += 1
         span.end(end)
 
     def close(self) -> None:
         """Sends what waits, within CLOSE_LIMIT."""
-        closing = threading.Thread(target=self._provider.shutdown, name="otel-close", daemon=True)
+        self._records.put(None)
+
+        def send() -> None:
+            self._thread.join()
+            self._provider.shutdown()
+
+        closing = threading.Thread(target=send, name="otel-close", daemon=True)
         closing.start()
         closing.join(CLOSE_LIMIT)
-        lost = self._begun - self.sent + self.dropped
+        lost = self._taken - self._unsampled - self.sent + self.dropped
         if lost:
             log.warning("spans lost", spans=lost)

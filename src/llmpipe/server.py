@@ -396,7 +396,7 @@ class Server:
             loop.add_signal_handler(number, self._signals.put_nowait, number)
         loop.add_signal_handler(signal.SIGHUP, self._reloads.ask)  # several before one was looked at are one
         loop.add_signal_handler(signal.SIGUSR1, self._access.reopen)
-        self._access.reopen()  # that was ignored since the file was opened
+        self._access.reopen()  # the signal was ignored since the file was opened
         loop.add_signal_handler(signal.SIGUSR2, self._begin_upgrade)
 
     def _begin_upgrade(self) -> None:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -475,6 +476,16 @@ def test_variables_that_contradict_each_other_are_one_line() -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("Error: --otel: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_the_page_names_every_attribute_every_event_and_every_operation() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "access-log.md").read_text().partition("## Spans")[2]
+    failed = record(outcome=OUTCOME("upstream_abort"))
+    names = set(otel.attributes(failed, SERVERS[0], log.mask_secrets)) | {
+        name for _, name, _ in otel.events(failed, FLEET)
+    }
+    names |= {f"{operation} MODEL" for _, operation in otel.OPERATIONS}
+    assert {name for name in names if f"`{name}`" not in page} == set()
 
 
 def test_nothing_of_it_is_loaded_unless_it_is_asked_for() -> None:

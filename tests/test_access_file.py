@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import tools
 from generations import LONG, Generations
@@ -29,7 +30,6 @@ from harness import (
     Stream,
     answer_all,
     chunk,
-    free_port,
     open_descriptors,
     sse_head,
     wait_until,
@@ -110,25 +110,30 @@ def test_lines_of_two_writers_do_not_mingle_however_long_they_are(tmp_path: Path
     assert sorted(ids_of(path)) == sorted(f"{writer}-{number}" for writer in range(2) for number in range(400))
 
 
-def served(port: int) -> bool:
-    """Whether a request was answered there."""
-    try:
-        stream = Stream(socket.create_connection(("127.0.0.1", port), timeout=30))
-    except ConnectionRefusedError:
-        return False
-    with contextlib.closing(stream):
-        ask(stream, "a")
-    return True
+def port_of(process: subprocess.Popen[bytes]) -> int:
+    """Where a proxy without an admin endpoint listens, once it does; its log need not say so."""
+
+    def found() -> list[int]:
+        connections = psutil.Process(process.pid).net_connections("tcp")
+        return [found.laddr.port for found in connections if found.status == psutil.CONN_LISTEN]
+
+    wait_until(lambda: found() or process.poll() is not None)
+    return found()[0]
+
+
+def ask_once(port: int, name: str) -> None:
+    with contextlib.closing(Stream(socket.create_connection(("127.0.0.1", port), timeout=30))) as stream:
+        ask(stream, name)
 
 
 def test_the_level_of_the_log_is_not_that_of_the_file(tmp_path: Path) -> None:
-    path, port = tmp_path / "access.log", free_port()
+    path = tmp_path / "access.log"
     with Backend(answer_all) as backend:
-        command = [sys.executable, "-m", "llmpipe", "serve", "--listen", f"127.0.0.1:{port}", "--admin", "off"]
+        command = [sys.executable, "-m", "llmpipe", "serve", "--listen", "127.0.0.1:0", "--admin", "off"]
         command += ["--log-format", "json", "--log-level", "error", "--backend", backend.url, "--access-log", str(path)]
         with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
             try:
-                wait_until(lambda: served(port))
+                ask_once(port_of(process), "a")
                 wait_lines(path, 1)
             finally:
                 process.send_signal(signal.SIGTERM)
@@ -180,13 +185,12 @@ def test_a_link_is_followed(proxy_to: Callable[..., Proxy], tmp_path: Path) -> N
 
 
 def test_standard_output_is_a_file_too(tmp_path: Path) -> None:
-    port = free_port()
     with Backend(answer_all) as backend:
-        command = [sys.executable, "-m", "llmpipe", "serve", "--listen", f"127.0.0.1:{port}", "--admin", "off"]
+        command = [sys.executable, "-m", "llmpipe", "serve", "--listen", "127.0.0.1:0", "--admin", "off"]
         command += ["--log-format", "json", "--backend", backend.url, "--access-log", "/dev/stdout"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
             try:
-                wait_until(lambda: served(port))
+                ask_once(port_of(process), "a")
             finally:
                 process.send_signal(signal.SIGTERM)
                 output, _ = process.communicate(timeout=30)

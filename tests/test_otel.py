@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,6 @@ from harness import (
     Proxy,
     answer_all,
     chunk,
-    free_port,
     respond,
     sse_head,
     unanswering_address,
@@ -349,17 +350,19 @@ def test_the_last_spans_are_sent_at_the_end(proxy_to: Callable[..., Proxy], coll
 
 
 def test_a_collector_that_is_not_there_is_counted(proxy_to: Callable[..., Proxy]) -> None:
-    environment = {
-        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{free_port()}",
-        "OTEL_EXPORTER_OTLP_TIMEOUT": "1",
-        "OTEL_BSP_SCHEDULE_DELAY": "50",
-    }
-    proxy = proxy_to(answer_all, options=["--otel"], env=environment)
-    with Client(proxy) as client:
-        for _ in range(20):
-            assert client.request(GET).status == 200
-    proxy.wait_metric("llmpipe_spans_total", 20, result="failed")
-    proxy.close()
+    with socket.socket() as refusing:  # nobody else can listen there, and it does not
+        refusing.bind(("127.0.0.1", 0))
+        environment = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{refusing.getsockname()[1]}",
+            "OTEL_EXPORTER_OTLP_TIMEOUT": "1",
+            "OTEL_BSP_SCHEDULE_DELAY": "50",
+        }
+        proxy = proxy_to(answer_all, options=["--otel"], env=environment)
+        with Client(proxy) as client:
+            for _ in range(20):
+                assert client.request(GET).status == 200
+        proxy.wait_metric("llmpipe_spans_total", 20, result="failed")
+        proxy.close()
     assert proxy.wait_log("spans lost")["spans"] == 20
     assert re.search(r"export(ing)? spans batch", "".join(proxy.stderr))
     assert all(line.startswith("{") for line in proxy.stderr), "something wrote past the log"
@@ -400,21 +403,19 @@ def test_a_collector_that_hangs_delays_neither_requests_nor_the_end(proxy_to: Ca
 
 def test_a_second_signal_ends_the_wait_for_a_collector(proxy_to: Callable[..., Proxy]) -> None:
     """With a limit that no test waits for."""
-    import signal  # noqa: PLC0415
-
     with unanswering_address() as address, Backend(answer_all) as backend:
         script = "import sys; from llmpipe import cli, otel; otel.CLOSE_LIMIT = 1000.0; sys.argv = ['llmpipe', *sys.argv[1:]]; cli.main()"
-        port = free_port()
-        command = [sys.executable, "-c", script, "serve", "--otel", "--listen", f"127.0.0.1:{port}", "--admin", "off"]
+        command = [sys.executable, "-c", script, "serve", "--otel", "--listen", "127.0.0.1:0", "--admin", "off"]
         command += ["--backend", backend.url]
         environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": address, "OTEL_EXPORTER_OTLP_TIMEOUT": "3600", "PATH": ""}
         with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
             try:
                 assert process.stderr is not None
-                wait_for(process.stderr, "listening")
-                proxy = type("Address", (), {"connect": lambda _: connect(port)})()
-                with Client(proxy) as client:
-                    client.request(GET)
+                line = wait_for(process.stderr, "listening")
+                port = int(line.partition("address=127.0.0.1:")[2].split()[0])
+                with socket.create_connection(("127.0.0.1", port), timeout=30) as sock:
+                    sock.sendall(GET)
+                    assert sock.recv(100).startswith(b"HTTP/1.1 200")
                 process.send_signal(signal.SIGTERM)
                 wait_for(process.stderr, "stopped")
                 time.sleep(0.2)
@@ -425,16 +426,10 @@ def test_a_second_signal_ends_the_wait_for_a_collector(proxy_to: Callable[..., P
                 process.kill()
 
 
-def connect(port: int) -> Any:
-    import socket  # noqa: PLC0415
-
-    return socket.create_connection(("127.0.0.1", port), timeout=30)
-
-
-def wait_for(lines: Any, event: str) -> None:
+def wait_for(lines: Iterable[str], event: str) -> str:
     for line in lines:
         if f" {event} " in line:
-            return
+            return line
     raise AssertionError(f"no line {event!r}")
 
 

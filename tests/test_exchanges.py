@@ -12,7 +12,6 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from types import SimpleNamespace
 from typing import Any
 
 import explain_page
@@ -40,7 +39,6 @@ from llmpipe.explain import parse_admin
 from llmpipe.fleet import Fleet, Server
 from llmpipe.log import mask_secrets
 from llmpipe.record_kinds import Attempt, ExchangeEnded
-from llmpipe.runner import Runner
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -246,7 +244,9 @@ def test_live_ones_are_told_by_the_engines(proxy_to: Any) -> None:
     with ExitStack() as stack:
         for number in range(6):
             client = stack.enter_context(Client(proxy))
-            client.send(b"POST /v1/chat HTTP/1.1\r\nHost: x\r\nX-Request-ID: live-one-%d\r\nContent-Length: 0\r\n\r\n" % number)
+            client.send(
+                b"POST /v1/chat HTTP/1.1\r\nHost: x\r\nX-Request-ID: live-one-%d\r\nContent-Length: 0\r\n\r\n" % number
+            )
             client.read_head()
         waiting = stack.enter_context(Client(proxy))
         waiting.send(b"GET /half HTTP/1.1\r\nHost:")
@@ -258,7 +258,13 @@ def test_live_ones_are_told_by_the_engines(proxy_to: Any) -> None:
         (one,) = exchanges_of(proxy, "id=live-one-3")["live"]
         assert one["outcome"] is one["times"]["end"] is None
         assert 1 <= one["events"] <= 2
-        assert 0 <= one["times"]["connected"] <= one["times"]["answered"] <= one["times"]["first"] <= one["times"]["last"] + 1e-5
+        assert (
+            0
+            <= one["times"]["connected"]
+            <= one["times"]["answered"]
+            <= one["times"]["first"]
+            <= one["times"]["last"] + 1e-5
+        )
         assert exchanges_of(proxy, "outcome=ok") == {"live": [], "ended": [], "kept": 1000}
     wait_until(lambda: len(exchanges_of(proxy)["ended"]) == 7)
     assert not exchanges_of(proxy)["live"]

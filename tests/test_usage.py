@@ -39,7 +39,12 @@ def delta(text: str | None, *, finish: str | None = None, **more: Any) -> dict[s
     return {**head, "choices": [choice], **more}
 
 
-VLLM = {"prompt_tokens": 1042, "total_tokens": 1054, "completion_tokens": 12, "prompt_tokens_details": {"cached_tokens": 1024}}
+VLLM = {
+    "prompt_tokens": 1042,
+    "total_tokens": 1054,
+    "completion_tokens": 12,
+    "prompt_tokens_details": {"cached_tokens": 1024},
+}
 OPENAI = {
     "prompt_tokens": 19,
     "completion_tokens": 10,
@@ -153,7 +158,9 @@ ANSWERS: dict[str, tuple[bytes, Tokens]] = {
     ),
     "llama.cpp, chat, nobody asked": (events(delta("Hi"), delta(None, finish="stop", timings=TIMINGS)), (237, 35, 236)),
     "llama.cpp, completion": (
-        events({"index": 0, "content": "Hi", "stop": False}, {"content": "", "stop": True, "timings": TIMINGS}, end=b""),
+        events(
+            {"index": 0, "content": "Hi", "stop": False}, {"content": "", "stop": True, "timings": TIMINGS}, end=b""
+        ),
         (237, 35, 236),
     ),
     "Ollama, chat": (
@@ -176,7 +183,10 @@ ANSWERS: dict[str, tuple[bytes, Tokens]] = {
         (8, None, None),
     ),
     "a text about it": (events(delta(TEXT), delta(TEXT)), NOTHING),
-    "a value of that name": (b'{"type": "usage", "usage": "none", "usage": [1, 2], "usage":null, "timings" : false}', NOTHING),
+    "a value of that name": (
+        b'{"type": "usage", "usage": "none", "usage": [1, 2], "usage":null, "timings" : false}',
+        NOTHING,
+    ),
     "numbers that are none": (
         b'{"usage": {"prompt_tokens": 1.5, "completion_tokens": -3, "total_tokens": 1e3, "cached_tokens": "4"}}',
         NOTHING,
@@ -186,12 +196,17 @@ ANSWERS: dict[str, tuple[bytes, Tokens]] = {
         (None, 4, None),
     ),
     "names that are deeper, or escaped, or longer": (
-        rb'{"usage": {"a": {"prompt_tokens": 1}, "b": [{"completion_tokens": 2}, 3], "prompt\u005ftokens": 4, '
-        rb'"prompt_tokens_and_a_name_that_is_longer_than_any": 5, "completion_tokens": 6}}',
+        (
+            rb'{"usage": {"a": {"prompt_tokens": 1}, "b": [{"completion_tokens": 2}, 3], "prompt\u005ftokens": 4, '
+            rb'"prompt_tokens_and_a_name_that_is_longer_than_any": 5, "completion_tokens": 6}}'
+        ),
         (None, 6, None),
     ),
     "zero is known": (b'{"usage": {"prompt_tokens": 0, "completion_tokens": 0}}', (0, 0, None)),
-    "what is broken": (b'{"usage": {"prompt_tokens": 3, "completion_tokens" 4}, "usage": {"completion_tokens": 5}}', (3, 5, None)),
+    "what is broken": (
+        b'{"usage": {"prompt_tokens": 3, "completion_tokens" 4}, "usage": {"completion_tokens": 5}}',
+        (3, 5, None),
+    ),
     "deeper than anybody goes": (b'{"usage": {"a": [[[[[[[1]]]]]]], "prompt_tokens": 3}}', NOTHING),
 }
 
@@ -211,15 +226,22 @@ def test_q1_what_no_server_tells_however_it_is_cut(probe: Any, seed: int) -> Non
     dice = random.Random(seed)
     parts = [part for answer, _ in ANSWERS.values() for part in re.split(rb'(?<=[,"{}:])', answer)]
     for _ in range(200):
-        answer = b"".join(dice.choices(parts, k=40)) + dice.choice([b"", b'"usage":{"prompt_tokens":5,"a":', b'"timings"'])
+        answer = b"".join(dice.choices(parts, k=40)) + dice.choice(
+            [b"", b'"usage":{"prompt_tokens":5,"a":', b'"timings"']
+        )
         expected = probe.read_usage([answer])
         assert probe.read_usage([answer[i : i + 1] for i in range(len(answer))]) == expected
         for at in dice.sample(range(1, len(answer)), 10):
             assert probe.read_usage([answer[:at], answer[at:]]) == expected, (at, answer)
 
 
-@given(st.binary(max_size=400), st.lists(st.tuples(st.integers(0, 400), st.sampled_from([b"g", b'"', b'ge"', b'gs"'])), max_size=6))
-def test_the_search_in_vectors_finds_what_a_search_by_bytes_does(probe: Any, data: bytes, put: list[tuple[int, bytes]]) -> None:
+@given(
+    st.binary(max_size=400),
+    st.lists(st.tuples(st.integers(0, 400), st.sampled_from([b"g", b'"', b'ge"', b'gs"'])), max_size=6),
+)
+def test_the_search_in_vectors_finds_what_a_search_by_bytes_does(
+    probe: Any, data: bytes, put: list[tuple[int, bytes]]
+) -> None:
     for at, what in put:
         data = data[:at] + what + data[at + len(what) :]
     found = re.search(rb'g[\x00-\xff]"', data)
@@ -265,7 +287,9 @@ def tokens(proxy: Proxy, model: str = "") -> tuple[float, float, float]:
 
 
 @pytest.mark.parametrize("size", [7, 100, 70000])
-@pytest.mark.parametrize("name", ["vLLM, chat, the client asked", "Anthropic, messages", "in one piece, with spaces and line ends"])
+@pytest.mark.parametrize(
+    "name", ["vLLM, chat, the client asked", "Anthropic, messages", "in one piece, with spaces and line ends"]
+)
 def test_q1_the_bytes_are_the_backend_s_and_the_tokens_are_counted(proxy_to: Any, name: str, size: int) -> None:
     answer, expected = ANSWERS[name]
     head = sse_head() if b"data: " in answer else JSON_HEAD

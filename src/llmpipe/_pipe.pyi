@@ -136,8 +136,12 @@ class Stats(TypedDict):
     buffers_held: int
     buffers_made: int
     upstreams: int
-    series: dict[tuple[bytes, int | None], Series]  # by pool, and by the backend's number or None; an empty name is no pool
-    tokens: dict[bytes, tuple[int, int, int]]  # by model: prompt, completion, cached; an empty name is all that is not looked for
+    series: dict[
+        tuple[bytes, int | None], Series
+    ]  # by pool, and by the backend's number or None; an empty name is no pool
+    tokens: dict[
+        bytes, tuple[int, int, int]
+    ]  # by model: prompt, completion, cached; an empty name is all that is not looked for
     backends: dict[int, BackendStats]  # by number, of the table that was configured last
     pools: dict[bytes, PoolStats]  # by name, those that are in a table
 

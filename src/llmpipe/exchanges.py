@@ -18,10 +18,10 @@ from urllib.parse import parse_qsl
 from msgspec import Struct, msgpack
 
 from llmpipe._pipe import OUTCOMES, PHASES, REASONS
+from llmpipe.access_log import request_line
 from llmpipe.config import parse_count
 from llmpipe.errors import UsageError
 from llmpipe.record_kinds import ExchangeEnded
-from llmpipe.access_log import request_line
 
 if TYPE_CHECKING:
     from llmpipe.fleet import Fleet

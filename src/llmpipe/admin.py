@@ -1,5 +1,5 @@
-"""The admin endpoint: /metrics, /status, /exchanges, /healthz and /readyz to read, and POSTs that drain a backend, resume it, or reload.
-It shows no credential (rule S1)."""
+"""The admin endpoint: a page, /metrics, /status, /history, /events, /exchanges, /healthz and /readyz to read, and POSTs that drain a
+backend, resume it, or reload. It shows no credential (rule S1)."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from urllib.parse import parse_qsl
 
 from prometheus_client import CollectorRegistry, make_asgi_app
 
-from llmpipe import log
+from llmpipe import log, page
 from llmpipe.actions import CONTROL_TIME, Actions
 from llmpipe.background import App, BoundedProtocol, Receive, Scope, Send, send_json
 from llmpipe.config import parse_duration
 from llmpipe.errors import UsageError
+from llmpipe.events import EventStreams
 from llmpipe.exchanges import Query, parse_query
 
 if TYPE_CHECKING:
     from llmpipe.authority import Authority
+    from llmpipe.history import History
 
 MOST_WAIT = 3600.0
 """Seconds that a POST may wait for the end of a drain."""
 
 PATHS = (
-    "there are /metrics, /status, /exchanges, /healthz and /readyz, "
+    "there are / (a page), /metrics, /status, /history, /events, /exchanges, /healthz and /readyz, "
     "and to POST to /backends/NAME/drain, /backends/NAME/resume and /reload"
 )
 
@@ -158,6 +160,7 @@ def make_app(
     why_not_ready: Callable[[], str | None],
     status: Callable[[], dict[str, Any]],
     exchanges: Callable[[Query], Awaitable[dict[str, Any]]],
+    history: History,
     *,
     actions: Actions,
     authority: Authority,
@@ -170,13 +173,37 @@ def make_app(
         why_not_ready: the reason why no new request should come here, or None.
         status: what /status shows.
         exchanges: what /exchanges shows.
+        history: what /history shows.
         actions: what POSTs can do.
         authority: knows who may.
         names: hosts under which it may be asked, beside addresses and localhost.
     """
-    metrics: App = make_asgi_app(registry)
     names = {name.lower().rstrip(".") for name in names}
     control = Control(actions, authority)
+
+    async def show_status(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001
+        await send_json(send, 200, json.dumps(status(), indent=2).encode())
+
+    async def show_history(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001
+        await send_json(send, 200, json.dumps(history.shown()).encode())
+
+    async def show_health(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001
+        await send_json(send, 200, b'{"status": "ok"}')
+
+    async def show_readiness(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001
+        reason = why_not_ready()
+        body = {"status": "ready"} if reason is None else {"status": "not ready", "reason": reason}
+        await send_json(send, 200 if reason is None else 503, json.dumps(body).encode())
+
+    shown: dict[str, App] = {
+        "/metrics": make_asgi_app(registry),
+        "/status": show_status,
+        "/history": show_history,
+        "/events": EventStreams(status, history).answer,
+        "/healthz": show_health,
+        "/readyz": show_readiness,
+        **{path: file.answer for path, file in page.load().items()},
+    }
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
@@ -188,18 +215,8 @@ def make_app(
             await control.answer(scope, send, *action)
         elif scope["method"] not in ("GET", "HEAD"):
             await send_json(send, 405, b'{"error": "only GET and HEAD"}', ((b"allow", b"GET, HEAD"),))
-        elif path == "/metrics":
-            await metrics(scope, receive, send)
-        elif path == "/status":
-            await send_json(send, 200, json.dumps(status(), indent=2).encode())
-        elif path == "/exchanges":
-            await show_exchanges(scope, send, exchanges)
-        elif path == "/healthz":
-            await send_json(send, 200, b'{"status": "ok"}')
-        elif path == "/readyz":
-            reason = why_not_ready()
-            body = {"status": "ready"} if reason is None else {"status": "not ready", "reason": reason}
-            await send_json(send, 200 if reason is None else 503, json.dumps(body).encode())
+        elif path in shown:
+            await shown[path](scope, receive, send)
         else:
             await send_json(send, 404, json.dumps({"error": PATHS}).encode())
 

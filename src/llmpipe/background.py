@@ -45,12 +45,17 @@ class BoundedProtocol(H11Protocol):
     gives_way = False
     """Whether it was told to go, and has not gone yet."""
 
+    follows = False
+    """Whether its answer has no end of its own. An application sets that for one who asks again where it is cut."""
+
     _heard = 0.0
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.app_state = {**self.app_state, "connection": self}
+        self.over = asyncio.Event()
+        """Set when an answer without an end has to end: nobody waits for it any more, or the server ends."""
         self._heard = self.loop.time()
         self._restart(REQUEST_TIME)
 
@@ -65,7 +70,12 @@ class BoundedProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        self.over.set()
         super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        self.over.set()
+        super().shutdown()
 
     def allow(self, seconds: float) -> None:
         """Gives the request that is being answered so many seconds, and then as long as any other has."""
@@ -75,6 +85,11 @@ class BoundedProtocol(H11Protocol):
         """Whether nobody waits for an answer any more."""
         return self.transport.is_closing()
 
+    @property
+    def blocked(self) -> bool:
+        """Whether the client does not take what it was sent, so that more would have to be kept for it."""
+        return self.flow.write_paused
+
     def _restart(self, seconds: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
@@ -82,9 +97,9 @@ class BoundedProtocol(H11Protocol):
         self._timer = self.loop.call_later(seconds, self.transport.abort)
 
     @property
-    def rank(self) -> tuple[bool, float]:
-        """The lowest gives way first: who waits for an answer is above those that have asked nothing."""
-        return (self.cycle is not None and not self.cycle.response_complete, self._heard)
+    def rank(self) -> tuple[bool, bool, float]:
+        """The lowest gives way first: who waits for an answer is above those that have asked nothing, and above those that follow."""
+        return (self.cycle is not None and not self.cycle.response_complete, not self.follows, self._heard)
 
     def give_way(self) -> None:
         """Closes the connection in this turn of the loop."""

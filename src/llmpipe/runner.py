@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from llmpipe import hung, log
 from llmpipe._pipe import Engine
 from llmpipe.errors import UsageError
+from llmpipe.histogram import Counts, total
 from llmpipe.model_list import Catalogue
 from llmpipe.record_kinds import ExchangeLive, LiveEnd
 from llmpipe.resolve import choose
@@ -300,6 +301,17 @@ class Runner:
                 others, least = found.get(number, (0, math.inf))
                 found[number] = (others + streams, min(least, age))
         return {server.name: found[number] for number, server in self.fleet.numbered() if number in found}
+
+    def latencies(self) -> dict[int, tuple[Counts, Counts]]:
+        """By the number of a backend: counts of the times to the first token, and of the gaps between events, of all engines since the
+        start; the buckets are those of EDGES."""
+        engines = [engine.latencies() for engine in self.engines]
+        numbers = {number for found in engines for number in found}
+        parts = {number: [found[number] for found in engines if number in found] for number in numbers}
+        return {
+            number: (total(ttft for ttft, _ in found), total(itl for _, itl in found))
+            for number, found in parts.items()
+        }
 
     async def live(self) -> list[ExchangeEnded]:
         """Exchanges that have not ended, the newest first: records as they would be if they ended now, without an outcome. Of each engine

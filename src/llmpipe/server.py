@@ -53,6 +53,7 @@ from llmpipe.exchanges import Exchanges, Query
 from llmpipe.fleet import Fleet
 from llmpipe.handover import HandoverError, Predecessor, Successor
 from llmpipe.health import HealthChecks
+from llmpipe.history import History
 from llmpipe.hooks import Hooks
 from llmpipe.model_list import ModelLists
 from llmpipe.notify import Notifier
@@ -240,11 +241,16 @@ class Server:
         records = RecordLog(fleet, on_abort=disconnects.tell, access=self._access, tracing=self._tracing)
         kept = process.exchanges_kept if process.keeps_exchanges else 0
         exchanges = Exchanges(fleet, kept, log.mask_user if process.log_query else log.mask_secrets)
+        history = History(fleet)
         descriptors = raise_descriptor_limit()
         try:
             wakes = disconnects.configure(self._settings)
             runner = Runner(
-                process.workers, self._settings, fleet, _each(records.write, exchanges.note), wake_on_abort=wakes
+                process.workers,
+                self._settings,
+                fleet,
+                _each(records.write, exchanges.note, history.note),
+                wake_on_abort=wakes,
             )
         except OSError as error:  # each engine has descriptors of its own
             raise UsageError(f"--workers {process.workers}: {error.strerror}; raise the limit or start fewer") from None
@@ -264,8 +270,10 @@ class Server:
                 metrics.ControlCollector(runner, checks, self._reloads, lambda: self._settings, disconnects),
                 *([] if self._tracing is None else [metrics.SpanCollector(self._tracing)]),
             )
+            history.start(runner)
+            stack.callback(history.close)
             self._admin_server = self._make_admin(
-                self._admin_listener, runner, records, exchanges, registry=registry, token=token
+                self._admin_listener, runner, records, exchanges, history, registry=registry, token=token
             )
         acceptor = Acceptor(self._listeners, runner, self._settings, descriptors)
         self._pid_file.prepare()
@@ -336,6 +344,7 @@ class Server:
         runner: Runner,
         records: RecordLog,
         exchanges: Exchanges,
+        history: History,
         *,
         registry: CollectorRegistry,
         token: bytes | None,
@@ -354,8 +363,9 @@ class Server:
         app = admin.make_app(
             registry,
             why_not_ready,
-            lambda: status.make(self._settings, runner, why_not_ready(), self._reloads.faults),
+            lambda: status.make(self._settings, runner, history, why_not_ready(), self._reloads.faults),
             show_exchanges,
+            history,
             actions=actions,
             authority=Authority(token, local=local_only(listener)),
             names=hosts,

@@ -12,6 +12,8 @@ from llmpipe import __version__
 if TYPE_CHECKING:
     from llmpipe._pipe import BackendStats
     from llmpipe.config import Backend, Pool, Settings
+    from llmpipe.fleet import Server
+    from llmpipe.history import History
     from llmpipe.runner import Runner
 
 STATES = ("up", "down", "draining", "drained", "unresolved")
@@ -43,16 +45,25 @@ def common_state(counters: Sequence[BackendStats], *, drained: bool) -> str:
     return next(state for state in ("up", "down", "draining", "drained") if state in states)
 
 
-def make(settings: Settings, runner: Runner, not_ready: str | None, faults: Sequence[str]) -> dict[str, Any]:
+def make(
+    settings: Settings, runner: Runner, history: History, not_ready: str | None, faults: Sequence[str]
+) -> dict[str, Any]:
     """Args:
     settings: of the table that was handed out last.
     runner: has the counters.
+    history: knows what changed of late.
     not_ready: why no new request should come here, None for no reason.
     faults: of the last reload.
     """
     snapshots = runner.stats()
+    recent = history.recent
+    servers: dict[str, list[tuple[int, Server]]] = {}
+    for number, server in runner.fleet.numbered():
+        servers.setdefault(server.backend.name, []).append((number, server))
 
-    def row(backend: Backend, name: str, state: str, known: Sequence[BackendStats]) -> dict[str, Any]:
+    def row(
+        backend: Backend, name: str, state: str, number: int | None, known: Sequence[BackendStats]
+    ) -> dict[str, Any]:
         ages = [counter["content_age"] for counter in known if counter["content_age"] is not None]
         return {
             "name": name,
@@ -66,6 +77,7 @@ def make(settings: Settings, runner: Runner, not_ready: str | None, faults: Sequ
             "exchanges": sum(counter["exchanges"] for counter in known),
             "failures": sum(counter["failures"] for counter in known),
             "seconds_since_content": round(min(ages), 3) if ages else None,
+            **recent.backend(number),
         }
 
     def rows(backend: Backend) -> Iterator[dict[str, Any]]:
@@ -73,13 +85,13 @@ def make(settings: Settings, runner: Runner, not_ready: str | None, faults: Sequ
         error = runner.fleet.unresolved.get(backend.name)
         if error is not None:
             state = common_state((), drained=runner.is_drained(backend.name))
-            yield {**row(backend, backend.name, state, ()), "error": error}
-        for number, server in runner.fleet.numbered():
+            yield {**row(backend, backend.name, state, None, ()), "error": error}
+        for number, server in servers.get(backend.name, ()):
             why = sorted(runner.causes.get(server.name, ())) or ["failures"]
             known = [stats["backends"][number] for stats in snapshots if number in stats["backends"]]
             if server.backend == backend and known:
                 state = backend_state(known[0])
-                yield {**row(backend, server.name, state, known), **({"why": why} if known[0]["out"] else {})}
+                yield {**row(backend, server.name, state, number, known), **({"why": why} if known[0]["out"] else {})}
 
     def queue(pool: Pool) -> dict[str, Any]:
         known = snapshots[0]["pools"].get(pool.name.encode())
@@ -96,6 +108,7 @@ def make(settings: Settings, runner: Runner, not_ready: str | None, faults: Sequ
         "reason": not_ready,
         "clients": runner.clients(),
         "streams": sum(stats["streaming_active"] for stats in snapshots),
+        **recent.totals(),
         "default_pool": settings.default_pool or None,
         "pools": [
             {
@@ -107,5 +120,6 @@ def make(settings: Settings, runner: Runner, not_ready: str | None, faults: Sequ
             }
             for pool in settings.all_pools
         ],
+        "failures": history.failures(),
         "reload_faults": list(faults),
     }

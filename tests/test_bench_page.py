@@ -131,6 +131,7 @@ def test_it_needs_no_network():
     rendered = page.render(report(FAST))
     assert "default-src 'none'" in rendered
     assert not re.search(r"<(?:script|link|img)[^>]+(?:src|href)=", rendered)
+    assert importlib.resources.files("llmpipe.page").joinpath("base.css").read_text() in rendered
     assert importlib.resources.files("llmpipe.bench").joinpath("page.css").read_text() in rendered
     assert importlib.resources.files("llmpipe.bench").joinpath("page.js").read_text() in rendered
     assert "<h3>Percentiles</h3>\n<p>Every value is counted in a histogram" in rendered

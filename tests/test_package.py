@@ -13,6 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGE = ("method.md", "page.css", "page.html.j2", "page.js")
 """What the page of a benchmark is made of."""
+STATUS = ("base.css", "status.css", "status.html", "status.js")
+"""What the page of a running proxy is made of."""
 
 pytestmark = [
     pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="not run from a source tree"),
@@ -58,6 +60,7 @@ def test_the_sdist_has_what_a_build_and_the_tests_need(sdist):
         assert path in names, path
     assert "tests/probe/llmpipe_probe.pyx" in names
     assert {f"src/llmpipe/bench/{name}" for name in PAGE} <= names
+    assert {f"src/llmpipe/page/{name}" for name in STATUS} <= names
     assert {name for name in names if name.startswith("bench/results/")} == {
         "bench/results/bench.json",
         "bench/results/bench.md",
@@ -72,8 +75,9 @@ def test_the_wheel_holds_only_what_runs(wheel):
         entry_points = archive.read(next(n for n in archive.namelist() if n.endswith("entry_points.txt"))).decode()
     assert {name.split("/")[0] for name in names} == {"llmpipe"}
     kinds = {Path(name).suffix for name in names}
-    assert kinds == {".py", ".pyi", ".so", ".typed", *(Path(name).suffix for name in PAGE)}
+    assert kinds == {".py", ".pyi", ".so", ".typed", *(Path(name).suffix for name in PAGE + STATUS)}
     assert {f"llmpipe/bench/{name}" for name in PAGE} <= set(names)
+    assert {f"llmpipe/page/{name}" for name in STATUS} <= set(names)
     assert sorted(name.split(".")[0] for name in names if name.endswith(".so")) == ["llmpipe/_load", "llmpipe/_pipe"]
     assert "llmpipe = llmpipe.cli:main" in entry_points
 

@@ -88,7 +88,7 @@ def parse_wait(query: str, action: str) -> float:
     return seconds
 
 
-async def show_exchanges(scope: Scope, send: Send, exchanges: Callable[[Query], Awaitable[dict[str, Any]]]) -> None:
+async def tell_exchanges(scope: Scope, send: Send, exchanges: Callable[[Query], Awaitable[dict[str, Any]]]) -> None:
     """Answers a question for exchanges, or says what is wrong with it."""
     try:
         query = parse_query(scope["query_string"].decode("latin-1"))

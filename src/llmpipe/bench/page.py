@@ -1,7 +1,8 @@
 """The result of a benchmark as one HTML page that needs no network: tables, plots and how it was measured.
 
 `render` is the only entry. It decides nothing about the numbers, but which of a column is the best. The page is made of
-page.html.j2, which escapes all text of the report, page.css, page.js and method.md; it carries plotly.js once.
+page.html.j2, which escapes all text of the report, page.css behind the base.css of all pages, page.js and method.md; it carries
+plotly.js once.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs  # type: ignore[import-untyped,import-not-found,unused-ignore]  # it has no types
@@ -52,14 +53,14 @@ def render(made: Json) -> str:
 
 
 def _environment() -> Environment:
-    loader = PackageLoader("llmpipe.bench", ".")
+    loader = ChoiceLoader([PackageLoader("llmpipe.bench", "."), PackageLoader("llmpipe.page", ".")])
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
 
     def source(name: str) -> Markup:
-        """A file of the package as it is."""
+        """A file of ours as it is."""
         return Markup(loader.get_source(environment, name)[0])  # noqa: S704 - a file of ours
 
     def markdown(name: str) -> Markup:

@@ -98,8 +98,8 @@ engine-test: $(ENGINE)/installed ## Run the tests against a real inference serve
 # What is about Python, about the source or about pages is not run once more here: it starts so many processes that it would take
 # longer than all others, and has the engine do nothing new.
 ASAN_LEAVES_OUT := abort_calls activation admin_actions bench_figures bench_imports bench_page benchmark cli config config_file \
-	contract deploy docs engine_source exchanges import instructions log mock model_list names notify package parts prometheus \
-	secrets settings systemd top upgrade
+	contract deploy docs engine_source exchanges history import instructions log mock model_list names notify package parts \
+	prometheus secrets settings status_page systemd top upgrade
 
 # Leaks are looked for by the tests' own counters: CPython never frees all that it has. A small quarantine keeps the
 # sanitizer's own memory out of what the tests measure; the engine's slabs are poisoned by hand.
@@ -171,6 +171,9 @@ docs: | $(VENV)/bin/python ## Build the documentation into build/site
 	$(VENV)/bin/python -m pip install $(PIP_FLAGS) --group docs
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --quiet --strict
 	@echo "make: the pages are in build/site, beginning with build/site/index.html"
+.PHONY: pictures
+pictures: $(VENV)/tested ## Take the pictures of the status page again, under load (about 16 minutes; needs chromium)
+	$(VENV)/bin/python docs/images/make.py $(PICTURES_ARGS)
 
 .PHONY: wheel
 wheel: | $(VENV)/bin/python ## Build a wheel into dist/

@@ -288,6 +288,7 @@ def test_every_state_and_figure_has_its_words(proxy_to, site) -> None:
     assert page.locator("main img").count() == 0
 
 
+@pytest.mark.slow
 def test_it_follows_without_being_loaded_again(used: Proxy, site) -> None:
     shown = site(used)
     page = shown.open()
@@ -371,6 +372,34 @@ def test_a_page_too_many_waits_for_its_turn(proxy_to, browser: Browser) -> None:
         for follower in followers:
             follower.close()
         shown.wait_link("Live")
+
+
+def test_a_tab_that_nobody_looks_at_gives_up_its_place(proxy_to, site) -> None:
+    proxy = proxy_to(answer_all)
+    shown = site(proxy)
+    page = shown.page
+    page.clock.install()
+    shown.open()
+    look = "(hidden) => { Object.defineProperty(document, 'hidden', {configurable: true, value: hidden}); "
+    look += "document.dispatchEvent(new Event('visibilitychange')); }"
+    page.evaluate(look, True)
+    page.clock.run_for(59_000)
+    assert shown.text("#link") == "Live"
+    page.evaluate(look, False)
+    page.evaluate(look, True)
+    page.clock.run_for(59_000)
+    assert shown.text("#link") == "Live"
+    page.clock.run_for(2_000)
+    assert shown.text("#link") == "Paused"
+
+    def has_all_places() -> bool:
+        with ExitStack() as stack:
+            followers = [stack.enter_context(Follower(proxy)) for _ in range(MOST_STREAMS)]
+            return {follower.status for follower in followers} == {200}
+
+    wait_until(has_all_places)
+    page.evaluate(look, False)
+    shown.wait_link("Live")
 
 
 def test_what_strangers_write_is_text(used: Proxy, site) -> None:
@@ -548,6 +577,7 @@ def test_numbers_keep_their_places(used: Proxy, site) -> None:
         assert style == "tabular-nums", selector
 
 
+@pytest.mark.slow
 def test_a_plot_tells_what_is_under_the_pointer(used: Proxy, site) -> None:
     shown = site(used)
     page = shown.open()

@@ -40,15 +40,16 @@ queue = {{ size = 256, timeout = "30s" }}
 [[pools.llama.backends]]
 name = "gpu1"
 url = "http://{0}"
-max_in_flight = 8
+max_in_flight = 4
 [[pools.llama.backends]]
 name = "gpu2"
 url = "http://{1}"
-max_in_flight = 16
+max_in_flight = 8
 weight = 2
 [[pools.llama.backends]]
 name = "spare"
 url = "http://{2}"
+max_in_flight = 3
 tier = 1
 
 [pools.qwen]

@@ -8,6 +8,7 @@
 (() => {
   const SPAN = 900;  // seconds that a plot is of
   const SILENCE = 20000;  // milliseconds without an event after which the connection counts as lost
+  const UNSEEN = 60000;  // milliseconds in a hidden tab after which it follows no more: there are few places
   const RETRY = 3000;  // milliseconds before it is tried again where the browser does not do it
   const SHOWN = 12;  // models of a pool that are shown
   const DASH = "\u2013";
@@ -45,6 +46,7 @@
     return parts.slice(0, 2).join(" ");
   }
 
+  // The same in one unit, for a narrow column.
   const silence = (seconds) => seconds === null ? DASH : age(seconds).split(" ").slice(0, 2).join(" ");
 
   const clock = (iso) => iso.slice(11, 23);  // it is UTC
@@ -636,6 +638,22 @@
       if (source.readyState === EventSource.CLOSED) { timer = setTimeout(connect, RETRY); }
     });
   }
+
+  let hiding = 0;
+
+  document.addEventListener("visibilitychange", () => {
+    clearTimeout(hiding);
+    if (document.hidden) {
+      hiding = setTimeout(() => {
+        source.close();
+        clearTimeout(timer);
+        linked("wait", "Paused");
+      }, UNSEEN);
+    } else if (source.readyState === EventSource.CLOSED) {
+      clearTimeout(timer);
+      connect();
+    }
+  });
 
   setInterval(showUptime, 1000);
   connect();

@@ -320,7 +320,14 @@ def test_a_head_has_ten_seconds(proxy: Proxy, said: bytes) -> None:
 def test_a_strangers_host_is_refused(named: Proxy, host: str, status: int) -> None:
     """A browser that was led here by a name of somebody else may read nothing but what monitoring reads (rule S1)."""
     shown = 200 if status == 404 else status
-    for path, expected in (("/nothing", status), ("/", shown), ("/status", shown), ("/healthz", 200), ("/readyz", 200), ("/metrics", 200)):
+    for path, expected in (
+        ("/nothing", status),
+        ("/", shown),
+        ("/status", shown),
+        ("/healthz", 200),
+        ("/readyz", 200),
+        ("/metrics", 200),
+    ):
         answer = httpx.get(f"http://127.0.0.1:{named.admin_port}{path}", headers={"host": host}, timeout=TIMEOUT)
         assert answer.status_code == expected, path
 

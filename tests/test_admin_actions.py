@@ -471,9 +471,11 @@ def test_s1_nothing_else_can_be_changed(shared: Proxy) -> None:
             response = connection.getresponse()
             assert (response.status, response.getheader("allow")) == (405, "POST"), (method, path)
             connection.close()
-    for path in ("/backends", "/backends/a", "/backends//drain", "/reload/", "/"):
+    for path in ("/backends", "/backends/a", "/backends//drain", "/reload/", "//"):
         status, body = shared.admin(path)
         assert (status, "/backends/NAME/drain" in json.loads(body)["error"]) == (404, True), path
+        assert send(shared, path).status == 405, path
+    for path in ("/", "/status", "/history", "/events", "/status.js"):
         assert send(shared, path).status == 405, path
     assert shown(shared, "a")["state"] == "up"
 

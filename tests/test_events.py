@@ -11,7 +11,8 @@ from typing import Any
 
 import httpx
 import pytest
-from harness import TIMEOUT, Client, Mock, Proxy, Stream, answer_all, split_head, values, wait_until
+from generations import Generations
+from harness import TIMEOUT, Backend, Client, Mock, Proxy, Stream, answer_all, split_head, values, wait_until
 from test_admin import admin_connection, admin_sockets, ended
 
 from llmpipe.background import MOST_CONNECTIONS, REQUEST_TIME
@@ -231,6 +232,20 @@ def test_a_stream_ends_with_the_process(large: Proxy, reads: bool) -> None:
         for sock in socks:
             assert _reads_to_its_end(sock)
     assert not any("graceful" in line or '"level": "error"' in line for line in large.stderr)
+
+
+@pytest.mark.slow
+def test_a_stream_ends_where_another_process_takes_over() -> None:
+    """Who asks again finds the other one."""
+    with Backend(answer_all) as backend, Generations(backend.url) as generations:
+        with Follower(generations.proxy) as follower:
+            assert follower.wait_event("status")["pid"] == generations.pid
+            pid = generations.upgrade()
+            with pytest.raises(EOFError):
+                while True:
+                    follower.event()
+        with Follower(generations.proxy) as follower:
+            assert follower.wait_event("status")["pid"] == pid
 
 
 def test_followers_give_way_before_those_who_wait_for_an_answer(proxy_to) -> None:

@@ -575,7 +575,10 @@ class ProcessSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     ] = field(default_factory=usable_cpus)
     admin: Annotated[
         Address | None,
-        _other("HOST:PORT or off", "Where /metrics, /status, /exchanges, /healthz and /readyz are, and a page that shows them, or 'off'."),
+        _other(
+            "HOST:PORT or off",
+            "Where /metrics, /status, /exchanges, /healthz and /readyz are, and a page that shows them, or 'off'.",
+        ),
     ] = (
         "127.0.0.1",
         9090,

@@ -1,6 +1,6 @@
 """Takes the pictures of the status page again: a proxy in front of mocks, under a load with failures, seen by Chromium.
 
-    .venv/bin/python docs/images/make.py [--minutes 15] [--to FOLDER]
+    .venv/bin/python docs/images/make.py [--minutes 15] [--to FOLDER] [--phone]
 
 It needs the group test (playwright) and Debian's chromium. What the plots show is what went through in those minutes.
 """
@@ -112,7 +112,13 @@ async def ask(client: httpx.AsyncClient, rng: random.Random) -> None:
     fault = rng.choices(faults, (97, 1.2, 0.5, 0.3))[0]
     fields = {"x-mock-fault": fault} if fault else {}
     tokens = int(min(400, rng.expovariate(1 / 90)) + 8)
-    body = {"model": model, "stream": True, "max_tokens": tokens, "messages": [{"role": "user", "content": "Hello"}]}
+    body = {
+        "model": model,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "max_tokens": tokens,
+        "messages": [{"role": "user", "content": "Hello"}],
+    }
     patience = rng.choices((60.0, 0.6), (97, 3))[0] if not fault.startswith("hang") else 4.0
     with contextlib.suppress(httpx.HTTPError, asyncio.TimeoutError):
         request = client.post("/v1/chat/completions", json=body, headers=fields)
@@ -137,13 +143,12 @@ async def load(url: str, seconds: float) -> None:
             task.cancel()
 
 
-def photograph(browser: Browser, url: str, to: Path) -> None:
-    """The page in light, in dark, and on a phone."""
-    for name, scheme, width, height in (
-        ("status-light", "light", 1280, 1180),
-        ("status-dark", "dark", 1280, 1180),
-        ("status-phone", "light", 360, 2400),
-    ):
+def photograph(browser: Browser, url: str, to: Path, *, phone: bool) -> None:
+    """The page in light, in dark, and on a phone if that is asked for."""
+    pictures = [("status-light", "light", 1280, 1180), ("status-dark", "dark", 1280, 1180)]
+    if phone:
+        pictures.append(("status-phone", "light", 360, 2400))
+    for name, scheme, width, height in pictures:
         page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
         page.goto(url)
         page.get_by_text("Live", exact=True).wait_for()
@@ -157,6 +162,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=15.2)
     parser.add_argument("--to", type=Path, default=HERE)
+    parser.add_argument("--phone", action="store_true", help="take one of a narrow screen too")
     arguments = parser.parse_args()
     with contextlib.ExitStack() as stack:
         mocks = [stack.enter_context(running("mock", "--listen", "127.0.0.1:0", *words))[0] for words in MOCKS]
@@ -174,7 +180,7 @@ def main() -> None:
         loader = subprocess.Popen([sys.executable, __file__, "--load", f"http://{listening}", str(seconds + 30)])
         stack.callback(loader.kill)
         time.sleep(seconds)
-        photograph(browser, url, arguments.to)
+        photograph(browser, url, arguments.to, phone=arguments.phone)
         browser.close()
 
 

@@ -1,8 +1,8 @@
 # find: the names under which an answer tells of its tokens, looked for in vectors of bytes.
 #
-# "usage" and "timings" have one thing in common: a g, and a quote behind the byte that follows it. Every piece of every answer is searched
-# for that. memchr() for any byte of them was rejected: it stops several times in an ordinary event, and each call costs what this costs
-# in all. What the processor can do is looked at when it runs; elsewhere than on x86-64 the bytes are looked at one by one.
+# "usage" and "timings" have one thing in common: a g, and a quote behind the byte that follows it. Every piece of every answer is
+# searched for that. memchr() for any byte of them was rejected: it stops several times in an ordinary event, and each call costs what
+# this costs in all. What the processor can do is looked at once; elsewhere than on x86-64 the bytes are looked at one by one.
 
 cdef extern from *:
     """

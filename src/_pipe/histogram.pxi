@@ -1,6 +1,6 @@
-# histogram: counts of times with a relative error that is known, in the manner of HdrHistogram (Tene): values below 2^(bits + 1) have a
-# count each; above, an octave is 2^bits equal steps. Adding is one count and one sum; percentiles and wider buckets are made from the
-# counts when somebody asks. The load generator counts its times here too, in finer steps.
+# histogram: counts of times with a relative error that is known, in the manner of HdrHistogram (Tene): values below 2^(bits + 1) have
+# a count each; above, an octave is 2^bits equal steps. Adding is one count and one sum; percentiles and wider buckets are made from
+# the counts when somebody asks. The load generator counts its times here too, in finer steps.
 
 cdef enum:
     HISTOGRAM_SUB_BITS = 5      # steps of 1/32: the middle of one is at most 1.6 % off

@@ -4,14 +4,15 @@ cdef bint head_is_json(HeadC *head) noexcept nogil:
     # Whether a response says that it is JSON, and is not encoded.
     cdef FieldC *field = head_single(head, FIELD_CONTENT_TYPE)
     return (field is not NULL and not head.encoded and field.value_length >= 16
-            and (memcmp(field.value, <const char *>b"application/json", 16) == 0 or text_same(field.value, 16, b"application/json"))
+            and (memcmp(field.value, <const char *>b"application/json", 16) == 0
+                 or text_same(field.value, 16, b"application/json"))
             and (field.value_length == 16 or field.value[16] == c";" or field.value[16] == c" "))
 
 cdef inline void usage_follow(WorkerC *w, ExchangeC *x, const uint8_t *piece, size_t n) noexcept nogil:
     # Looks for tokens in the next piece of the body. Where there is no memory to follow what began, they stay unknown.
     if x.usage is NULL:
         # Nearly every piece of an event stream has none of it, and ends with a line.
-        if find_apart(piece, piece + n) is NULL and (piece + n - 1)[0] == c"\n" or not usage_beginner(piece, n):
+        if (find_apart(piece, piece + n) is NULL and (piece + n - 1)[0] == c"\n") or not usage_beginner(piece, n):
             return
         x.usage = <UsageC *>slab_get(&w.usages)
         if x.usage is NULL:

@@ -1,5 +1,5 @@
-# series: the times of exchanges by pool and backend, and by outcome, and the tokens of a model. The control plane makes one for each that
-# a table has, and frees it when no table has it any more; a worker counts in its own.
+# series: the times of exchanges by pool and backend, and by outcome, and the tokens of a model. The control plane makes one for each
+# that a table has, and frees it when no table has it any more; a worker counts in its own.
 
 cdef enum:
     SERIES_TTFT = 0

@@ -1,7 +1,8 @@
-# usage: the tokens of an answer, read out of it as it goes by (rule Q). No byte is changed or held: the pieces are searched for the two
-# names under which servers tell, and only the object behind such a name is read, byte by byte, wherever the pieces are cut.
+# usage: the tokens of an answer, read out of it as it goes by (rule Q). No byte is changed or held: the pieces are searched for the
+# two names under which servers tell, and only the object behind such a name is read, byte by byte, wherever the pieces are cut.
 #
-#   "usage"      prompt_tokens, completion_tokens, prompt_tokens_details.cached_tokens     chat, completions (OpenAI, vLLM, SGLang, Ollama)
+#   "usage"      prompt_tokens, completion_tokens, prompt_tokens_details.cached_tokens     chat, completions: OpenAI, vLLM, SGLang,
+#                                                                                          Ollama
 #                input_tokens, output_tokens, input_tokens_details.cached_tokens           responses
 #                input_tokens, cache_read_input_tokens, cache_creation_input_tokens,       messages: of the prompt's the first ones are
 #                output_tokens                                                             the rest

@@ -88,19 +88,20 @@ def parse_wait(query: str, action: str) -> float:
     return seconds
 
 
-async def tell_exchanges(scope: Scope, send: Send, exchanges: Callable[[Query], Awaitable[dict[str, Any]]]) -> None:
-    """Answers a question for exchanges, or says what is wrong with it."""
-    try:
-        query = parse_query(scope["query_string"].decode("latin-1"))
-    except UsageError as error:
-        await send_json(send, 400, json.dumps({"error": str(error)}).encode())
-    else:
+def exchanges_app(exchanges: Callable[[Query], Awaitable[dict[str, Any]]]) -> App:
+    """Answers questions for exchanges, or says what is wrong with them."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001
         try:
-            found = await exchanges(query)
+            found = await exchanges(parse_query(scope["query_string"].decode("latin-1")))
+        except UsageError as error:
+            await send_json(send, 400, json.dumps({"error": str(error)}).encode())
         except asyncio.TimeoutError:
             await send_json(send, 504, b'{"error": "the control plane is busy; ask again"}')
         else:
             await send_json(send, 200, json.dumps(found, indent=2).encode())
+
+    return answer
 
 
 class Control:
@@ -200,6 +201,7 @@ def make_app(
         "/status": show_status,
         "/history": show_history,
         "/events": EventStreams(status, history).answer,
+        "/exchanges": exchanges_app(exchanges),
         "/healthz": show_health,
         "/readyz": show_readiness,
         **{path: file.answer for path, file in page.load().items()},

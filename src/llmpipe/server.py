@@ -236,15 +236,17 @@ class Server:
             raise UsageError(faults[0].text)  # the old process has their addresses, perhaps, and goes on
         _warn(faults)
         fleet = Fleet()
-        disconnects = self._disconnects
-        stack.callback(disconnects.close)
-        records = RecordLog(fleet, on_abort=disconnects.tell, access=self._access, tracing=self._tracing)
-        kept = process.exchanges_kept if process.keeps_exchanges else 0
-        exchanges = Exchanges(fleet, kept, log.mask_user if process.log_query else log.mask_secrets)
+        stack.callback(self._disconnects.close)
+        records = RecordLog(fleet, on_abort=self._disconnects.tell, access=self._access, tracing=self._tracing)
+        exchanges = Exchanges(
+            fleet,
+            process.exchanges_kept if process.keeps_exchanges else 0,
+            log.mask_user if process.log_query else log.mask_secrets,
+        )
         history = History(fleet)
         descriptors = raise_descriptor_limit()
         try:
-            wakes = disconnects.configure(self._settings)
+            wakes = self._disconnects.configure(self._settings)
             runner = Runner(
                 process.workers,
                 self._settings,
@@ -263,15 +265,9 @@ class Server:
         stack.callback(runner.stop)
         checks = HealthChecks(runner)
         if self._admin_listener is not None:
-            registry = metrics.make_registry(
-                metrics.EngineCollector(
-                    runner.stats, fleet, lambda: lines.dropped + self._access.dropped, lambda: self._draining
-                ),
-                metrics.ControlCollector(runner, checks, self._reloads, lambda: self._settings, disconnects),
-                *([] if self._tracing is None else [metrics.SpanCollector(self._tracing)]),
-            )
             history.start(runner)
             stack.callback(history.close)
+            registry = self._make_registry(runner, checks, lines)
             self._admin_server = self._make_admin(
                 self._admin_listener, runner, records, exchanges, history, registry=registry, token=token
             )
@@ -337,6 +333,15 @@ class Server:
         server.start()
         stack.push_async_callback(server.stop)
         return backend
+
+    def _make_registry(self, runner: Runner, checks: HealthChecks, lines: log.Log) -> CollectorRegistry:
+        return metrics.make_registry(
+            metrics.EngineCollector(
+                runner.stats, runner.fleet, lambda: lines.dropped + self._access.dropped, lambda: self._draining
+            ),
+            metrics.ControlCollector(runner, checks, self._reloads, lambda: self._settings, self._disconnects),
+            *([] if self._tracing is None else [metrics.SpanCollector(self._tracing)]),
+        )
 
     def _make_admin(
         self,

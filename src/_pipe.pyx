@@ -727,7 +727,7 @@ cdef class Engine:
                 if table is NULL:
                     raise MemoryError
                 table.front.series = series_find(&w.series, b"", 0, -1)
-                table.tokens = tokens_find(&w.tokens, NULL, 0)
+                table.tokens = tokens_find(&w.tokens, b"", 0)
                 if table.front.series is NULL or table.tokens is NULL:
                     raise MemoryError
                 for i in range(count):

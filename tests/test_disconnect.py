@@ -201,7 +201,7 @@ def test_client_signalled_to_python_at_once(proxy_to):
 @pytest.mark.parametrize("wakes", [True, False])
 def test_nobody_is_woken_for_a_client_that_left_unless_it_is_asked_for(wakes, level):
     """Without a listener its record waits with the others; without an access log there is none."""
-    engine = Engine(Settings(process=ProcessSettings(log_level=level)))
+    engine = Engine(Settings(process=ProcessSettings(log_level=level, exchanges_kept=0)))
     assert not engine.wake_on_abort
     engine.wake_on_abort = wakes
     thread = threading.Thread(target=engine.run)

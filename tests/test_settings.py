@@ -147,13 +147,15 @@ def test_choices_have_no_case_and_become_what_they_say() -> None:
     [
         ({}, True, True),
         ({"log_level": "debug"}, True, True),
-        ({"log_level": "warning"}, False, False),
-        ({"access_log": "off"}, False, False),
+        ({"log_level": "warning"}, False, True),  # for /exchanges
+        ({"log_level": "warning", "exchanges_kept": 0}, False, False),
+        ({"log_level": "warning", "admin": None}, False, False),
+        ({"access_log": "off", "exchanges_kept": 0}, False, False),
         ({"access_log": "/f", "log_level": "error"}, True, True),
         ({"access_log": "./off", "log_level": "error"}, True, True),
-        ({"access_log": "off", "log_level": "error"}, False, False),
-        ({"access_log": "off", "otel": True}, False, True),
-        ({"log_level": "error", "otel": True}, False, True),
+        ({"access_log": "off", "log_level": "error", "exchanges_kept": 0}, False, False),
+        ({"access_log": "off", "otel": True, "exchanges_kept": 0}, False, True),
+        ({"log_level": "error", "otel": True, "exchanges_kept": 0}, False, True),
     ],
 )
 def test_which_settings_have_the_engines_report_every_exchange(

@@ -29,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -130,7 +130,12 @@ class Proxy:
     """An `llmpipe serve` whose engine takes its turns when it is told to."""
 
     def __init__(
-        self, python: str, folder: Path, backends: Callable[[int], list[str]] | None = None, host: str = "127.0.0.1"
+        self,
+        python: str,
+        folder: Path,
+        backends: Callable[[int], list[str]] | None = None,
+        host: str = "127.0.0.1",
+        options: Sequence[str] = (),
     ) -> None:
         """Starts it.
 
@@ -139,6 +144,7 @@ class Proxy:
             folder: for its files.
             backends: the options that say who its backends are, by the port of the one that there is.
             host: where that listens.
+            options: of `llmpipe serve`, beside those of the count.
         """
         self.folder = folder
         self.dumps = 0
@@ -157,7 +163,7 @@ class Proxy:
         times = ["--upstream-idle-timeout", "10h", "--keepalive-timeout", "10h"]
         port = self.backend.getsockname()[1]
         pool = backends(port) if backends else ["--backend", f"http://127.0.0.1:{port}"]
-        command = [*valgrind, f"--callgrind-out-file={folder}/out", python, *serve, *times, *pool]
+        command = [*valgrind, f"--callgrind-out-file={folder}/out", python, *serve, *times, *options, *pool]
         # They become descriptors 3, as LISTEN_FDS wants it, and 4; taken from high numbers, neither is in the other's way.
         high = [fcntl.fcntl(each, fcntl.F_DUPFD, 100) for each in (self.listener, theirs)]
         take = 'exec 3<&{0} 4<&{1} {0}<&- {1}<&-; LISTEN_PID=$$ exec "$@"'.format(*high)
@@ -388,10 +394,10 @@ def measure(proxy: Proxy) -> Iterator[tuple[str, Cost]]:
     yield "connection", proxy.cost(connection, 100)
 
 
-def count(python: str = sys.executable) -> dict[str, Cost]:
-    """All costs, of the llmpipe that `python` imports."""
+def count(python: str = sys.executable, options: Sequence[str] = ()) -> dict[str, Cost]:
+    """All costs, of the llmpipe that `python` imports, with these options of `llmpipe serve`."""
     with tempfile.TemporaryDirectory() as folder:
-        proxy = Proxy(python, Path(folder))
+        proxy = Proxy(python, Path(folder), options=options)
         try:
             costs = dict(measure(proxy))
         finally:
@@ -439,6 +445,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Count the engine's instructions.")
     parser.add_argument("--python", default=sys.executable, help="one that has llmpipe installed")
     parser.add_argument("--functions", action="store_true", help="show where they are spent")
+    parser.add_argument(
+        "--option", action="append", default=[], help="a word for llmpipe serve: --option=--include-usage --option=off"
+    )
     parser.add_argument("--renew", action="store_true", help=f"write them into {BUDGET.name}")
     options = parser.parse_args()
     if reason := lacking():
@@ -446,7 +455,7 @@ def main() -> int:
         return 1
     budget = json.loads(BUDGET.read_text()) if BUDGET.exists() else {"build": {}, "instructions": {}}
     build = build_of(options.python)
-    costs = count(options.python)
+    costs = count(options.python, options.option)
     print(table(costs, budget["instructions"]))
     print(", ".join(f"{name} {value}" for name, value in build.items()))
     if options.functions:

@@ -36,6 +36,9 @@ def test_no_unit_costs_more_than_its_budget(record_property):
     }
     for name, cost in costs.items():
         assert again[name].library == pytest.approx(cost.library, rel=0.01), name
+    # Tokens are looked for in every event.
+    without = count(options=("--include-usage", "off"))["event"].total
+    assert 1.01 < totals["event"] / without < 1.10
     if build != budget["build"]:
         pytest.skip(f"INSTRUCTIONS NOT COMPARED: this build is {build}, the budget is for {budget['build']}\n{text}")
     assert set(budget["instructions"]) == set(UNITS)

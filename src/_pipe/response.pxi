@@ -22,7 +22,8 @@ cdef inline void usage_follow(WorkerC *w, ExchangeC *x, const uint8_t *piece, si
 
 cdef int response_measure(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n, size_t *used, size_t *out) noexcept nogil:
     # Follows the response body's framing: data[0:used] belongs to it, data[0:out] is what the client gets (shorter where
-    # chunks are taken off for an HTTP/1.0 client); x.fresh says whether there is content in it. RC_OK more is to come, RC_DONE, RC_BAD.
+    # chunks are taken off for an HTTP/1.0 client); x.fresh says whether there is content in it. RC_OK more is to come, RC_DONE,
+    # RC_BAD.
     cdef const uint8_t *piece = NULL
     cdef size_t length = 0
     cdef int rc

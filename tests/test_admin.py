@@ -32,6 +32,7 @@ from harness import (
     wait_asleep,
     wait_until,
 )
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 import llmpipe
@@ -393,3 +394,36 @@ def listening_ports(pid: int) -> set[int]:
                 if words[3] == "0A" and words[9] in inodes:
                     ports.add(int(words[1].rpartition(":")[2], 16))
     return ports
+
+
+def test_openmetrics_has_an_example_for_each_bucket(proxy_to) -> None:
+    """The latest exchange in it, by its id: from a slow bucket in a plot straight to /exchanges."""
+
+    def script(connection: Connection) -> None:
+        for _ in range(3):
+            connection.read_request()
+            respond(connection)
+
+    proxy = proxy_to(script)
+    with Client(proxy) as client:
+        for number in range(3):
+            client.request(b"GET / HTTP/1.1\r\nHost: x\r\nX-Request-ID: example-%d\r\n\r\n" % number)
+    proxy.wait_metric("llmpipe_duration_seconds_count", 3)
+    accept = {"Accept": "application/openmetrics-text; version=1.0.0"}
+
+    def examples() -> list[tuple[str, str, float, float]]:
+        answer = httpx.get(f"http://127.0.0.1:{proxy.admin_port}/metrics", headers=accept, timeout=TIMEOUT)
+        samples = [sample for family in openmetrics(answer.text) for sample in family.samples]
+        return [
+            (sample.name, found.labels["request_id"], found.value, float(sample.labels["le"]))
+            for sample in samples
+            if (found := sample.exemplar) is not None
+        ]
+
+    wait_until(lambda: "example-2" in {request_id for _, request_id, _, _ in examples()})
+    found = examples()
+    assert {name for name, *_ in found} == {"llmpipe_ttft_seconds_bucket", "llmpipe_duration_seconds_bucket"}
+    assert {request_id for _, request_id, _, _ in found} <= {f"example-{number}" for number in range(3)}
+    assert all(0 < value < bound for _, _, value, bound in found)
+    for line in proxy.admin("/metrics")[1].splitlines():
+        assert "example-" not in line

@@ -97,6 +97,10 @@ class Exchanges:
         if self.kept and isinstance(record, ExchangeEnded):
             self._ended.append(_pack((time.time(), record)))
 
+    def latest(self) -> Iterator[tuple[float, ExchangeEnded]]:
+        """Those that are kept, the newest first, each with the time when its record came, in seconds since 1970."""
+        return self._unpacked(Query())
+
     def show(self, query: Query, live: Sequence[ExchangeEnded]) -> dict[str, Any]:
         """What /exchanges answers.
 

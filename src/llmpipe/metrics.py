@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -9,6 +10,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 
 from llmpipe import __version__
 from llmpipe._pipe import BUCKETS, DISCARDS, OUTCOMES, REASONS, RETRIES
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from llmpipe.fleet import Fleet
     from llmpipe.health import HealthChecks
     from llmpipe.otel import Tracing
+    from llmpipe.record_kinds import ExchangeEnded
     from llmpipe.reloads import Reloads
     from llmpipe.runner import Runner
 
@@ -36,13 +39,19 @@ def _counter(name: str, text: str, value: float) -> CounterMetricFamily:
     return CounterMetricFamily(f"llmpipe_{name}", text, value=value)
 
 
-def _buckets(parts: Sequence[Histogram]) -> tuple[list[tuple[str, float]], float]:
+Bucket = tuple[str, float] | tuple[str, float, Exemplar]
+Examples = dict[tuple[str, str, str, str], dict[int, Exemplar]]
+"""By the name of a histogram, a pool, a backend and an outcome (empty where that is no label): an example for each bucket."""
+
+
+def _buckets(parts: Sequence[Histogram], examples: Mapping[int, Exemplar] | None = None) -> tuple[list[Bucket], float]:
     """The buckets of several histograms together, each with all below it, and the sum of their values."""
-    buckets: list[tuple[str, float]] = []
+    buckets: list[Bucket] = []
     total = 0
     for index, bound in enumerate((*map(str, BUCKETS), "+Inf")):
         total += sum(counts[index] for counts, _ in parts)
-        buckets.append((bound, total))
+        example = examples.get(index) if examples else None
+        buckets.append((bound, total) if example is None else (bound, total, example))
     return buckets, sum(sum_ for _, sum_ in parts)
 
 
@@ -64,13 +73,16 @@ class EngineCollector(Collector):
         fleet: Fleet,
         dropped_lines: Callable[[], int],
         draining: Callable[[], bool],
+        ended: Callable[[], Iterable[tuple[float, ExchangeEnded]]] = tuple,
     ) -> None:
         """Args:
         stats: takes a snapshot of each engine.
         fleet: knows the servers that counters name.
         dropped_lines: log lines that were lost behind the engines' rings.
         draining: whether the proxy drains.
+        ended: exchanges that ended, the newest first, each with the time of its record: the examples of OpenMetrics are theirs.
         """
+        self._ended = ended
         self._stats = stats
         self._fleet = fleet
         self._dropped_lines = dropped_lines
@@ -181,14 +193,16 @@ class EngineCollector(Collector):
         found: dict[tuple[str, str], list[Series]] = {}
         for stats in snapshots:
             for (pool, number), series in stats["series"].items():
-                backend = "" if number is None else self._fleet.name(number)
-                found.setdefault((pool.decode(), backend), []).append(series)
+                server = None if number is None else self._fleet.find(number)
+                if number is None or server is not None:  # of a table that is just made, it has no name yet
+                    found.setdefault((pool.decode(), server.name if server else ""), []).append(series)
         labels = ["pool", "backend"]
+        examples = self._examples()
         for name, key, text in TIMES:
             family = HistogramMetricFamily(f"llmpipe_{name}", text, labels=labels)
             for of, several in found.items():
                 if parts := [part for series in several if (part := series[key])]:
-                    family.add_metric(of, *_buckets(parts))
+                    family.add_metric(of, *_buckets(parts, examples.get((key, *of, ""))))
             yield family
         family = HistogramMetricFamily(
             "llmpipe_duration_seconds",
@@ -198,8 +212,24 @@ class EngineCollector(Collector):
         for of, several in found.items():
             for index, outcome in enumerate(OUTCOMES):
                 if parts := [part for series in several if (part := series["duration"].get(index))]:
-                    family.add_metric([*of, outcome], *_buckets(parts))
+                    family.add_metric([*of, outcome], *_buckets(parts, examples.get(("duration", *of, outcome))))
         yield family
+
+    def _examples(self) -> Examples:
+        """The latest exchange of each bucket, by the id of its request. Text without examples is for those who do not ask for them."""
+        found: Examples = {}
+        for taken, record in self._ended():
+            server = None if record.backend is None else self._fleet.find(record.backend)
+            of = (record.pool.decode(), "" if server is None else server.name)
+            at = taken - record.age
+            label = {"request_id": record.request_id.decode("latin-1")}
+            for key, value in (
+                (("duration", *of, OUTCOMES[record.outcome]), record.duration),
+                (("ttft", *of, ""), record.ttft),
+            ):
+                if value is not None:
+                    found.setdefault(key, {}).setdefault(bisect_right(BUCKETS, value), Exemplar(label, value, at))
+        return found
 
     @staticmethod
     def _tokens(snapshots: list[Stats]) -> Metric:

@@ -267,7 +267,7 @@ class Server:
         if self._admin_listener is not None:
             history.start(runner)
             stack.callback(history.close)
-            registry = self._make_registry(runner, checks, lines)
+            registry = self._make_registry(runner, exchanges, checks, lines)
             self._admin_server = self._make_admin(
                 self._admin_listener, runner, records, exchanges, history, registry=registry, token=token
             )
@@ -334,10 +334,16 @@ class Server:
         stack.push_async_callback(server.stop)
         return backend
 
-    def _make_registry(self, runner: Runner, checks: HealthChecks, lines: log.Log) -> CollectorRegistry:
+    def _make_registry(
+        self, runner: Runner, exchanges: Exchanges, checks: HealthChecks, lines: log.Log
+    ) -> CollectorRegistry:
         return metrics.make_registry(
             metrics.EngineCollector(
-                runner.stats, runner.fleet, lambda: lines.dropped + self._access.dropped, lambda: self._draining
+                runner.stats,
+                runner.fleet,
+                lambda: lines.dropped + self._access.dropped,
+                lambda: self._draining,
+                exchanges.latest,
             ),
             metrics.ControlCollector(runner, checks, self._reloads, lambda: self._settings, self._disconnects),
             *([] if self._tracing is None else [metrics.SpanCollector(self._tracing)]),

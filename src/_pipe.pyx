@@ -476,18 +476,18 @@ cdef object _record(RecordC *record, int64_t now):
     cdef int i
     age = (now - record.at) / 1e6
     if record.kind == RECORD_EXCHANGE or record.kind == RECORD_LIVE:
-        failed = tuple([Attempt(record.failed[i].backend, record.failed[i].at / 1e6, record.failed[i].reason)
-                        for i in range(record.failed_count)])
+        failed = tuple([Attempt(record.story.failed[i].backend, record.story.failed[i].at / 1e6, record.story.failed[i].reason)
+                        for i in range(record.story.failed_count)])
         found = ExchangeEnded(
             age, record.backend if record.backend >= 0 else None, <bytes>record.address,
             (<char *>record.method)[:record.method_length], (<char *>record.path)[:record.path_length],
             (<char *>record.request_id)[:record.request_id_length], record.status, record.outcome, record.phase,
             _seconds(record.ttft), record.duration / 1e6, record.bytes_up, record.bytes_down, record.attempts,
             _seconds(record.close_time), record.error, record.reason,
-            <bytes>record.pool, (<char *>record.model)[:record.model_length], record.head / 1e6, record.queued / 1e6,
+            <bytes>record.pool, (<char *>record.story.model)[:record.story.model_length], _seconds(record.head), record.queued / 1e6,
             _after(record.connected), _after(record.responded), _seconds(record.last), record.pieces,
             _tokens(record.prompt), _tokens(record.completion), _tokens(record.cached),
-            (<char *>record.trace)[:record.trace_length], failed,
+            (<char *>record.story.trace)[:record.story.trace_length], failed,
         )
         return found if record.kind == RECORD_EXCHANGE else ExchangeLive(found)
     if record.kind == RECORD_LIVE_END:
@@ -564,6 +564,7 @@ cdef class Engine:
             w.scans.size = sizeof(JsonC)
             w.tickets.size = sizeof(TicketC)
             w.usages.size = sizeof(UsageC)
+            w.stories.size = sizeof(StoryC)
             w.queue_conn.fd = -1
             w.queue_conn.kind = CONN_QUEUE
             w.busy_end = &w.busy
@@ -941,6 +942,7 @@ cdef class Engine:
         slab_free_all(&w.scans)
         slab_free_all(&w.tickets)
         slab_free_all(&w.usages)
+        slab_free_all(&w.stories)
         long_head_free_all(w)
         self._know(NULL)
         table_free(w.table)

@@ -162,7 +162,7 @@ GOOD_CHUNKS = {
     "longest quoted extension": (b'5;a="' + b"x" * 252 + b'"\r\nhello\r\n0\r\n\r\n', b"hello"),
     "longest list of extensions": (b"5" + b";x" * 128 + b"\r\nhello\r\n0\r\n\r\n", b"hello"),
     "longest extension": (b"5;" + b"x" * 256 + b"\r\nhello\r\n0\r\n\r\n", b"hello"),
-    "trailers": (b"5\r\nhello\r\n0\r\nX-Checksum: abc\r\nY: 1\r\n\r\n", b"hello"),
+    "trailers": (b"5\r\nhello\r\n0\r\nX-Checksum: abc\r\ntraceparent: 00\r\nY: 1\r\n\r\n", b"hello"),
     "line ends as data": (b"8\r\n\r\n0\r\n\r\n\r\r\n0\r\n\r\n", b"\r\n0\r\n\r\n\r"),
     "nothing": (LAST_CHUNK, b""),
 }

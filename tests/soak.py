@@ -40,7 +40,7 @@ from harness import ERROR_TYPES, Proxy, wait_until
 
 CLIENTS = 80
 PATIENCE = 30.0  # seconds that an answer may take
-WARM_UP = 60.0  # seconds before memory is looked at for the first time
+WARM_UP = 65.0  # seconds before memory is looked at for the first time: figures of the last minute are kept
 GROWTH = (24 if "asan" in os.environ.get("LD_PRELOAD", "") else 4) << 20
 """Bytes that resident memory may grow by after that: the allocator's and Python's own doing; a leak grows with the time."""
 
@@ -820,7 +820,7 @@ async def load(
     while going():
         await asyncio.sleep(min(5.0, max(0.1, seconds / 10)))
         elapsed = time.monotonic() - begun
-        if not first_rss and elapsed > min(WARM_UP, seconds / 3):
+        if not first_rss and elapsed > min(WARM_UP, seconds * 0.6):
             first_rss = proxy.rss()
         account.sweep()
         report(

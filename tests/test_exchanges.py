@@ -184,7 +184,7 @@ def test_every_part_of_a_record_is_shown() -> None:
 def test_what_is_not_known_or_did_not_happen_is_null() -> None:
     nothing = element(
         backend=None, client=b"", method=b"", target=b"", status=0, phase=PHASES.index("head"), ttft=None, pool=b"", model=b"",
-        head=0.0, queued=0.0, connected=None, answered=None, last=None, prompt_tokens=None, completion_tokens=None,
+        head=None, queued=0.0, connected=None, answered=None, last=None, prompt_tokens=None, completion_tokens=None,
         cached_tokens=None, traceparent=b"", failed=(),
     )  # fmt: skip
     empty = {

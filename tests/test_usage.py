@@ -160,7 +160,7 @@ ANSWERS: dict[str, tuple[bytes, Tokens]] = {
             delta("Hi"),
             {"choices": [], "usage": {"completion_tokens": 35, "prompt_tokens": 237}, "timings": TIMINGS},
         ),
-        (237, 35, None),
+        (237, 35, 236),
     ),
     "llama.cpp, chat, nobody asked": (events(delta("Hi"), delta(None, finish="stop", timings=TIMINGS)), (237, 35, 236)),
     "llama.cpp, completion": (
@@ -181,6 +181,10 @@ ANSWERS: dict[str, tuple[bytes, Tokens]] = {
             {"id": "1", "choices": [{"message": {"role": "assistant", "content": TEXT}}], "usage": OPENAI}, indent=2
         ).encode(),
         (19, 10, 0),
+    ),
+    "names of both kinds": (
+        b'{"usage": {"prompt_tokens": 100, "completion_tokens": 5, "cache_read_input_tokens": 64, "cache_creation_input_tokens": 8}}',
+        (100, 5, 64),
     ),
     "embeddings": (
         json.dumps(
@@ -203,7 +207,7 @@ ANSWERS: dict[str, tuple[bytes, Tokens]] = {
     ),
     "names that are deeper, or escaped, or longer": (
         (
-            rb'{"usage": {"a": {"prompt_tokens": 1}, "b": [{"completion_tokens": 2}, 3], "prompt\u005ftokens": 4, '
+            rb'{"usage": {"a": {"prompt_tokens": 1}, "b": [{"completion_tokens": 2}, 3], "prompt\u005ftokens": 4, "a\"b": 1, '
             rb'"prompt_tokens_and_a_name_that_is_longer_than_any": 5, "completion_tokens": 6}}'
         ),
         (None, 6, None),

@@ -46,7 +46,7 @@ cdef bint chunk_trailer_allowed(ChunkC *chunk) noexcept nogil:
     if text_same(chunk.name, chunk.name_length, b"trailer"):
         return False
     kind = field_kind(chunk.name, chunk.name_length)
-    return kind == FIELD_OTHER or kind == FIELD_REQUEST_ID or kind == FIELD_VIA
+    return kind == FIELD_OTHER or kind == FIELD_REQUEST_ID or kind == FIELD_VIA or kind == FIELD_TRACEPARENT
 
 cdef uint8_t chunk_fault(ChunkC *chunk) noexcept nogil:
     # Why chunk_next refused what it met: REASON_*.

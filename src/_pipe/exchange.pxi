@@ -44,6 +44,7 @@ cdef struct ExchangeC:
     SeriesC *series         # that its times are counted in: of its pool, and of its backend once there is one; of its table
     HistogramC *itl         # in them, for the gaps between its events; NULL before the first, and for what is no event stream
     TokensC *tokens         # that its tokens are counted in, which it keeps
+    StoryC *story           # what not every exchange has; NULL for none
     UsageC *usage           # what its answer tells of them; NULL where nothing was seen of that
     TicketC *ticket         # with which it waits, or has waited, for a place; NULL once a backend is connected
     JsonC *json             # looks for the model in the body; NULL where it need not be found, or the body is over
@@ -63,7 +64,7 @@ cdef struct ExchangeC:
     int64_t head_at         # the head was complete: start of the TTFT that is shown
     int64_t whole_at        # the request was complete: start of the TTFT limit, one for all attempts
     int64_t content_at      # first content byte was forwarded
-    int64_t last_at         # content was forwarded last
+    int64_t last_at         # content came last
     int64_t upstream_at     # since when the wait for the upstream's answer counts; in a tunnel, for a byte of either side
     int64_t request_at      # a byte of the request last came, or was last taken by the upstream; in a tunnel only the latter
     int64_t client_at       # the client last took bytes
@@ -74,18 +75,12 @@ cdef struct ExchangeC:
     uint32_t connected      # us from the first byte of the request to the upstream that was used last; 0 for none
     uint32_t responded      # the same to the head of the answer
     uint32_t pieces         # of content that were forwarded
-    FailedC failed[FAILED_ROOM]
-    uint8_t failed_count
     uint8_t request_id_length
     uint8_t method_length
     uint8_t path_length
-    uint8_t model_length
-    uint8_t trace_length
     uint8_t request_id[REQUEST_ID_ROOM]
     uint8_t method[METHOD_ROOM]
     uint8_t path[PATH_ROOM]
-    uint8_t model[MODEL_SHOWN]  # that the client asked for
-    uint8_t trace[TRACE_ROOM]   # its traceparent
 
 cdef char NO_ADDRESS[ADDRESS_ROOM]      # of a client that is gone
 
@@ -204,6 +199,7 @@ cdef void attempt_begin(WorkerC *w, ExchangeC *x, int slot) noexcept nogil:
     x.backend = slot
     x.attempts += x.attempts < 255
     x.counted = x.table.routes[slot].backend
+    x.connected = 0
     x.backend_id = x.counted.id
     sys_add_counter(&w.stats.backends[slot].exchanges, 1)
 
@@ -266,6 +262,8 @@ cdef void exchange_end(WorkerC *w, ExchangeC *x, uint8_t phase, uint8_t outcome)
     exchange_count_tokens(w, x)
     if x.usage is not NULL:
         slab_put(&w.usages, x.usage)
+    if x.story is not NULL:
+        slab_put(&w.stories, x.story)
     if x.up.first is not NULL:
         x.held = False
         request_forget(w, x)

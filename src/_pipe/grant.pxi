@@ -32,7 +32,8 @@ cdef TicketC *pool_grant(WorkerC *w, PoolC *pool) noexcept nogil:
         ticket.granted = backend
         ticket.state = TICKET_GRANTED
         ticket.abroad = ticket.worker is not w
-        histogram_note(&queue.wait, w.now - ticket.since)
+        if queue.wait is not NULL:      # another worker's clock may be behind
+            histogram_add(queue.wait, w.now - ticket.since if w.now > ticket.since else 0)
     sys_unlock(&queue.lock)
     return ticket
 

@@ -18,12 +18,13 @@ cdef inline uint64_t histogram_low(size_t at, int sub_bits) noexcept nogil:
     cdef size_t shift = at >> sub_bits
     return at if shift < 2 else <uint64_t>(at - ((shift - 1) << sub_bits)) << (shift - 1)
 
-# Of microseconds, which never go back.
+# Of microseconds.
 cdef struct HistogramC:
     uint64_t counts[HISTOGRAM_SIZE]
     uint64_t sum                # us
 
 cdef inline void histogram_add(HistogramC *histogram, int64_t us) noexcept nogil:
+    # `us` is not below 0: of one worker's clock.
     cdef size_t at = histogram_at(<uint64_t>us, HISTOGRAM_SUB_BITS)
     sys_add_counter(&histogram.counts[at if at < HISTOGRAM_SIZE else HISTOGRAM_SIZE - 1], 1)
     sys_add_counter(&histogram.sum, <uint64_t>us)
@@ -37,7 +38,7 @@ cdef HistogramC *histogram_begin(HistogramC **histogram) noexcept nogil:
 cdef void histogram_note(HistogramC **histogram, int64_t us) noexcept nogil:
     # One that may be the first; it is not counted where there is no memory.
     if histogram_begin(histogram) is not NULL:
-        histogram_add(histogram[0], us)
+        histogram_add(histogram[0], us if us > 0 else 0)
 
 cdef void histogram_total(const HistogramC *histogram, uint64_t *buckets) noexcept nogil:
     # Adds what is counted to the buckets that a scrape gets, which are one more than have a bound.

@@ -44,8 +44,8 @@ cdef void loop_list(WorkerC *w) noexcept nogil:
     cdef ExchangeC *x
     cdef RecordC *record = NULL
     cdef const char *address
-    cdef int left = MAIL_OUT // 2
-    while conn is not NULL and left:
+    cdef int64_t left = MAIL_OUT // 2 - <int64_t>(w.mail.out_tail - sys_load_acquire(&w.mail.out_head))
+    while conn is not NULL and left > 0:
         x = conn.exchange
         if x is not NULL and (conn.kind == CONN_CLIENT or x.client is NULL):
             record = mail_next_record(&w.mail)

@@ -41,6 +41,15 @@ cdef struct FailedC:
     uint32_t at             # us from the first byte of the request, as far as they fit
     uint8_t reason          # REASON_*; none for an answer whose status has the next backend asked
 
+# What a record says of some exchanges only, so that not every stream has room for it.
+cdef struct StoryC:
+    FailedC failed[FAILED_ROOM]
+    uint8_t failed_count
+    uint8_t model_length
+    uint8_t trace_length
+    uint8_t model[MODEL_SHOWN]  # that the client asked for
+    uint8_t trace[TRACE_ROOM]   # its traceparent
+
 cdef struct RecordC:
     int64_t at                  # us of CLOCK_MONOTONIC
     int64_t ttft                # us, -1 for none
@@ -60,10 +69,7 @@ cdef struct RecordC:
     uint8_t request_id_length
     uint8_t method_length
     uint8_t path_length
-    uint8_t failed_count
-    uint8_t model_length
-    uint8_t trace_length
-    int64_t head                # us from the first byte of the request to the end of its head
+    int64_t head                # us from the first byte of the request to the end of its head; -1 where it never came
     int64_t last                # the same to the last content; -1 for none
     int64_t prompt              # tokens, -1 for unknown, as the others
     int64_t completion
@@ -72,9 +78,7 @@ cdef struct RecordC:
     uint32_t connected
     uint32_t responded
     uint32_t pieces
-    FailedC failed[FAILED_ROOM]
-    uint8_t model[MODEL_SHOWN]
-    uint8_t trace[TRACE_ROOM]
+    StoryC story
     char pool[NAME_ROOM]
     char address[ADDRESS_ROOM]
     uint8_t request_id[REQUEST_ID_ROOM]

@@ -131,8 +131,7 @@ cdef int pool_find_by_model(WorkerC *w, ExchangeC *x, uint8_t *reason) noexcept 
     if json.found:
         if not json.too_long:
             model = model_find(x.table, json.text, json.length)
-            x.model_length = <uint8_t>(json.length if json.length < MODEL_SHOWN else MODEL_SHOWN)
-            memcpy(x.model, json.text, x.model_length)
+            exchange_note_model(w, x, json.text, json.length)
         if model is NULL:
             return pool_enter_default(x, reason, REASON_UNKNOWN_MODEL, 404)
         exchange_take_tokens(x, model.tokens)

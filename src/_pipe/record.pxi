@@ -7,15 +7,34 @@ cdef uint32_t exchange_age(WorkerC *w, ExchangeC *x) noexcept nogil:
     cdef int64_t age = w.now - x.begun_at
     return <uint32_t>age + (age == 0) if age < UINT32_MAX else UINT32_MAX
 
+cdef StoryC *exchange_story(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # Where to put what not every exchange has; NULL where there is no memory: then its record lacks that.
+    if x.story is NULL:
+        x.story = <StoryC *>slab_get(&w.stories)
+    return x.story
+
+cdef void exchange_note_model(WorkerC *w, ExchangeC *x, const uint8_t *name, size_t n) noexcept nogil:
+    cdef StoryC *story = exchange_story(w, x)
+    if story is not NULL:
+        story.model_length = <uint8_t>(n if n < MODEL_SHOWN else MODEL_SHOWN)
+        memcpy(story.model, name, story.model_length)
+
+cdef void exchange_note_trace(WorkerC *w, ExchangeC *x, const uint8_t *trace) noexcept nogil:
+    cdef StoryC *story = exchange_story(w, x)
+    if story is not NULL:
+        story.trace_length = TRACE_ROOM
+        memcpy(story.trace, trace, TRACE_ROOM)
+
 cdef void attempt_failed(WorkerC *w, ExchangeC *x, uint8_t reason) noexcept nogil:
     # Notes it for the record.
+    cdef StoryC *story = exchange_story(w, x) if x.counted is not NULL else NULL
     cdef FailedC *failed
-    if x.failed_count < FAILED_ROOM and x.backend_id >= 0:
-        failed = &x.failed[x.failed_count]
+    if story is not NULL and story.failed_count < FAILED_ROOM:
+        failed = &story.failed[story.failed_count]
         failed.backend = x.backend_id
         failed.at = exchange_age(w, x)
         failed.reason = reason
-        x.failed_count += 1
+        story.failed_count += 1
 
 cdef void exchange_take_tokens(ExchangeC *x, TokensC *tokens) noexcept nogil:
     # Its tokens are counted there from now on, whatever table comes.
@@ -59,7 +78,7 @@ cdef void record_fill(WorkerC *w, ExchangeC *x, RecordC *record, const char *add
         strcpy(record.pool, x.pool.state.name)
     else:
         record.pool[0] = 0
-    record.head = x.head_at - x.begun_at if x.head_at else record.duration
+    record.head = x.head_at - x.begun_at if x.head_at else -1
     record.queued = x.queued
     record.connected = x.connected
     record.responded = x.responded
@@ -68,12 +87,10 @@ cdef void record_fill(WorkerC *w, ExchangeC *x, RecordC *record, const char *add
     record.prompt = record.completion = record.cached = -1
     if x.usage is not NULL:
         usage_total(x.usage, &record.prompt, &record.completion, &record.cached)
-    record.failed_count = x.failed_count
-    memcpy(record.failed, x.failed, sizeof(x.failed))
-    record.model_length = x.model_length
-    memcpy(record.model, x.model, x.model_length)
-    record.trace_length = x.trace_length
-    memcpy(record.trace, x.trace, x.trace_length)
+    if x.story is not NULL:
+        record.story = x.story[0]
+    else:
+        record.story.failed_count = record.story.model_length = record.story.trace_length = 0
     record.request_id_length = x.request_id_length
     record.method_length = x.method_length
     record.path_length = x.path_length

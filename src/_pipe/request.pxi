@@ -15,8 +15,7 @@ cdef void request_note(WorkerC *w, ExchangeC *x, HeadC *head) noexcept nogil:
     x.upgrade = head.has_upgrade
     body_begin(&x.up_body, head.framing, head.content_length)
     if head.traceparent_length == TRACE_ROOM:
-        x.trace_length = TRACE_ROOM
-        memcpy(x.trace, head.traceparent, TRACE_ROOM)
+        exchange_note_trace(w, x, head.traceparent)
     if 0 < head.request_id_length <= REQUEST_ID_ROOM:
         x.request_id_length = <uint8_t>head.request_id_length
         memcpy(x.request_id, head.request_id, head.request_id_length)

@@ -47,7 +47,7 @@ cdef int response_measure(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n, siz
 cdef void content_came(WorkerC *w, ExchangeC *x) noexcept nogil:
     # A piece of the body had content in it: the wait for more begins.
     sys_set_counter(&w.stats.backends[x.backend].content_at, <uint64_t>w.now)
-    x.pieces += 1
+    x.pieces += x.client is not NULL
     if not x.content:
         x.content = True
         x.content_at = w.now
@@ -122,6 +122,7 @@ cdef void response_retry(WorkerC *w, ExchangeC *x, size_t n, int cause) noexcept
     pending_clear(w, &x.upstream.pending)
     upstream_drop(w, x)
     x.answered = False
+    x.responded = 0
     x.holds = HOLD_NOT_YET
     request_rewind(x)
     exchange_reroute(w, x, False)
@@ -223,6 +224,8 @@ cdef void response_read(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n) noexc
         if n == 0:
             pending_clear(w, &upstream.pending)
             return
+    if not x.responded:
+        x.responded = exchange_age(w, x)
     if head.status == 101:
         tunnel_begin(w, x, data + length, n - length)
         return
@@ -241,7 +244,6 @@ cdef void response_read(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n) noexc
     body_begin(&x.down_body, head.framing, head.content_length)
     x.event_stream = head.event_stream
     x.reads_usage = x.pool.limits.reads_usage and head.status < 300 and (head.event_stream or head_is_json(head))
-    x.responded = exchange_age(w, x)
     x.dechunk = head.chunked and x.minor == 0
     # An answer that did not wait for the whole request may be one to its head alone; what comes of the body would then be
     # read as the next request. So nobody else is sent there.

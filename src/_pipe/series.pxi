@@ -1,5 +1,5 @@
 # series: the times of exchanges by pool and backend, and by outcome, and the tokens of a model. The control plane makes one for each
-# that a table has, and frees it when no table has it any more; a worker counts in its own.
+# that a table has, and frees it when nobody has it any more; a worker counts in its own.
 
 cdef enum:
     SERIES_TTFT = 0
@@ -22,7 +22,7 @@ cdef struct TokensC:
     uint64_t prompt
     uint64_t completion
     uint64_t cached             # of the prompt's
-    uint32_t users              # tables that point to it
+    uint32_t users              # tables that point to it, and exchanges
     TokensC *next
     size_t length
     uint8_t model[MODEL_ROOM]   # as the file names it; empty for all where none is looked for

@@ -152,6 +152,7 @@ cdef PoolStateC *pool_state_find(SharedC *shared, const char *name, size_t n) no
             return NULL
         memcpy(found.name, name, n)
         found.queue.total = &shared.waiting
+        found.queue.wait = <HistogramC *>calloc(1, sizeof(HistogramC))      # here, and not under the queue's lock
         link[0] = found
     sys_add_shared(&found.users, 1)
     return found

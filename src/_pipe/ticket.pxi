@@ -52,7 +52,7 @@ cdef struct QueueC:
     double freed                # places that became free while somebody waited ...
     double busy                 # ... and how long somebody waited, us; both with less and less of what is older
     int64_t measured_at
-    HistogramC *wait            # of those that were granted; NULL before the first
+    HistogramC *wait            # of those that were granted; NULL where there was no memory
     uint64_t full               # refused because the queue was full
     uint64_t late               # refused because their deadline has passed, or would
 

@@ -23,6 +23,7 @@ cdef enum:
     USAGE_SCALAR = 8            # anything but a whole number, to its end
     USAGE_STRING = 9
     USAGE_ESCAPE = 10           # in a string, behind a backslash
+    USAGE_KEY_ESCAPE = 11       # in a key, the same
 
 cdef enum:
     USAGE_DEPTH = 4             # objects and arrays inside of it; deeper ones no server has
@@ -31,7 +32,7 @@ cdef enum:
     USAGE_MOST = 1000000000     # tokens; more are none
 
 cdef enum:
-    USAGE_PROMPT = 0
+    USAGE_PROMPT = 0            # cached ones included
     USAGE_COMPLETION = 1
     USAGE_CACHED = 2
     USAGE_CREATED = 3           # of the prompt, written into a cache
@@ -39,7 +40,8 @@ cdef enum:
     USAGE_TIMED_PROMPT = 5      # the same as llama.cpp has them
     USAGE_TIMED_COMPLETION = 6
     USAGE_TIMED_CACHED = 7
-    USAGE_COUNT = 8
+    USAGE_INPUT = 8             # the prompt as messages and responses name it
+    USAGE_COUNT = 9
 
 cdef struct UsageC:
     uint8_t state               # USAGE_*
@@ -47,7 +49,7 @@ cdef struct UsageC:
     uint8_t name_length         # of what may be the beginning of a name, at the end of the last piece
     uint8_t key_length
     uint8_t arrays              # a bit for each depth: it is an array
-    uint8_t known               # a bit for each count
+    uint16_t known              # a bit for each count
     uint8_t name[USAGE_NAME_ROOM]
     uint8_t key[USAGE_KEY_ROOM]
     int64_t number
@@ -82,8 +84,10 @@ cdef int usage_count_of(const UsageC *usage) noexcept nogil:
         return USAGE_CACHED
     if usage.depth > 1:
         return -1
-    if key_is(usage, b"prompt_tokens") or key_is(usage, b"input_tokens"):
+    if key_is(usage, b"prompt_tokens"):
         return USAGE_PROMPT
+    if key_is(usage, b"input_tokens"):
+        return USAGE_INPUT
     if key_is(usage, b"completion_tokens") or key_is(usage, b"output_tokens"):
         return USAGE_COMPLETION
     if key_is(usage, b"cache_read_input_tokens"):
@@ -102,7 +106,7 @@ cdef void usage_number_ends(UsageC *usage) noexcept nogil:
     cdef int which = usage_count_of(usage)
     if which >= 0 and usage.number <= USAGE_MOST:
         usage.counts[which] = usage.number
-        usage.known |= <uint8_t>(1 << which)
+        usage.known |= <uint16_t>(1 << which)
 
 cdef bint usage_inside(UsageC *usage, uint8_t c) noexcept nogil:
     # In the object: takes one byte. Whether more of it is to come; False behind its end, and where it is none.
@@ -110,9 +114,7 @@ cdef bint usage_inside(UsageC *usage, uint8_t c) noexcept nogil:
         if c == c"\\":
             if usage.state == USAGE_KEY:
                 usage.key_length = USAGE_KEY_ROOM + 1       # no name that is looked for has an escape
-                usage.state = USAGE_KEY
-                return True
-            usage.state = USAGE_ESCAPE
+            usage.state = USAGE_KEY_ESCAPE if usage.state == USAGE_KEY else USAGE_ESCAPE
         elif c == c'"':
             usage.state = USAGE_KEY_COLON if usage.state == USAGE_KEY else USAGE_KEY_OR_END
         elif usage.state == USAGE_KEY and usage.key_length < USAGE_KEY_ROOM:
@@ -121,8 +123,8 @@ cdef bint usage_inside(UsageC *usage, uint8_t c) noexcept nogil:
         elif usage.state == USAGE_KEY:
             usage.key_length = USAGE_KEY_ROOM + 1
         return True
-    if usage.state == USAGE_ESCAPE:
-        usage.state = USAGE_STRING
+    if usage.state == USAGE_ESCAPE or usage.state == USAGE_KEY_ESCAPE:
+        usage.state = USAGE_STRING if usage.state == USAGE_ESCAPE else USAGE_KEY
         return True
     if usage.state == USAGE_NUMBER:
         if c"0" <= c <= c"9":
@@ -260,8 +262,8 @@ cdef void usage_total(const UsageC *usage, int64_t *prompt, int64_t *completion,
     prompt[0] = usage_known(usage, USAGE_PROMPT)
     completion[0] = usage_known(usage, USAGE_COMPLETION)
     cached[0] = usage_known(usage, USAGE_CACHED)
-    if prompt[0] >= 0:
-        prompt[0] += (read if read > 0 else 0) + (created if created > 0 else 0)
+    if prompt[0] < 0 and usage_known(usage, USAGE_INPUT) >= 0:
+        prompt[0] = (usage_known(usage, USAGE_INPUT) + (read if read > 0 else 0) + (created if created > 0 else 0))
     if read >= 0:
         cached[0] = read
     if prompt[0] < 0 and completion[0] < 0:
@@ -270,3 +272,5 @@ cdef void usage_total(const UsageC *usage, int64_t *prompt, int64_t *completion,
         cached[0] = usage_known(usage, USAGE_TIMED_CACHED)
         if prompt[0] >= 0 and cached[0] > 0:
             prompt[0] += cached[0]
+    elif cached[0] < 0:
+        cached[0] = usage_known(usage, USAGE_TIMED_CACHED)

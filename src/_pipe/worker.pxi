@@ -106,6 +106,7 @@ cdef struct WorkerC:
     SlabC lingers
     SlabC scans                 # JsonC
     SlabC usages                # UsageC
+    SlabC stories               # StoryC
     SlabC tickets
     uint32_t tickets_out        # those that exchanges have
     uint32_t orphans            # tickets whose exchanges have ended, and that another worker still hands over

@@ -39,7 +39,7 @@ def request_line(record: ExchangeEnded) -> tuple[str, str]:
 
 def connect_time(record: ExchangeEnded) -> float | None:
     """Seconds from the request's head to the connection of the backend that was used last, without the wait in the queue."""
-    return None if record.connected is None else max(0.0, record.connected - record.head - record.queued)
+    return None if record.connected is None else max(0.0, record.connected - (record.head or 0.0) - record.queued)
 
 
 def is_kept(request_id: bytes, rate: float) -> bool:

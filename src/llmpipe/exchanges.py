@@ -35,7 +35,6 @@ LEAST_PREFIX = 8
 
 PARAMETERS = ("limit", "id", "outcome", "backend", "pool", "model")
 
-_HEAD = PHASES.index("head")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-[!-~]*)?")
 
 _pack = msgpack.Encoder().encode
@@ -199,11 +198,11 @@ def _text(value: bytes) -> str:
 def _times(record: ExchangeEnded, *, ended: bool) -> dict[str, float | None]:
     """Seconds from the first byte of the request to each thing that happened, None for what did not."""
     times = {
-        "head": None if record.phase == _HEAD else record.head,
-        "queued": record.head + record.queued if record.queued else None,
+        "head": record.head,
+        "queued": (record.head or 0.0) + record.queued if record.queued else None,
         "connected": record.connected,
         "answered": record.answered,
-        "first": None if record.ttft is None else record.head + record.ttft,
+        "first": None if record.ttft is None else (record.head or 0.0) + record.ttft,
         "last": record.last,
         "end": record.duration if ended else None,
     }

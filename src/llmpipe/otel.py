@@ -139,7 +139,7 @@ def events(record: ExchangeEnded, fleet: Fleet) -> list[tuple[float, str, Mappin
     """What happened in an exchange, in its order: (seconds from its beginning, name, attributes)."""
     found: list[tuple[float, str, Mapping[str, AttributeValue]]] = []
     if record.queued:
-        found.append((record.head, "queued", {"llmpipe.queued": record.queued}))
+        found.append((record.head or 0.0, "queued", {"llmpipe.queued": record.queued}))
     for attempt in record.failed:
         reason = {"llmpipe.backend": fleet.name(attempt.backend), "llmpipe.reason": REASONS[attempt.reason]}
         found.append((attempt.at, "attempt failed", reason))
@@ -148,7 +148,7 @@ def events(record: ExchangeEnded, fleet: Fleet) -> list[tuple[float, str, Mappin
     if record.answered is not None:
         found.append((record.answered, "answered", {}))
     if record.ttft is not None:  # which is counted from the head
-        found.append((record.head + record.ttft, "first token", {}))
+        found.append(((record.head or 0.0) + record.ttft, "first token", {}))
     found.sort(key=lambda event: event[0])
     return [*found, (record.duration, "ended", {})]
 

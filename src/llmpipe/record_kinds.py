@@ -46,7 +46,7 @@ class ExchangeEnded(NamedTuple):
         reason: of the last failed attempt, or of the refusal: an index into REASONS.
         pool: that it was for, empty where none was found.
         model: that the client asked for, empty where that was not read. A longer name is cut.
-        head: the head of the request was there after it.
+        head: the head of the request was there after it, None where it never was.
         queued: waited for a place.
         connected: the upstream that was used last was there after it, None where none was.
         answered: the head of the answer was there after it, None where none came.
@@ -78,7 +78,7 @@ class ExchangeEnded(NamedTuple):
     reason: int
     pool: bytes
     model: bytes
-    head: float
+    head: float | None
     queued: float
     connected: float | None
     answered: float | None

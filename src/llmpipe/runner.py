@@ -327,7 +327,8 @@ class Runner:
             told = self._listing_live  # somebody has just asked: what is told is told to both
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(asyncio.shield(told), LIVE_TIME)
-        self._listing_live = None
+        if self._listing_live is told:
+            self._listing_live = None
         return sorted(self._live, key=lambda record: record.duration)
 
     def _take_live(self, record: ExchangeLive | LiveEnd) -> None:

@@ -505,6 +505,7 @@ class Server:
         try:
             loaded = self._config.reload()
             unusable = await resolver.take((*self._settings.backends, *loaded.backends))
+            runner.take_records()  # who has left by now did so under the settings of before
             runner.configure(resolver, loaded)
             if self._disconnects.configure(loaded):
                 runner.wake_on_abort()

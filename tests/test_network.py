@@ -597,9 +597,8 @@ def test_a_dead_peer_is_found_within_a_minute_by_default() -> None:
     ):
         client.send(GET)
         backend.wait_connections(1)
-        proxy.wait_metric(
-            "llmpipe_upstreams", 1
-        )  # behind which the engine sleeps: the kernel connects before options are set
+        # Behind it the engine sleeps: the kernel connects before options are set.
+        proxy.wait_metric("llmpipe_upstreams", 1)
         found = [(ours, given) for ours, given in options_of(proxy.pid, proxy.port)]
         common = {"nodelay": 1, "keepalive": 1, "idle": 15, "between": 10, "probes": 3}
         assert (True, {**common, "unanswered": 45_000}) in found

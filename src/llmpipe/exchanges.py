@@ -7,7 +7,6 @@ asks. The control plane's thread keeps; the admin endpoint's asks.
 from __future__ import annotations
 
 import errno
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,6 +16,7 @@ from urllib.parse import parse_qsl
 
 from msgspec import Struct, msgpack
 
+from llmpipe import trace_context
 from llmpipe._pipe import OUTCOMES, PHASES, REASONS
 from llmpipe.access_log import request_line
 from llmpipe.config import parse_count
@@ -35,7 +35,6 @@ LEAST_PREFIX = 8
 
 PARAMETERS = ("limit", "id", "outcome", "backend", "pool", "model")
 
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-[!-~]*)?")
 
 _pack = msgpack.Encoder().encode
 _unpack: Callable[[bytes], tuple[float, ExchangeEnded]] = msgpack.Decoder(tuple[float, ExchangeEnded]).decode
@@ -156,7 +155,6 @@ class Exchanges:
     def _element(self, record: ExchangeEnded, taken: float, *, ended: bool) -> dict[str, Any]:
         began = datetime.fromtimestamp(taken - record.age - record.duration, timezone.utc)
         method, target = request_line(record)
-        traceparent = _text(record.traceparent)
         return {
             "request_id": _text(record.request_id),
             "at": began.isoformat(timespec="milliseconds"),
@@ -180,7 +178,7 @@ class Exchanges:
                 "completion": record.completion_tokens,
                 "cached": record.cached_tokens,
             },
-            "traceparent": traceparent if _TRACEPARENT.fullmatch(traceparent) else None,
+            "traceparent": _text(record.traceparent) if trace_context.parse(record.traceparent) else None,
             "duration": round(record.duration, 6),
             "times": _times(record, ended=ended),
             "close_ms": None if record.close_time is None else round(record.close_time * 1000, 3),

@@ -73,7 +73,7 @@ class EngineCollector(Collector):
         fleet: Fleet,
         dropped_lines: Callable[[], int],
         draining: Callable[[], bool],
-        ended: Callable[[], Iterable[tuple[float, ExchangeEnded]]] = tuple,
+        ended: Callable[[], Iterable[tuple[float, ExchangeEnded]]],
     ) -> None:
         """Args:
         stats: takes a snapshot of each engine.

@@ -671,6 +671,10 @@ class Proxy:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return sock
 
+    def rest(self) -> None:
+        """Waits until the engines have done what belongs to all that they have sent: a count comes a moment behind its answer."""
+        wait_asleep(threads_of(self.pid))
+
     def admin(self, path: str) -> tuple[int, str]:
         """Status and body of a GET from the admin endpoint."""
         connection = http.client.HTTPConnection("127.0.0.1", self.admin_port, timeout=TIMEOUT)
@@ -685,7 +689,7 @@ class Proxy:
         """Every sample of /metrics, keyed as it is printed: 'llmpipe_exchanges_total{outcome="ok"}'. What the engines have sent by now
         is counted in them.
         """
-        wait_asleep(threads_of(self.pid))
+        self.rest()
         return self._scrape()
 
     def _scrape(self) -> dict[str, float]:
@@ -700,7 +704,7 @@ class Proxy:
         What a backend or a client did is another matter: it may still be on its way. This looks until two samples in a row are the
         same, three times at most, but who needs it waits for it (wait_metric).
         """
-        wait_asleep(threads_of(self.pid))
+        self.rest()
         sample = self._sample(name, **labels)
         for _ in range(3):
             time.sleep(0.02)

@@ -63,6 +63,7 @@ def send(proxy: Proxy, path: str, method: str = "POST", body: bytes | None = Non
 
 def drain(proxy: Proxy, name: str, query: str = "") -> tuple[str, int]:
     """State and exchanges in flight, as the answer has them."""
+    proxy.rest()
     answer = send(proxy, f"/backends/{quote(name, safe='')}/drain{query}")
     assert answer.status == 200, answer.body
     assert answer.body["name"] == name
@@ -77,6 +78,7 @@ def resume(proxy: Proxy, name: str) -> str:
 
 def shown(proxy: Proxy, name: str) -> dict[str, Any]:
     """What /status has of a backend."""
+    proxy.rest()
     pools = json.loads(proxy.admin("/status")[1])["pools"]
     return next(backend for pool in pools for backend in pool["backends"] if backend["name"] == name)
 

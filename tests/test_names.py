@@ -135,6 +135,7 @@ def post(proxy: Proxy, path: str) -> tuple[int, dict[str, Any]]:
 
 def tell(proxy: Proxy, name: str, verb: str, query: str = "") -> tuple[str, int]:
     """Drains or resumes: state and exchanges in flight, as the answer has them."""
+    proxy.rest()
     status, body = post(proxy, f"/backends/{quote(name, safe='')}/{verb}{query}")
     assert (status, body["name"]) == (200, name), body
     return body["state"], body["in_flight"]
@@ -142,6 +143,7 @@ def tell(proxy: Proxy, name: str, verb: str, query: str = "") -> tuple[str, int]
 
 def rows(proxy: Proxy) -> dict[str, dict[str, Any]]:
     """What /status has, by name."""
+    proxy.rest()
     pools = json.loads(proxy.admin("/status")[1])["pools"]
     return {row["name"]: row for pool in pools for row in pool["backends"]}
 
@@ -531,7 +533,6 @@ def test_i5_a_drain_by_name_is_of_all_servers_and_by_address_of_one(world: World
         assert tell(proxy, f"gpu@{ONE}", "drain") == ("draining", 1)
         assert states(proxy) == {f"gpu@{ONE}": "draining", f"gpu@{TWO}": "up"}
         assert set(asked(proxy, 4)) == {TWO}
-        proxy.metrics()  # the engine has done what belongs to those four
         assert tell(proxy, "gpu", "drain") == ("draining", 2)
         assert set(states(proxy).values()) == {"draining"}
         world.servers.go.set()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TypedDict
 
 from llmpipe.config import Settings
-from llmpipe.record_kinds import Record
+from llmpipe.record_kinds import Record, Tape
 from llmpipe.routing import Routing
 
 OUTCOMES: tuple[str, ...]
@@ -288,6 +288,29 @@ class Engine:
     def latencies(self) -> dict[int, tuple[dict[int, int], dict[int, int]]]:
         """By the number of a backend: (TTFT counts, ITL counts), each by the index into EDGES of the bucket's lower bound, since the
         series began."""
+
+    def record_next(self, count: int, *, request_bodies: bool = False) -> None:
+        """Has the next answers recorded, by all engines that share what is decided with this one. Replaces what was asked for before.
+
+        Args:
+            count: how many more; 0 for none.
+            request_bodies: whether what their clients send is kept too.
+        """
+
+    def record_share(self, share: float, size: int, *, request_bodies: bool = False) -> None:
+        """Has a share of all answers recorded, by all engines that share what is decided with this one.
+
+        Args:
+            share: 0 is none, 1 all, chosen by chance.
+            size: bytes of one recording that are kept at most; for those of `record_next` too.
+            request_bodies: whether what their clients send is kept too.
+
+        Raises:
+            ValueError: something is out of range.
+        """
+
+    def take_tapes(self) -> list[Tape]:
+        """What was recorded by this engine and has ended since this was called last. May be called by one thread."""
 
     def list_live(self) -> None:
         """Asks for an `ExchangeLive` of each exchange that goes on, of 2,048 at most, and a `LiveEnd` behind them, among the next records.

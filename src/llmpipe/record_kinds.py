@@ -91,6 +91,26 @@ class ExchangeEnded(NamedTuple):
     failed: tuple[Attempt, ...]
 
 
+class Tape(NamedTuple):
+    """The answer of an exchange that was recorded (`Engine.take_tapes`).
+
+    Attributes:
+        exchange: its record, as of its end.
+        asked: whether it is one that `Engine.record_next` asked for, and not one of the share of `Engine.record_share`.
+        content_type: of the answer; what is longer than there is room for is cut. Empty where it had none.
+        cut: whether there was more than there is room for.
+        request_body: what the client sent, without its framing; None where that was not asked for.
+        pieces: (microseconds from the first byte of the request, bytes) of each read of the answer's body, without its framing.
+    """
+
+    exchange: ExchangeEnded
+    asked: bool
+    content_type: bytes
+    cut: bool
+    request_body: bytes | None
+    pieces: tuple[tuple[int, bytes], ...]
+
+
 class ExchangeLive(NamedTuple):
     """An exchange that goes on, as `Engine.list_live` asked for it: what it has gone through so far.
 

@@ -528,7 +528,7 @@ cdef object _tape(TapeC *tape, int64_t now):
             request.append(data)
         else:
             pieces.append((piece.at, data))
-    return Tape(_record(&tape.record, now), bool(tape.asked), (<char *>tape.content_type)[:tape.content_type_length], bool(tape.cut),
+    return Tape(_record(&tape.record, now), bool(tape.asked), tape.status, (<char *>tape.content_type)[:tape.content_type_length], bool(tape.cut),
                 b"".join(request) if tape.keeps_request else None, tuple(pieces))
 
 

@@ -227,6 +227,7 @@ def test_a_client_that_leaves(recorded: Any) -> None:
         client.recv_until(EVENTS[0])
     (tape,) = found.wait(1)
     assert OUTCOMES[tape.exchange.outcome] == "client_abort"
+    assert (tape.status, tape.exchange.status) == (200, 499)
     assert joined(tape) == EVENTS[0]
 
 

@@ -284,7 +284,7 @@ cdef void response_read(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n) noexc
         x.looks |= LOOK_USAGE
     if x.tape is not NULL:
         x.looks |= LOOK_TAPE
-        tape_head(x.tape, head_single(head, FIELD_CONTENT_TYPE))
+        tape_head(x.tape, head.status, head_single(head, FIELD_CONTENT_TYPE))
     x.dechunk = head.chunked and x.minor == 0
     # A length that was announced leaves no room to take something out.
     if x.adds_usage and head.event_stream and head.status < 300 and head.framing != FRAMING_LENGTH:

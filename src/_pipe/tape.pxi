@@ -9,6 +9,7 @@ cdef struct TapeC:
     uint8_t keeps_request       # the request's body too
     uint8_t answered            # the head of an answer came: else there is nothing to keep
     uint8_t cut
+    uint16_t status             # that the backend gave
     uint8_t content_type_length
     uint8_t content_type[CONTENT_TYPE_ROOM]
     size_t used
@@ -97,10 +98,11 @@ cdef void tape_note(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t n, bin
     memcpy(tape.data + tape.used + sizeof(piece), data, n)
     tape.used += sizeof(piece) + n
 
-cdef void tape_head(TapeC *tape, const FieldC *content_type) noexcept nogil:
+cdef void tape_head(TapeC *tape, int status, const FieldC *content_type) noexcept nogil:
     # The answer that will be forwarded begins; of its fields only that one is kept, NULL for none.
     cdef size_t n
     tape.answered = True
+    tape.status = <uint16_t>status
     if content_type is not NULL:
         n = content_type.value_length
         tape.content_type_length = <uint8_t>(n if n < CONTENT_TYPE_ROOM else CONTENT_TYPE_ROOM)

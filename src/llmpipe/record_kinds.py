@@ -97,6 +97,7 @@ class Tape(NamedTuple):
     Attributes:
         exchange: its record, as of its end.
         asked: whether it is one that `Engine.record_next` asked for, and not one of the share of `Engine.record_share`.
+        status: of the backend's answer; that of the record is 499 where the client left before its end.
         content_type: of the answer; what is longer than there is room for is cut. Empty where it had none.
         cut: whether there was more than there is room for.
         request_body: what the client sent, without its framing; None where that was not asked for.
@@ -105,6 +106,7 @@ class Tape(NamedTuple):
 
     exchange: ExchangeEnded
     asked: bool
+    status: int
     content_type: bytes
     cut: bool
     request_body: bytes | None

@@ -16,6 +16,7 @@ include "_pipe/json.pxi"
 include "_pipe/sse.pxi"
 include "_pipe/find.pxi"
 include "_pipe/usage.pxi"
+include "_pipe/sieve.pxi"
 include "_pipe/histogram.pxi"
 include "_pipe/buf.pxi"
 include "_pipe/io.pxi"
@@ -239,6 +240,29 @@ def read_usage(pieces):
             usage_read(&usage, guarded.data, guarded.n)
     usage_total(&usage, &prompt, &completion, &cached)
     return tuple(n if n >= 0 else None for n in (prompt, completion, cached))
+
+
+def sift(pieces):
+    """(what goes on of each piece of an event stream, how much of it was taken out, what is still held)."""
+    cdef SieveC sieve
+    cdef Guarded guarded
+    cdef uint8_t *room
+    cdef size_t dropped = 0
+    cdef size_t out
+    found = []
+    memset(&sieve, 0, sizeof(sieve))
+    for piece in pieces:
+        guarded = Guarded(piece)
+        # Into the same bytes where that is allowed.
+        room = <uint8_t *>malloc(guarded.n + SIEVE_ROOM)
+        if sieve.held:
+            out = sieve_take(&sieve, guarded.data, guarded.n, room, &dropped)
+        else:
+            memcpy(room, guarded.data, guarded.n)
+            out = sieve_take(&sieve, room, guarded.n, room, &dropped)
+        found.append(_bytes(room, out))
+        free(room)
+    return found, dropped, _bytes(sieve.data, sieve.held)
 
 
 def histogram_place(value, int bits):

@@ -204,7 +204,7 @@ EDGES = {
     "max_request_line": _ROOMS, "max_head": tuple(n for n in _ROOMS if n >= 256), "max_fields": (1, 2, 3, 4, 8, 128, 256),
     "max_body": _BODIES, "failover_body": _BODIES,
     "max_in_flight": (0, 1, 2, 3), "queue_size": (0, 1, 2, 256), "queue_timeout": _TIMES, "cold_timeout": _TIMES,
-    "on_error_event": (True, False), "policy": POLICIES, "slow_start": _TIMES,
+    "on_error_event": (True, False), "policy": POLICIES, "slow_start": _TIMES, "include_usage": ("off", "force"),
 }
 
 # "q-@@@@-" becomes a number of its own in each request, and in an answer that of the request last received.
@@ -236,6 +236,12 @@ REQUESTS = (
     b'8\r\n{"model"\r\n5\r\n:"m"}\r\n0\r\n\r\n',
     b"POST /q-@@@@- HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nExpect: 100-continue\r\nContent-Length: 16\r\n\r\n",
     b'{"model": "nil"}',
+    # One whose stream is made to tell its usage, where that is forced.
+    b"POST /chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 42\r\n\r\n"
+    b'{"id":"q-@@@@-","model":"m","stream":true',
+    b"}",
+    b"POST /chat/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b'1a\r\n{"id":"q-@@@@-","stream":t\r\n1d\r\nrue,"stream_options":{"x":1}}\r\n0\r\n\r\n',
 )
 RESPONSES = (
     b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nq-@@@@-",
@@ -263,6 +269,13 @@ RESPONSES = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 9\r\n\r\n: ping\n\n\n",
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\nevent: err",
     b"or\n\n",
+    # One that tells its usage, and pieces of such an event.
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b'f\r\ndata: q-@@@@-\n\n\r\n26\r\ndata: {"choices":[],"usage":{"a":1}}\n\n\r\n'
+    b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: q-@@@@-\n\n",
+    b'data: {"choices":[],"usag',
+    b'e":{"a":1}}\n\n',
 )
 
 cdef enum:
@@ -1172,7 +1185,7 @@ cdef uint64_t world_account_down(WorkerC *w, ExchangeC *x, LedgerC *ledger, uint
     cdef size_t length
     cdef size_t shown
     cdef sim_bytes went
-    if not ledger.forwards or x.dechunk or client.lost:
+    if not ledger.forwards or x.unframed or client.lost:
         return 0
     memset(&went, 0, sizeof(went))
     sim_append(&went, client.told.data + ledger.answers, sent)
@@ -1218,7 +1231,7 @@ cdef uint64_t world_account_up(WorkerC *w, ExchangeC *x, LedgerC *ledger, uint8_
     cdef size_t head
     cdef size_t sent
     cdef sim_bytes went
-    if (x.upstream is NULL or x.up_broken or upstream.lost or outcome == OUTCOME_BAD_REQUEST or outcome == OUTCOME_OVERLOAD
+    if (x.upstream is NULL or x.up_broken or upstream.lost or x.adds_usage or outcome == OUTCOME_BAD_REQUEST or outcome == OUTCOME_OVERLOAD
             or (x.state != STATE_WAIT and x.state != STATE_STREAM and x.state != STATE_TUNNEL)):
         return 0    # it takes no more, or the request was broken or could not be held: what came since is thrown away
     memset(&went, 0, sizeof(went))

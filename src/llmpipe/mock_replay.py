@@ -82,13 +82,13 @@ class PlayedAnswer:
         RefusedError: there is no room for its request.
         """
         with self._capacity.place() as self._turn:
+            self._recording = self._replay.take()
             read = self._capacity.now()
             await self._fault.before_head(self._transport)
             self._start += self._capacity.now() - read
             if not self._turn.done():
                 await self._turn
                 self._start = self._capacity.now()  # what it waited is no part of what was recorded
-            self._recording = self._replay.take()
             await self._play(self._recording)
 
     async def _play(self, played: Recording) -> None:
@@ -96,9 +96,8 @@ class PlayedAnswer:
         first = played.pieces[0].at if played.pieces else played.end
         # Where nobody knows when the head came, it goes just before what came next.
         await self._wait(first if played.answered is None else min(first, played.answered))
-        fields = [(b"content-type", played.content_type.strip().encode("utf-8", "surrogateescape"))] * bool(
-            played.content_type
-        )
+        kind = played.content_type.strip().encode("utf-8", "surrogateescape")
+        fields = [(b"content-type", kind)] if kind else []
         await self._send({"type": "http.response.start", "status": played.status, "headers": fields})
         for piece in played.pieces:
             await self._fault.after_tokens(self._made, self._transport)
@@ -118,19 +117,18 @@ class PlayedAnswer:
     async def _break_off(self, played: Recording) -> None:
         """Closes the connection before the end of the body, when all before it was sent. Ends only by being cancelled."""
         self._broken_off = True
-        if (
-            played.reason == "ECONNRESET" or not self._has_chunks
-        ):  # without chunks the end of the connection is that of a body
+        # Without chunks a FIN would be the end of the body.
+        if played.reason == "ECONNRESET" or not self._has_chunks:
             set_reset(self._transport)
         self._transport.close()
         await asyncio.Event().wait()
 
     def log_left(self) -> None:
-        """Its client has left, or it was its own end that the client was not told."""
-        if self._broken_off:
+        """Its client has left, or was left."""
+        if self._broken_off or self._recording is None:
             return
-        if self._recording is None:
-            log.info("request left the queue")
-        else:
+        if self._turn is not None and self._turn.done() and not self._turn.cancelled():
             of = len(self._recording.pieces)
             log.info("replay stopped", id=self._recording.request_id, pieces=self._made, of=of)
+        else:
+            log.info("request left the queue", id=self._recording.request_id)

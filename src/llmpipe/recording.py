@@ -25,7 +25,7 @@ from llmpipe.errors import UsageError
 VERSION = 1
 
 MOST_BYTES = 256 << 20
-"""Of a file that is read: all of it is kept in memory, as several times as much where its pieces are small."""
+"""Of a file that is read: all of it is kept in memory, and takes more there the smaller its pieces are."""
 
 LATEST = (1 << 53) - 1
 """Microseconds: the last whole number that every reader of JSON knows exactly, which is 285 years."""

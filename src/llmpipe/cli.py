@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
@@ -48,6 +49,7 @@ from llmpipe.effective import Effective
 from llmpipe.errors import UsageError
 from llmpipe.explain import parse_admin
 from llmpipe.importer import KINDS
+from llmpipe.mock_replay import read_replay
 from llmpipe.pid_file import read as read_pid_file
 from llmpipe.runner import try_out
 from llmpipe.settings import UNITS, Setting, describe
@@ -423,6 +425,20 @@ def config_reference() -> None:
     "backend that ignores it.",
     default=True,
 )
+@mock_option(
+    "--replay",
+    "A file of recorded answers. Each POST, whatever its path, is answered with the next of them, over and over: its status, "
+    "its content type, and its body in the same pieces at the same times. The options of made answers have no effect.",
+    type=click.Path(),
+    metavar="FILE",
+    show_default="made answers",
+)
+@mock_option(
+    "--replay-speed",
+    "How many times faster than recorded --replay plays back; 0 waits for nothing.",
+    type=click.FloatRange(0, 1e6),
+    default=1.0,
+)
 def mock_(**options: Any) -> None:
     """Run a mock inference server: /v1/chat/completions, /v1/completions, /v1/models, /health, /metrics.
 
@@ -435,13 +451,16 @@ def mock_(**options: Any) -> None:
       slow-head[;seconds=N]          send the head N seconds late (default: 1)
       answer-before-body[;status=N]  send an error (default: 413) without reading the request's body
       STATUS[;retry-after=N]         send an error with this status, 400 to 599
+
+    Of what --replay plays back, N counts pieces.
     """
     pace = mock.Pace(options["tokens_per_second"], options["ttft"], options["tokens"])
     capacity = mock.Capacity(options["slots"], options["queue"], options["prefill_rate"], options["decode_slowdown"])
 
     def run(_: log.Log) -> int:
+        replay = read_replay(Path(options["replay"]), options["replay_speed"]) if options["replay"] else None
         with sockets.bind_now(options["listen"], "--listen") as listener:
-            app = mock.MockApp(pace, capacity, options["model"], faults=options["faults"], may_exit=True)
+            app = mock.MockApp(pace, capacity, options["model"], faults=options["faults"], may_exit=True, replay=replay)
             mocked = make_server(app)
 
             def end(*_: object) -> None:

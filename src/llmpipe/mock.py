@@ -5,7 +5,7 @@ For trying the proxy, and for tests and demonstrations. Its text means nothing. 
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from itertools import cycle, islice
 
@@ -16,6 +16,7 @@ from llmpipe.background import App, Receive, Scope, Send, send_json
 from llmpipe.mock_capacity import UNLIMITED, Capacity, parse_queue
 from llmpipe.mock_completion import MAX_TOKENS, Completion, Pace, RefusedError, read_completion
 from llmpipe.mock_faults import Fault, read_fault
+from llmpipe.mock_replay import PlayedAnswer, Replay
 
 __all__ = ["DEFAULT_MODEL", "MAX_TOKENS", "UNLIMITED", "Capacity", "MockApp", "Pace", "parse_queue"]
 
@@ -50,10 +51,13 @@ class _Answer:
         self._transport = transport
         self._turn: asyncio.Future[None] | None = None
 
-    @property
-    def was_begun(self) -> bool:
-        """Whether its request has had its turn."""
-        return self._turn is not None and self._turn.done() and not self._turn.cancelled()
+    def log_left(self) -> None:
+        """Its client has left."""
+        completion = self.completion
+        if self._turn is not None and self._turn.done() and not self._turn.cancelled():
+            log.info("generation stopped", id=completion.id, tokens=self.made, of=completion.pace.tokens)
+        else:
+            log.info("request left the queue", id=completion.id)
 
     async def write(self) -> None:
         """Raises:
@@ -118,12 +122,16 @@ async def _read_body(receive: Receive) -> bytes | None:
             return b"".join(parts)
 
 
+def _headers(scope: Scope) -> dict[str, str]:
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+
+
 async def _left(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-async def _write_watched(answer: _Answer, receive: Receive) -> None:
+async def _write_watched(answer: _Answer | PlayedAnswer, receive: Receive) -> None:
     """Writes the answer, and stops when the client leaves: what an inference server does to free its GPU."""
     writing = asyncio.ensure_future(answer.write())
     leaving = asyncio.ensure_future(_left(receive))
@@ -133,11 +141,8 @@ async def _write_watched(answer: _Answer, receive: Receive) -> None:
     leaving.cancel()
     if not writing.cancel() and not writing.cancelled():
         writing.result()  # raises what went wrong
-    elif answer.was_begun:
-        completion = answer.completion
-        log.info("generation stopped", id=completion.id, tokens=answer.made, of=completion.pace.tokens)
     else:
-        log.info("request left the queue", id=answer.completion.id)
+        answer.log_left()
 
 
 async def _send_error(send: Send, error: RefusedError) -> None:
@@ -167,6 +172,7 @@ class MockApp:
         *,
         faults: bool = True,
         may_exit: bool = False,
+        replay: Replay | None = None,
     ) -> None:
         """Args:
         pace: of an answer that does not ask for another one.
@@ -174,17 +180,21 @@ class MockApp:
         models: their names, at least one. A single one answers to any name.
         faults: whether a request may ask for a fault; else what it asks for is ignored.
         may_exit: whether a fault may end the process.
+        replay: what every POST is answered with, instead of a made answer.
         """
         self._pace = pace
         self._capacity = capacity
         self._models = tuple(dict.fromkeys(models))
         self._faults = faults
         self._may_exit = may_exit
+        self._replay = replay
         self._metrics = _make_metrics(capacity)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         route = (scope["method"], scope["path"])
-        if route == ("POST", "/v1/chat/completions"):
+        if self._replay is not None and scope["method"] == "POST":
+            await self._play(self._replay, scope, receive, send)
+        elif route == ("POST", "/v1/chat/completions"):
             await self._complete(True, scope, receive, send)
         elif route == ("POST", "/v1/completions"):
             await self._complete(False, scope, receive, send)
@@ -199,17 +209,34 @@ class MockApp:
             await _send_error(send, RefusedError(404, f"there is no {route[0]} {route[1]} here"))
 
     async def _complete(self, chat: bool, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        headers = _headers(scope)
+
+        def make(raw: bytes, fault: Fault) -> _Answer:
+            completion = read_completion(chat, raw, headers, self._pace, self._models)
+            return _Answer(completion, fault, self._capacity, send, scope["state"]["transport"])
+
+        await self._answer(make, scope, receive, send)
+
+    async def _play(self, replay: Replay, scope: Scope, receive: Receive, send: Send) -> None:
+        come = self._capacity.now()
+
+        def make(_: bytes, fault: Fault) -> PlayedAnswer:
+            return PlayedAnswer(replay, fault, self._capacity, send, scope, come=come)
+
+        await self._answer(make, scope, receive, send)
+
+    async def _answer(
+        self, make: Callable[[bytes, Fault], _Answer | PlayedAnswer], scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Answers with what `make` makes of the request's body."""
         try:
-            fault = self._read_fault(headers.get("x-mock-fault"))
+            fault = self._read_fault(_headers(scope).get("x-mock-fault"))
             fault.before_body()
             raw = await _read_body(receive)
             if raw is None:
                 return
             fault.after_body()
-            completion = read_completion(chat, raw, headers, self._pace, self._models)
-            answer = _Answer(completion, fault, self._capacity, send, scope["state"]["transport"])
-            await _write_watched(answer, receive)
+            await _write_watched(make(raw, fault), receive)
         except RefusedError as error:
             await _send_error(send, error)
 

@@ -36,7 +36,7 @@ class Fault:
     name: str = ""
     """A key of PARAMETERS; empty if nothing goes wrong."""
     after: int | None = None
-    """Tokens before it; None: before the head."""
+    """Tokens before it, or pieces of a recording; None: before the head."""
     seconds: float = 1.0
     """By which the head is late."""
     status: int = 413
@@ -86,8 +86,13 @@ class Fault:
 
 def _reset(transport: asyncio.Transport) -> None:
     """Closes a connection with an RST. What its client has not read yet may be lost, as in a crash."""
-    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    set_reset(transport)
     transport.abort()
+
+
+def set_reset(transport: asyncio.Transport) -> None:
+    """Has a connection end with an RST when it is closed."""
+    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def read_fault(text: str) -> Fault:

@@ -18,7 +18,7 @@ cdef void body_begin(BodyC *body, uint8_t framing, int64_t length) noexcept nogi
 
 # The next piece of the body in data[0:n], of which `used` bytes were followed before; they are counted on. RC_OK with the piece;
 # RC_AGAIN where all was followed and more is to come; RC_DONE at the body's end, behind which nothing was looked at; RC_BAD.
-cdef int body_follow(BodyC *body, const uint8_t *data, size_t n, size_t *used, const uint8_t **piece,
+cdef inline int body_follow(BodyC *body, const uint8_t *data, size_t n, size_t *used, const uint8_t **piece,
                      size_t *length) noexcept nogil:
     cdef int rc
     if body.framing == FRAMING_CHUNKED and not body.done:

@@ -20,48 +20,60 @@ cdef inline void usage_follow(WorkerC *w, ExchangeC *x, const uint8_t *piece, si
             return
     usage_reader(x.usage, piece, n)
 
-cdef inline void response_look(WorkerC *w, ExchangeC *x, const uint8_t *piece, size_t n) noexcept nogil:
+cdef void response_look(WorkerC *w, ExchangeC *x, const uint8_t *piece, size_t n) noexcept nogil:
     # Looks at the next piece of the body for whoever wants to know.
     if x.looks & LOOK_USAGE:
         usage_follow(w, x, piece, n)
     if x.looks & LOOK_TAPE:
         tape_note(w, x, piece, n, False)
 
-cdef size_t response_put(WorkerC *w, ExchangeC *x, const uint8_t *piece, size_t n, uint8_t *to) noexcept nogil:
-    # Puts what the client gets of the next piece of the body at `to`, and says how much that is.
-    cdef size_t out = n
-    cdef size_t dropped = 0
-    if x.sieve is NULL:
-        memmove(to, piece, n)
-    else:
-        out = sieve_take(x.sieve, piece, n, to, &dropped)
-        discard(&w.stats, DISCARD_USAGE, dropped)
-    return out
+ctypedef void (*ResponseLookF)(WorkerC *w, ExchangeC *x, const uint8_t *piece, size_t n) noexcept nogil
 
-cdef int response_measure(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n, size_t *used, size_t *out) noexcept nogil:
-    # Follows the response body's framing: data[0:used] belongs to it, data[0:out] is what the client gets, or w.unframed[0:out] where
-    # that is put together from its pieces; x.fresh says whether there is content in it. RC_OK more is to come, RC_DONE, RC_BAD.
+cdef ResponseLookF response_looker = response_look      # as with usage_reader: nobody is recorded in most cases
+
+cdef inline int response_measure(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n, size_t *used) noexcept nogil:
+    # Follows the response body's framing: data[0:used] belongs to it, and x.fresh says whether there is content in it. RC_OK more is to
+    # come, RC_DONE, RC_BAD.
     cdef const uint8_t *piece = NULL
     cdef size_t length = 0
     cdef int rc
     used[0] = 0
+    x.fresh = False
+    while True:
+        rc = body_follow(&x.down_body, data, n, used, &piece, &length)
+        if rc != RC_OK:
+            return RC_OK if rc == RC_AGAIN else rc
+        x.fresh |= sse_follow(&x.down_body.sse, piece, length) if x.event_stream else True
+        if x.looks == LOOK_USAGE:
+            usage_follow(w, x, piece, length)
+        elif x.looks:
+            response_looker(w, x, piece, length)
+
+cdef int response_unframe(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n, size_t *used, size_t *out) noexcept nogil:
+    # As response_measure, where what the client gets is put together from the pieces: w.unframed[0:out].
+    cdef const uint8_t *piece = NULL
+    cdef size_t length = 0
+    cdef size_t dropped = 0
+    cdef int rc
+    used[0] = 0
     out[0] = 0
     x.fresh = False
-    if x.unframed:
-        w.unframed = w.bulk if x.sieve is not NULL and x.sieve.held else data   # what is held of an event goes before what came
+    w.unframed = w.bulk if x.sieve is not NULL and x.sieve.held else data   # what is held of an event goes before what came
     while True:
         rc = body_follow(&x.down_body, data, n, used, &piece, &length)
         if rc != RC_OK:
             break
         x.fresh |= sse_follow(&x.down_body.sse, piece, length) if x.event_stream else True
         if x.looks:
-            response_look(w, x, piece, length)
-        if x.unframed:
-            out[0] += response_put(w, x, piece, length, w.unframed + out[0])
-    if not x.unframed:
-        out[0] = used[0]
-    elif not out[0]:
-        x.fresh = False
+            response_looker(w, x, piece, length)
+        if x.sieve is not NULL:
+            out[0] += sieve_take(x.sieve, piece, length, w.unframed + out[0], &dropped)
+        else:
+            memmove(w.unframed + out[0], piece, length)
+            out[0] += length
+    discard(&w.stats, DISCARD_USAGE, dropped)
+    if not out[0]:
+        x.fresh = False     # the client gets nothing of it
     return RC_OK if rc == RC_AGAIN else rc
 
 cdef void content_came(WorkerC *w, ExchangeC *x) noexcept nogil:
@@ -87,9 +99,14 @@ cdef void content_came(WorkerC *w, ExchangeC *x) noexcept nogil:
         x.upstream_at = w.now
     x.last_at = w.now
 
-cdef int response_follow(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n, size_t *used, size_t *out) noexcept nogil:
-    # As response_measure, of bytes that will be forwarded.
-    cdef int rc = response_measure(w, x, data, n, used, out)
+cdef inline int response_follow(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n, size_t *used, size_t *out) noexcept nogil:
+    # As response_measure, of bytes that will be forwarded: data[0:out], or w.unframed[0:out] where x.unframed says so.
+    cdef int rc
+    if x.unframed:
+        rc = response_unframe(w, x, data, n, used, out)
+    else:
+        rc = response_measure(w, x, data, n, used)
+        out[0] = used[0]
     if x.fresh:
         content_came(w, x)
     elif out[0] and x.pool.limits.comments_count_as_content:

@@ -12,7 +12,7 @@ cdef enum:
 
 # Follows p[0:n] from `state[0]`. Whether something else than comments and blank lines was in it. Lines end with LF or
 # CRLF; in a stream whose lines end with a CR alone, which nobody writes, comments count as content.
-cdef bint sse_follow(uint8_t *state, const uint8_t *p, size_t n) noexcept nogil:
+cdef inline bint sse_follow(uint8_t *state, const uint8_t *p, size_t n) noexcept nogil:
     cdef const uint8_t *end = p + n
     cdef const uint8_t *line_end
     cdef bint content = False

@@ -17,7 +17,6 @@ cdef int response_bulk(WorkerC *w, ExchangeC *x) noexcept nogil:
     cdef UsageC usage
     cdef bint had_usage = x.usage is not NULL
     cdef size_t used = 0
-    cdef size_t out = 0
     cdef ssize_t took = 0
     cdef ssize_t got = conn_peek(conn, w.bulk, BULK_SIZE)
     if got < 0 and got != -EAGAIN:
@@ -27,7 +26,7 @@ cdef int response_bulk(WorkerC *w, ExchangeC *x) noexcept nogil:
         return RC_AGAIN
     if had_usage:
         usage = x.usage[0]
-    if response_measure(w, x, w.bulk, got, &used, &out) == RC_OK and out == <size_t>got:
+    if response_measure(w, x, w.bulk, got, &used) == RC_OK:
         took = conn_send(&x.client.conn, w.bulk, got)
     if took < got:
         # Of what was looked at, the client has a part only.
@@ -42,7 +41,7 @@ cdef int response_bulk(WorkerC *w, ExchangeC *x) noexcept nogil:
             return RC_OK
         if took == 0:
             return RC_AGAIN
-        response_measure(w, x, w.bulk, took, &used, &out)
+        response_measure(w, x, w.bulk, took, &used)
     x.bytes_down += took
     if x.fresh:
         content_came(w, x)

@@ -50,11 +50,13 @@ cdef void tape_begin(WorkerC *w, ExchangeC *x) noexcept nogil:
     cdef uint32_t bodies = sys_load_acquire(&shared.tape_bodies)
     if not asked and worker_random(w) >> 32 >= sys_read_counter(&shared.tape_share):
         return
-    if not tape_claim(shared, sizeof(TapeC)):
-        return
-    x.tape = <TapeC *>calloc(1, sizeof(TapeC))
+    if tape_claim(shared, sizeof(TapeC)):
+        x.tape = <TapeC *>calloc(1, sizeof(TapeC))
+        if x.tape is NULL:
+            sys_add_shared_counter(&shared.tapes, <uint64_t>-<int64_t>sizeof(TapeC))
     if x.tape is NULL:
-        sys_add_shared_counter(&shared.tapes, <uint64_t>-<int64_t>sizeof(TapeC))
+        if asked:
+            sys_add_shared(&shared.tapes_asked, 1)      # another one takes its place
         return
     x.tape.asked = asked
     x.tape.keeps_request = (bodies & (TAPE_BODIES_ASKED if asked else TAPE_BODIES_SHARE)) != 0

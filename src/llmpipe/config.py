@@ -740,7 +740,7 @@ class ProcessSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         str,
         _other(
             "DIR",
-            "A folder for recordings of answers, which is made where it is missing: a file for each, with the time of every piece. Empty: "
+            "A folder for recordings of answers to POSTs, which is made where it is missing: a file for each, with the time of every piece. Empty: "
             "none are written.",
         ),
     ] = ""
@@ -756,7 +756,7 @@ class ProcessSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     record_size: Annotated[
         int,
         _bytes(
-            "How much of an answer a recording keeps at most, with what its client sent where that is recorded; what is longer is cut.",
+            "How much of an answer a recording keeps at most, with what its client sent where that is recorded; what is longer is cut. It holds for those of POST /record too.",
             1 << 10,
             MOST_RECORDING,
         ),

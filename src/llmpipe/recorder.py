@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from llmpipe.config import ProcessSettings
     from llmpipe.fleet import Fleet
-    from llmpipe.record_kinds import Tape
+    from llmpipe.record_kinds import ExchangeEnded, Tape
 
 MOST_WAITING = 64 << 20
 """Bytes of recordings that wait for the disk at most, and as many for who asked for them; one may always wait."""
@@ -41,6 +41,9 @@ LIST_INTERVAL = 10.0
 
 COMPLAINT_INTERVAL = 60.0
 """Seconds between two lines that say that recordings cannot be written."""
+
+BEFORE = 0.5
+"""Seconds that the head of a request may seem to have come before its answer was asked for: clocks of engines stand still in a turn."""
 
 CLOSE_LIMIT = 5.0
 """Seconds for the last recordings to be written at the end."""
@@ -301,6 +304,8 @@ class Asking:
         """Answers that have not come yet."""
         self.over = False
         """Whether nothing comes any more."""
+        self.begun = 0.0
+        """When recording began, in seconds of time.monotonic()."""
         self._loop = asyncio.get_running_loop()
         self._found: deque[Recording] = deque()
         self._put = 0
@@ -392,16 +397,18 @@ class Recorder:
     def take(self, tape: Tape) -> None:
         """A tape has come."""
         now = time.time()
+        recording = make_recording(tape, self._fleet, now)
         if tape.asked:
-            self._answer(tape, now)
+            self._answer(tape.exchange, recording)
         elif self._folder is not None:
-            self._folder.add(make_recording(tape, self._fleet, now), now - tape.exchange.age)
+            self._folder.add(recording, now - tape.exchange.age)
 
     def ask(self, asking: Asking) -> bool:
         """Has the next answers recorded for somebody. Whether that can be: nobody else has asked for any."""
         if self._asking is not None or asking.over:
             return False
         self._asking = asking
+        asking.begun = time.monotonic()
         self._source.record_next(asking.count, request_bodies=asking.request_bodies)
         return True
 
@@ -414,12 +421,13 @@ class Recorder:
             self._asking = None
         asking.end()
 
-    def _answer(self, tape: Tape, now: float) -> None:
+    def _answer(self, record: ExchangeEnded, recording: Recording) -> None:
         asking = self._asking
         if asking is None:  # who asked has left
             return
-        recording = make_recording(tape, self._fleet, now)
-        if not asking.request_bodies:  # they were asked for by the one before
+        if time.monotonic() - record.age - record.duration + (record.head or 0.0) < asking.begun - BEFORE:
+            return  # it was asked for by somebody who has left
+        if not asking.request_bodies:
             recording = recording._replace(request_body=None)
         if asking.put(recording):
             self.sent += 1

@@ -74,7 +74,9 @@ include "_pipe/upstream.pxi"
 include "_pipe/recovery.pxi"
 include "_pipe/kept.pxi"
 include "_pipe/flow.pxi"
+include "_pipe/sieve.pxi"
 include "_pipe/record.pxi"
+include "_pipe/tape.pxi"
 include "_pipe/exchange.pxi"
 include "_pipe/request_id.pxi"
 include "_pipe/client.pxi"
@@ -82,7 +84,8 @@ include "_pipe/answer.pxi"
 include "_pipe/admit.pxi"
 include "_pipe/listener.pxi"
 include "_pipe/host.pxi"
-include "_pipe/alias.pxi"
+include "_pipe/splice.pxi"
+include "_pipe/stream_options.pxi"
 include "_pipe/model.pxi"
 include "_pipe/queue.pxi"
 include "_pipe/route.pxi"
@@ -104,9 +107,9 @@ cdef enum:
 from threading import Lock as _Lock
 
 # The tuples that records become; they are no names of this module.
-cdef object ExchangeEnded, ExchangeLive, LiveEnd, Attempt, BackendDown, BackendUp, AcceptPaused, AcceptResumed, AcceptEnded
+cdef object ExchangeEnded, ExchangeLive, LiveEnd, Attempt, Tape, BackendDown, BackendUp, AcceptPaused, AcceptResumed, AcceptEnded
 from llmpipe.record_kinds import (
-    AcceptEnded, AcceptPaused, AcceptResumed, Attempt, BackendDown, BackendUp, ExchangeEnded, ExchangeLive, LiveEnd
+    AcceptEnded, AcceptPaused, AcceptResumed, Attempt, BackendDown, BackendUp, ExchangeEnded, ExchangeLive, LiveEnd, Tape
 )
 
 globals()["MAX_BACKENDS"] = MAX_BACKENDS
@@ -211,6 +214,7 @@ cdef int _read_limits(LimitsC *to, settings) except -1:
     to.cold_timeout = _microseconds(settings.cold_timeout)
     to.holds_event_streams = settings.on_error_event
     to.reads_usage = settings.include_usage != "off"
+    to.adds_usage = settings.include_usage == "force"
     to.retry_429 = 429 in settings.retry_statuses
     to.retry_502 = 502 in settings.retry_statuses
     to.retry_503 = 503 in settings.retry_statuses
@@ -407,6 +411,10 @@ cdef object _histogram(HistogramC **histogram):
     return [buckets[i] for i in range(HISTOGRAM_BUCKETS + 1)], sys_read_counter(&made.sum) / 1e6
 
 
+cdef tuple _token_counts(TokenCountsC *counts):
+    return sys_read_counter(&counts.prompt), sys_read_counter(&counts.completion), sys_read_counter(&counts.cached)
+
+
 cdef object _series(SeriesC *series):
     cdef int i
     durations = {i: _histogram(&series.times[SERIES_DURATION + i]) for i in range(OUTCOME_COUNT)}
@@ -416,6 +424,7 @@ cdef object _series(SeriesC *series):
         "connect": _histogram(&series.times[SERIES_CONNECT]),
         "disconnect": _histogram(&series.times[SERIES_DISCONNECT]),
         "duration": {outcome: found for outcome, found in durations.items() if found is not None},
+        "tokens": _token_counts(&series.tokens),
     }
 
 
@@ -503,6 +512,26 @@ cdef object _record(RecordC *record, int64_t now):
     return AcceptEnded(age, record.error)
 
 
+cdef object _tape(TapeC *tape, int64_t now):
+    cdef uint8_t *at = tape.data
+    cdef uint8_t *end = tape.data + tape.used
+    cdef TapePieceC piece
+    cdef bytes data
+    cdef list request = []
+    cdef list pieces = []
+    while at < end:
+        memcpy(&piece, at, sizeof(piece))
+        at += sizeof(piece)
+        data = (<const char *>at)[:piece.length]
+        at += piece.length
+        if piece.of_request:
+            request.append(data)
+        else:
+            pieces.append((piece.at, data))
+    return Tape(_record(&tape.record, now), bool(tape.asked), (<char *>tape.content_type)[:tape.content_type_length], bool(tape.cut),
+                b"".join(request) if tape.keeps_request else None, tuple(pieces))
+
+
 cdef class Engine:
     """One worker of the data plane; see _pipe.pyi for its contract."""
 
@@ -543,6 +572,7 @@ cdef class Engine:
                 if w.shared is NULL:
                     raise MemoryError
                 w.shared.retry_budget = RETRY_FIRST
+                w.shared.tape_size = TAPE_SIZE
                 w.shared.kept_most = _at_most("kept_memory", settings.process.kept_memory, INT64_MAX)
             w.shared.engines += 1
             w.table = table_make(&w.limits, 0, 0, 0)
@@ -550,7 +580,7 @@ cdef class Engine:
             w.mail.adopts = <AdoptC *>calloc(MAIL_IN, sizeof(AdoptC))
             w.mail.records = <RecordC *>calloc(MAIL_OUT, sizeof(RecordC))
             # A head grows by what we add to it, and what came with it goes in the same send, as does what was held of an event stream.
-            w.out.size = long_head_size(w) + 2048 + HOLD_MOST + BUF_SIZE
+            w.out.size = long_head_size(w) + 2048 + HOLD_MOST + BUF_SIZE + SIEVE_ROOM
             w.out.data = <uint8_t *>malloc(w.out.size)
             w.hot = buf_get(&w.bufs)
             w.bulk = <uint8_t *>malloc(BULK_SIZE)
@@ -565,6 +595,7 @@ cdef class Engine:
             w.tickets.size = sizeof(TicketC)
             w.usages.size = sizeof(UsageC)
             w.stories.size = sizeof(StoryC)
+            w.sieves.size = sizeof(SieveC)
             w.queue_conn.fd = -1
             w.queue_conn.kind = CONN_QUEUE
             w.busy_end = &w.busy
@@ -821,8 +852,7 @@ cdef class Engine:
             tokens = {}
             model = w.tokens
             while model is not NULL:
-                tokens[(<char *>model.model)[:model.length]] = (
-                    sys_read_counter(&model.prompt), sys_read_counter(&model.completion), sys_read_counter(&model.cached))
+                tokens[(<char *>model.model)[:model.length]] = _token_counts(&model.counts)
                 model = model.next
             pools = {}
             pool = w.shared.pools
@@ -878,6 +908,41 @@ cdef class Engine:
                 series = series.next
         return found
 
+    def record_next(self, count, *, bint request_bodies=False):
+        cdef SharedC *shared = self._open().shared
+        cdef uint32_t asked = _at_most("count", count, INT32_MAX)
+        with self.lock:
+            self._record_bodies(TAPE_BODIES_ASKED, request_bodies)
+            sys_store_release(&shared.tapes_asked, asked)
+            sys_store_release(&shared.recording, asked or sys_read_counter(&shared.tape_share))
+
+    def record_share(self, double share, size, *, bint request_bodies=False):
+        cdef SharedC *shared = self._open().shared
+        if not 0 <= share <= 1:
+            raise ValueError(f"share is {share}; it must be from 0 to 1")
+        with self.lock:
+            self._record_bodies(TAPE_BODIES_SHARE, request_bodies)
+            sys_store_release(&shared.tape_size, <uint32_t>_at_most("size", size, TAPES_MOST))
+            sys_set_counter(&shared.tape_share, <uint64_t>(share * 4294967296.0))
+            sys_store_release(&shared.recording, sys_load_acquire(&shared.tapes_asked) or share > 0)
+
+    cdef void _record_bodies(self, uint32_t which, bint on) noexcept:
+        cdef uint32_t bodies = sys_load_acquire(&self.w.shared.tape_bodies)
+        sys_store_release(&self.w.shared.tape_bodies, bodies | which if on else bodies & ~which)
+
+    def take_tapes(self):
+        cdef WorkerC *w = self._open()
+        cdef int64_t now = loop_clock()
+        cdef TapeC *tape = mail_take_tapes(&w.mail)
+        cdef TapeC *following
+        cdef list found = []
+        while tape is not NULL:
+            following = tape.next
+            found.append(_tape(tape, now))
+            tape_free(w.shared, tape)
+            tape = following
+        return found[::-1]
+
     def list_live(self):
         mail_command(&self._open().mail, COMMAND_LIST)
 
@@ -915,6 +980,8 @@ cdef class Engine:
     def close(self):
         cdef WorkerC *w = self.w
         cdef Engine engine
+        cdef TapeC *tape
+        cdef TapeC *following
         if w is NULL:
             return
         if self.running:
@@ -923,6 +990,7 @@ cdef class Engine:
             if engine.running:
                 raise RuntimeError("an engine that it listens for, or that listens for it, runs")
         self.w = NULL
+        tape = mail_take_tapes(&w.mail)
         self.acceptor = None
         self.fed = None
         while w.mail.in_head != w.mail.in_tail:
@@ -943,6 +1011,11 @@ cdef class Engine:
         slab_free_all(&w.tickets)
         slab_free_all(&w.usages)
         slab_free_all(&w.stories)
+        slab_free_all(&w.sieves)
+        while tape is not NULL:
+            following = tape.next
+            tape_free(w.shared, tape)
+            tape = following
         long_head_free_all(w)
         self._know(NULL)
         table_free(w.table)

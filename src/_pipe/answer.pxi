@@ -201,12 +201,17 @@ cdef void response_truncate(WorkerC *w, ExchangeC *x, uint8_t outcome) noexcept 
     cdef WriterC data
     cdef uint8_t text[512]
     cdef char size[16]
+    # At the start of an event, and of a chunk; what is sifted goes on by whole events, and has chunks of ours.
+    cdef bint between = x.down_body.sse == SSE_EVENT_START
     upstream_drop(w, x)
     x.outcome = outcome
     x.client_keeps = False
     x.reset = x.down_body.framing == FRAMING_CLOSE or x.dechunk
-    if (x.pool.limits.midstream_error_event and x.event_stream and x.down_body.sse == SSE_EVENT_START
-            and (x.reset or (x.down_body.framing == FRAMING_CHUNKED and x.down_body.chunk.state == CHUNK_SIZE))):
+    if x.sieve is not NULL:
+        between = not x.sieve.passes
+    elif not x.reset:
+        between = between and x.down_body.framing == FRAMING_CHUNKED and x.down_body.chunk.state == CHUNK_SIZE
+    if x.pool.limits.midstream_error_event and x.event_stream and between:
         write_start(&data, text, sizeof(text))
         write_error_event(&data, x, outcome)
         write_start(&event, room, sizeof(room))

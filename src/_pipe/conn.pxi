@@ -12,6 +12,7 @@ cdef enum:
     MODEL_SHOWN = 48        # of a model's name, in a record
     TRACE_ROOM = 55         # a traceparent of version 00 (W3C Trace Context, section 3.2)
     FAILED_ROOM = 3         # attempts that failed, in a record
+    CONTENT_TYPE_ROOM = 64  # of an answer, in a recording
     MAX_ADDRESSES = 8
     AUTHORITY_ROOM = 264    # a host name, a colon and a port
     PREFIX_ROOM = 256

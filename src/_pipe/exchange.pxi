@@ -18,6 +18,7 @@ cdef struct ExchangeC:
     uint8_t client_closes   # it said that it will not
     uint8_t upgrade         # the client asked for a 101
     uint8_t dechunk         # a chunked response for an HTTP/1.0 client
+    uint8_t unframed        # what the client gets of the body is put together from its pieces: it is dechunked, or sifted
     uint8_t event_stream
     uint8_t answered        # a byte of an answer came; then the request is not sent again
     uint8_t unanswered      # times that a backend took some of the request and ended without a byte
@@ -33,7 +34,8 @@ cdef struct ExchangeC:
     uint8_t holds           # HOLD_*: whether its answer waits for the first event
     uint16_t prefix_length  # of what stands before the client's path, for the backend
     uint8_t reason          # REASON_* of the last failure
-    uint8_t reads_usage     # tokens are looked for in its answer
+    uint8_t looks           # LOOK_*: what is looked at in the pieces of its answer
+    uint8_t adds_usage      # the request was made to ask for an event that its client has not asked for
     uint8_t fresh           # content was in what response_measure has seen last
     ExchangeC *ended_next   # in the list of those that ended in this turn
     TableC *table           # that its attempt began with, or before the first one the request
@@ -47,6 +49,8 @@ cdef struct ExchangeC:
     StoryC *story           # what not every exchange has; NULL for none
     UsageC *usage           # what its answer tells of them; NULL where nothing was seen of that
     TicketC *ticket         # with which it waits, or has waited, for a place; NULL once a backend is connected
+    TapeC *tape             # that it is recorded on; NULL for nearly all
+    SieveC *sieve           # takes the event with the usage out of its answer; NULL where the client asked for it
     JsonC *json             # looks for the model in the body; NULL where it need not be found, or the body is over
     uint32_t head_length    # of the request, as it stands in `up`
     uint32_t kept           # bytes that count in the process's budget of what is kept
@@ -259,6 +263,8 @@ cdef void exchange_end(WorkerC *w, ExchangeC *x, uint8_t phase, uint8_t outcome)
         x.queued += <uint32_t>w.now
     series_note(x.series, SERIES_DURATION + outcome, w.now - x.begun_at)
     exchange_record(w, x, address, phase, outcome, close_time)
+    if x.tape is not NULL:
+        tape_end(w, x, address, phase, outcome, close_time)
     exchange_count_tokens(w, x)
     if x.usage is not NULL:
         slab_put(&w.usages, x.usage)
@@ -269,6 +275,9 @@ cdef void exchange_end(WorkerC *w, ExchangeC *x, uint8_t phase, uint8_t outcome)
         request_forget(w, x)
         chain_clear(&x.up, &w.bufs)
     chain_clear(&x.down, &w.bufs)
+    if x.sieve is not NULL:
+        discard(&w.stats, DISCARD_RESPONSE, x.sieve.held)
+        slab_put(&w.sieves, x.sieve)
     if x.host is not NULL:
         buf_put(&w.bufs, x.host)
     json_free(w, x)

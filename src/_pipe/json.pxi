@@ -1,4 +1,5 @@
-# json: finds the `model` of a request's JSON object in the pieces in which it comes, without a tree (RFC 8259).
+# json: finds the `model` of a request's JSON object in the pieces in which it comes, without a tree (RFC 8259), and on the way whether
+# it asks for a stream, and for its usage.
 #
 # What is read here must be what the backend reads, whatever its reader is. So a body is refused in which two readers could find two
 # models: one that is not well-formed, one with two such names, and one where a name differs from "model" in its case only (Go's
@@ -8,7 +9,7 @@ cdef enum:
     JSON_DEPTH = 1024           # readers give up at depths from 200 (jiter) to 1,024 (orjson)
     JSON_WORDS = 16             # JSON_DEPTH / 64
     MODEL_ROOM = 256            # no model has a longer name
-    KEY_ROOM = 6                # one more than "model"
+    KEY_ROOM = 15               # one more than "stream_options"
     JSON_OPEN = 0x7B            # the braces; as character literals they would confuse Cython's indentation of C
     JSON_CLOSE = 0x7D
 
@@ -29,14 +30,40 @@ cdef enum:
     JSON_END = 12               # white space behind the object
     JSON_OTHER = 13             # it is something else than an object, which it need not be
 
+# The member whose value comes next: one of the object itself, or of its stream_options.
+cdef enum:
+    MEMBER_OTHER = 0
+    MEMBER_MODEL = 1
+    MEMBER_STREAM = 2
+    MEMBER_OPTIONS = 3
+    MEMBER_USAGE = 4            # include_usage
+
+# What the object says of stream_options so far.
+cdef enum:
+    OPTIONS_NONE = 0
+    OPTIONS_NULL = 1
+    OPTIONS_EMPTY = 2           # an object without members
+    OPTIONS_OTHERS = 3          # one without include_usage
+    OPTIONS_DECLINE = 4         # include_usage is there, and not true
+    OPTIONS_ASK = 5             # it is true; or something that nobody can add to
+
 cdef struct JsonC:
     uint8_t state               # JSON_*
     uint8_t behind              # a string's end brings it there
     uint8_t guessed             # nobody said that it is JSON
     uint8_t escaped             # in a string that is not kept: the next byte is
     uint8_t digits              # of \uXXXX so far
-    uint8_t is_model            # the key before this value is "model"
-    uint8_t seen                # there was such a key
+    uint8_t member              # MEMBER_*: what the key before this value is
+    uint8_t seen                # there was a key "model"
+    uint8_t settled             # the pool is known without it: it is looked at for its options only
+    uint8_t completes           # the request is for a completion, whose stream has options
+    uint8_t awaited             # the pool is known, and the body's end is waited for
+    uint8_t streams             # its "stream" is true
+    uint8_t stream_seen         # there was such a key
+    uint8_t options             # OPTIONS_*
+    uint8_t in_options          # inside of that object
+    uint8_t twice               # what is said of a stream is said twice
+    uint8_t marks_end           # where this value ends is wanted
     uint8_t found               # the model's name is whole: text[0:length]
     uint8_t too_long            # it is longer than any name: no model has it
     uint8_t fault               # REASON_* of what makes it a broken one
@@ -48,8 +75,11 @@ cdef struct JsonC:
     int64_t at                  # bytes looked at
     int64_t from_at             # where the model's value begins, behind its quote
     int64_t to_at               # where it ends, before its quote
+    int64_t options_from        # where something is to be put into the options, and what it replaces
+    int64_t options_to
+    int64_t end_at              # where the object's closing brace is
     uint64_t arrays[JSON_WORDS]  # by depth: an array, or an object
-    uint8_t key[KEY_ROOM]       # the last one of the object itself, as far as it may be "model"
+    uint8_t key[KEY_ROOM]       # the last one of the object itself, or of its options, as far as there is room
     uint8_t text[MODEL_ROOM]    # the model
 
 cdef void json_keep(JsonC *json, uint8_t c) noexcept nogil:
@@ -85,6 +115,38 @@ cdef void json_keep_half(JsonC *json) noexcept nogil:
         json_keep_code(json, json.high)
         json.high = 0
 
+cdef bint json_key_is(const JsonC *json, const char *name) noexcept nogil:
+    # Whether a key that is the same but for its case is so in its case too: not every reader tells them apart.
+    return memcmp(json.key, name, strlen(name)) == 0
+
+cdef void json_option(JsonC *json) noexcept nogil:
+    # The name of a member of the options is whole.
+    if not text_same(json.key, json.key_length, b"include_usage"):
+        if json.options == OPTIONS_EMPTY:
+            json.options = OPTIONS_OTHERS
+        return
+    json.twice |= json.options > OPTIONS_OTHERS or not json_key_is(json, b"include_usage")
+    json.member = MEMBER_USAGE
+
+cdef void json_member(JsonC *json, uint8_t c) noexcept nogil:
+    # The first byte of the value of a member that is looked for, other than the model.
+    if json.member == MEMBER_STREAM:
+        json.streams = c == c"t"
+    elif json.member == MEMBER_USAGE:
+        json.options = OPTIONS_ASK if c == c"t" else OPTIONS_DECLINE
+        json.twice |= c != c"t" and c != c"f" and c != c"n"
+        json.options_from = json.at
+        json.marks_end = True
+    elif c == JSON_OPEN:
+        json.options = OPTIONS_EMPTY
+        json.options_from = json.options_to = json.at + 1
+        json.in_options = True
+    else:
+        json.options = OPTIONS_NULL if c == c"n" else OPTIONS_ASK
+        json.options_from = json.at
+        json.marks_end = True
+    json.member = MEMBER_OTHER
+
 cdef int json_text_end(JsonC *json) noexcept nogil:
     # A string that was kept is whole. RC_OK or RC_BAD.
     json_keep_half(json)
@@ -93,12 +155,22 @@ cdef int json_text_end(JsonC *json) noexcept nogil:
         json.to_at = json.at
         json.found = True
         return RC_OK
-    json.is_model = False
-    if text_same(json.key, json.key_length, b"model"):
+    json.member = MEMBER_OTHER
+    if json.depth == 2:
+        json_option(json)
+    elif text_same(json.key, json.key_length, b"model"):
         if json.seen or memcmp(json.key, b"model", 5) != 0:
             json.fault = REASON_TWO_MODELS if json.seen else REASON_MODEL_CASE
             return RC_BAD
-        json.is_model = json.seen = True
+        json.member = MEMBER_MODEL
+        json.seen = True
+    elif text_same(json.key, json.key_length, b"stream"):
+        json.twice |= json.stream_seen != 0 or not json_key_is(json, b"stream")
+        json.stream_seen = True
+        json.member = MEMBER_STREAM
+    elif text_same(json.key, json.key_length, b"stream_options"):
+        json.twice |= json.options != OPTIONS_NONE or not json_key_is(json, b"stream_options")
+        json.member = MEMBER_OPTIONS
     return RC_OK
 
 cdef const uint8_t *json_skip_string(JsonC *json, const uint8_t *p, const uint8_t *end) noexcept nogil:
@@ -172,11 +244,13 @@ cdef int json_text(JsonC *json, uint8_t c) noexcept nogil:
 cdef int json_value(JsonC *json, uint8_t c) noexcept nogil:
     # The first byte of a value. RC_OK or RC_BAD.
     cdef bint array = c == c"["
-    if json.depth == 1 and json.is_model:
+    if json.member > MEMBER_MODEL:
+        json_member(json, c)
+    if json.member == MEMBER_MODEL:
         if c != c'"':
             json.fault = REASON_MODEL_TYPE
             return RC_BAD
-        json.is_model = False
+        json.member = MEMBER_OTHER
         json.from_at = json.at + 1
         json.state = JSON_TEXT
         json.behind = JSON_COMMA_OR_END
@@ -216,7 +290,7 @@ cdef int json_next(JsonC *json, uint8_t c) noexcept nogil:
         return RC_BAD
     if c == c'"' and (json.state == JSON_KEY or json.state == JSON_KEY_OR_END):
         json.key_length = 0
-        json.state = JSON_TEXT if json.depth == 1 else JSON_STRING
+        json.state = JSON_TEXT if json.depth == 1 or (json.in_options and json.depth == 2) else JSON_STRING
         json.behind = JSON_COLON
         return RC_OK
     if c == c"," and json.state == JSON_COMMA_OR_END:
@@ -224,6 +298,10 @@ cdef int json_next(JsonC *json, uint8_t c) noexcept nogil:
         return RC_OK
     if json.state != JSON_KEY and c == (c"]" if json_in_array(json) else JSON_CLOSE):
         json.depth -= 1
+        if json.depth <= 1:
+            json.in_options = False
+        if not json.depth:
+            json.end_at = json.at
         json.state = JSON_COMMA_OR_END if json.depth else JSON_END
         return RC_OK
     return json_value(json, c) if json.state == JSON_VALUE_OR_END else RC_BAD
@@ -238,6 +316,14 @@ cdef bint json_whole(JsonC *json) noexcept nogil:
         return True
     json.fault = REASON_JSON
     return False
+
+cdef int json_refused(JsonC *json) noexcept nogil:
+    # The body is none that can be read: the status to answer with; RC_OK where that concerns its backend alone.
+    if not json.settled:
+        return 400
+    json.fault = REASON_NONE
+    json.state = JSON_OTHER
+    return RC_OK
 
 cdef int json_scan(JsonC *json, const uint8_t *data, size_t n) noexcept nogil:
     # Looks at the next bytes of the body. RC_OK, or RC_BAD with json.fault.
@@ -257,6 +343,9 @@ cdef int json_scan(JsonC *json, const uint8_t *data, size_t n) noexcept nogil:
                 p += 1
                 continue
             json.state = JSON_COMMA_OR_END
+            if json.marks_end:
+                json.options_to = json.at
+                json.marks_end = False
         if JSON_TEXT <= json.state <= JSON_UNICODE:
             rc = json_text(json, c)
         elif c != c" " and c != c"\n" and c != c"\r" and c != c"\t":

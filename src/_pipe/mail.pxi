@@ -85,6 +85,8 @@ cdef struct RecordC:
     uint8_t method[METHOD_ROOM]
     uint8_t path[PATH_ROOM]
 
+cdef struct TapeC
+
 cdef struct MailC:
     uint32_t in_head            # next to be read; written by the worker
     uint32_t in_tail            # next to be written; written by the worker that accepts, its own by the control plane
@@ -100,6 +102,8 @@ cdef struct MailC:
     uint32_t closed             # it accepts no more; written by the worker, once
     uint32_t granting           # a lock: of the list that follows
     TicketC *granted            # tickets of the worker's exchanges that other workers have granted
+    uint32_t taping             # a lock: of the list that follows
+    TapeC *tapes                # of exchanges that have ended
     int in_fd                   # eventfds
     int out_fd
     AdoptC *adopts              # MAIL_IN of them

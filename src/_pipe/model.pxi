@@ -92,10 +92,8 @@ cdef bint head_asks_models(const HeadC *head) noexcept nogil:
             and memcmp(head.target, <const char *>b"/v1/models", 10) == 0
             and (head.target_length == 10 or head.target[10] == c"?"))
 
-cdef int pool_find_by_head(WorkerC *w, ExchangeC *x, HeadC *head, uint8_t *reason) noexcept nogil:
-    # Looks for the pool in what the head says. RC_OK where it was found; RC_AGAIN where the body has to tell: then x.json follows
-    # that; RC_DONE where no backend is needed: it asks which models there are; or the status to answer with, and why.
-    cdef int kind
+cdef int pool_of_head(WorkerC *w, ExchangeC *x, HeadC *head, int kind, uint8_t *reason) noexcept nogil:
+    # Looks for the pool in what the head says; as pool_find_by_head.
     cdef int i
     if not x.table.chooses:
         return RC_OK
@@ -104,46 +102,61 @@ cdef int pool_find_by_head(WorkerC *w, ExchangeC *x, HeadC *head, uint8_t *reaso
             return pool_enter(x, x.table.rules[i].pool, reason)
     if x.table.listing_length and head_asks_models(head):
         return RC_DONE
-    kind = body_kind(head)
     if kind == RC_BAD and x.table.reads_model:
         reason[0] = REASON_CHARSET
         return 400
     if not kind or not x.table.reads_model:
         return pool_enter_default(x, reason, REASON_NO_ROUTE, 404)
+    return RC_AGAIN
+
+cdef int pool_find_by_head(WorkerC *w, ExchangeC *x, HeadC *head, uint8_t *reason) noexcept nogil:
+    # RC_OK where the pool was found; RC_AGAIN where the body has to tell, or has to be looked at before it goes there: then x.json
+    # follows that; RC_DONE where no backend is needed: it asks which models there are; or the status to answer with, and why.
+    cdef int kind = body_kind(head) if x.table.chooses or x.pool.limits.adds_usage else 0
+    cdef int rc = pool_of_head(w, x, head, kind, reason)
+    cdef bint completes = head_asks_completion(head)
+    cdef bint settled = rc == RC_OK
+    if settled and (not x.pool.limits.adds_usage or not completes or kind <= 0):
+        return rc
+    if not settled and rc != RC_AGAIN:
+        return rc
     x.json = <JsonC *>slab_get(&w.scans)
     if x.json is NULL:
         reason[0] = REASON_NO_MEMORY
         return 503
     x.json.guessed = kind == 2
+    x.json.settled = settled
+    x.json.completes = completes
     return RC_AGAIN
 
 cdef int pool_find_by_model(WorkerC *w, ExchangeC *x, uint8_t *reason) noexcept nogil:
     # The same in what has come of the body; the name of an alias is replaced. -ENOMEM where that needs memory and there is none.
     cdef JsonC *json = x.json
     cdef ModelC *model = NULL
-    cdef int rc
+    cdef int rc = RC_OK
     if x.table is not w.table:
         exchange_take_table(w, x)       # its names count, and its pools are those that there are
-    if not x.table.chooses:
-        return RC_OK
-    if not x.table.reads_model:
-        return pool_enter_default(x, reason, REASON_NO_ROUTE, 404)
-    if json.found:
+    if json.settled or not x.table.chooses:
+        if json.found and not json.too_long:
+            exchange_note_model(w, x, json.text, json.length)
+    elif not x.table.reads_model:
+        rc = pool_enter_default(x, reason, REASON_NO_ROUTE, 404)
+    elif json.found:
         if not json.too_long:
             model = model_find(x.table, json.text, json.length)
             exchange_note_model(w, x, json.text, json.length)
-        if model is NULL:
-            return pool_enter_default(x, reason, REASON_UNKNOWN_MODEL, 404)
-        exchange_take_tokens(x, model.tokens)
-        rc = pool_enter(x, model.pool, reason)
-        if rc != RC_OK or model.target is NULL:
-            return rc
-        if body_announced(&x.up_body) >> 50:        # its length may have no room for what the name adds
-            reason[0] = REASON_BODY_TOO_LONG
-            return 413
-        return request_rename(w, x, model)
-    if json.state == JSON_OTHER or (x.up_body.done and json_empty(json)):
-        return pool_enter_default(x, reason, REASON_NO_ROUTE, 404)
-    if not x.up_body.done:
+        if model is not NULL:
+            exchange_take_tokens(x, model.tokens)
+            rc = pool_enter(x, model.pool, reason)
+        else:
+            rc = pool_enter_default(x, reason, REASON_UNKNOWN_MODEL, 404)
+    elif json.state == JSON_OTHER or (x.up_body.done and json_empty(json)):
+        rc = pool_enter_default(x, reason, REASON_NO_ROUTE, 404)
+    elif not x.up_body.done:
         return RC_AGAIN
-    return pool_enter_default(x, reason, REASON_NO_MODEL, 400)
+    else:
+        rc = pool_enter_default(x, reason, REASON_NO_MODEL, 400)
+    if rc == RC_OK and model is not NULL and model.target is not NULL and body_announced(&x.up_body) >> 50:
+        reason[0] = REASON_BODY_TOO_LONG        # its length may have no room for what the name adds
+        return 413
+    return request_prepare(w, x, model) if rc == RC_OK else rc

@@ -32,6 +32,11 @@ cdef enum:
     HOLD_WAITS = 1
     HOLD_OVER = 2       # it goes to the client, whatever comes
 
+# What is looked at in the pieces of an answer's body.
+cdef enum:
+    LOOK_USAGE = 1      # for its tokens (rule Q)
+    LOOK_TAPE = 2       # it is recorded
+
 # Which end of the proxy a connection is; the mailbox and the listening sockets are in the epoll set too, the
 # last has no descriptor.
 cdef enum:
@@ -94,9 +99,10 @@ cdef enum:
     DISCARD_RETRIED = 5         # of a response in whose place the next backend was asked
     DISCARD_INTERIM = 6         # an interim response to an HTTP/1.0 client
     DISCARD_TUNNEL = 7          # of a tunnel whose far side is gone
-    DISCARD_COUNT = 8
+    DISCARD_USAGE = 8           # an event that the proxy has asked for, and not the client (rule Q2)
+    DISCARD_COUNT = 9
 
 DISCARDS = (
     "request", "behind_request", "response", "behind_response", "broken_response", "retried_response", "interim_response",
-    "tunnel",
+    "tunnel", "usage_event",
 )

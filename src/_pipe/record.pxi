@@ -44,17 +44,17 @@ cdef void exchange_take_tokens(ExchangeC *x, TokensC *tokens) noexcept nogil:
     x.tokens = tokens
 
 cdef void exchange_count_tokens(WorkerC *w, ExchangeC *x) noexcept nogil:
-    # It takes part in the counts of a model no more; what its answer told goes there.
+    # It takes part in the counts of a model no more; what its answer told goes there, and to its pool and backend.
     cdef TokensC *tokens = x.tokens if x.tokens is not NULL else x.table.tokens
     cdef int64_t prompt = -1
     cdef int64_t completion = -1
     cdef int64_t cached = -1
     if x.usage is not NULL:
         usage_total(x.usage, &prompt, &completion, &cached)
-    if tokens is not NULL:
-        sys_add_counter(&tokens.prompt, <uint64_t>prompt if prompt > 0 else 0)
-        sys_add_counter(&tokens.completion, <uint64_t>completion if completion > 0 else 0)
-        sys_add_counter(&tokens.cached, <uint64_t>cached if cached > 0 else 0)
+        if tokens is not NULL:
+            tokens_add(&tokens.counts, prompt, completion, cached)
+        if x.series is not NULL:
+            tokens_add(&x.series.tokens, prompt, completion, cached)
     tokens_release(x.tokens)        # the last word: it may be freed now
     x.tokens = NULL
 

@@ -53,6 +53,8 @@ cdef void request_read(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t len
         request_distrust(x)
     elif client.trusted:
         trust_origin(&w.settings.trust, head, &x.origin)
+    if status == RC_OK and sys_load_acquire(&w.shared.recording) and head_is(head.method, head.method_length, b"POST"):
+        tape_begin(w, x)
     if status == RC_OK and head.content_length > x.pool.limits.max_body:
         status = head_refused(head, 413, REASON_BODY_TOO_LONG)
     if status == RC_OK and not client.refuse_status:

@@ -16,32 +16,52 @@ cdef inline void usage_follow(WorkerC *w, ExchangeC *x, const uint8_t *piece, si
             return
         x.usage = <UsageC *>slab_get(&w.usages)
         if x.usage is NULL:
-            x.reads_usage = False
+            x.looks &= <uint8_t>~LOOK_USAGE
             return
     usage_reader(x.usage, piece, n)
 
+cdef inline void response_look(WorkerC *w, ExchangeC *x, const uint8_t *piece, size_t n) noexcept nogil:
+    # Looks at the next piece of the body for whoever wants to know.
+    if x.looks & LOOK_USAGE:
+        usage_follow(w, x, piece, n)
+    if x.looks & LOOK_TAPE:
+        tape_note(w, x, piece, n, False)
+
+cdef size_t response_put(WorkerC *w, ExchangeC *x, const uint8_t *piece, size_t n, uint8_t *to) noexcept nogil:
+    # Puts what the client gets of the next piece of the body at `to`, and says how much that is.
+    cdef size_t out = n
+    cdef size_t dropped = 0
+    if x.sieve is NULL:
+        memmove(to, piece, n)
+    else:
+        out = sieve_take(x.sieve, piece, n, to, &dropped)
+        discard(&w.stats, DISCARD_USAGE, dropped)
+    return out
+
 cdef int response_measure(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n, size_t *used, size_t *out) noexcept nogil:
-    # Follows the response body's framing: data[0:used] belongs to it, data[0:out] is what the client gets (shorter where
-    # chunks are taken off for an HTTP/1.0 client); x.fresh says whether there is content in it. RC_OK more is to come, RC_DONE,
-    # RC_BAD.
+    # Follows the response body's framing: data[0:used] belongs to it, data[0:out] is what the client gets, or w.unframed[0:out] where
+    # that is put together from its pieces; x.fresh says whether there is content in it. RC_OK more is to come, RC_DONE, RC_BAD.
     cdef const uint8_t *piece = NULL
     cdef size_t length = 0
     cdef int rc
     used[0] = 0
     out[0] = 0
     x.fresh = False
+    if x.unframed:
+        w.unframed = w.bulk if x.sieve is not NULL and x.sieve.held else data   # what is held of an event goes before what came
     while True:
         rc = body_follow(&x.down_body, data, n, used, &piece, &length)
         if rc != RC_OK:
             break
         x.fresh |= sse_follow(&x.down_body.sse, piece, length) if x.event_stream else True
-        if x.reads_usage:
-            usage_follow(w, x, piece, length)
-        if x.dechunk:
-            memmove(data + out[0], piece, length)
-            out[0] += length
-    if not x.dechunk:
+        if x.looks:
+            response_look(w, x, piece, length)
+        if x.unframed:
+            out[0] += response_put(w, x, piece, length, w.unframed + out[0])
+    if not x.unframed:
         out[0] = used[0]
+    elif not out[0]:
+        x.fresh = False
     return RC_OK if rc == RC_AGAIN else rc
 
 cdef void content_came(WorkerC *w, ExchangeC *x) noexcept nogil:
@@ -75,6 +95,23 @@ cdef int response_follow(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n, size
     elif out[0] and x.pool.limits.comments_count_as_content:
         x.upstream_at = x.whole_at = w.now      # of a backend that sends them to say that it still works on the prompt
     return rc
+
+cdef void response_write(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t out, int rc) noexcept nogil:
+    # Adds what response_follow has measured to w.out: where an event may have been taken out of it, with chunks of our own around it.
+    cdef bint chunked = x.sieve is not NULL and x.down_body.framing == FRAMING_CHUNKED and not x.dechunk
+    cdef size_t held = x.sieve.held if x.sieve is not NULL and rc == RC_DONE else 0
+    cdef char size[24]
+    if chunked and out + held:
+        snprintf(size, sizeof(size), "%zx\r\n", out + held)
+        write_text(&w.out, size)
+    write_bytes(&w.out, data, out)
+    if held:
+        write_bytes(&w.out, x.sieve.data, held)
+        x.sieve.held = 0
+    if chunked and out + held:
+        write_text(&w.out, b"\r\n")
+    if chunked and rc == RC_DONE:
+        write_text(&w.out, b"0\r\n\r\n")
 
 cdef void response_complete(WorkerC *w, ExchangeC *x, bint clean) noexcept nogil:
     # The response's framing has ended. `clean` says that nothing stood behind it. The upstream goes back to the pool, or
@@ -243,8 +280,16 @@ cdef void response_read(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n) noexc
     request_forget(w, x)
     body_begin(&x.down_body, head.framing, head.content_length)
     x.event_stream = head.event_stream
-    x.reads_usage = x.pool.limits.reads_usage and head.status < 300 and (head.event_stream or head_is_json(head))
+    if x.pool.limits.reads_usage and head.status < 300 and (head.event_stream or head_is_json(head)):
+        x.looks |= LOOK_USAGE
+    if x.tape is not NULL:
+        x.looks |= LOOK_TAPE
+        tape_head(x.tape, head_single(head, FIELD_CONTENT_TYPE))
     x.dechunk = head.chunked and x.minor == 0
+    # A length that was announced leaves no room to take something out.
+    if x.adds_usage and head.event_stream and head.status < 300 and head.framing != FRAMING_LENGTH:
+        x.sieve = <SieveC *>slab_get(&w.sieves)
+    x.unframed = x.dechunk or x.sieve is not NULL
     # An answer that did not wait for the whole request may be one to its head alone; what comes of the body would then be
     # read as the next request. So nobody else is sent there.
     upstream.keep_alive = head.keep_alive and x.up_body.done and not x.up.unsent
@@ -273,7 +318,7 @@ cdef void response_read(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n) noexc
     if out:
         sys_add_counter(&w.stats.reads_forwarded, 1)
         sys_add_counter(&w.stats.streaming_bytes, out)
-    write_bytes(&w.out, data, out)
+    response_write(w, x, data, out, rc)
     discard(&w.stats, DISCARD_BROKEN if rc == RC_BAD else DISCARD_BEHIND_RESPONSE, n - used)
     pending_clear(w, &upstream.pending)
     response_forward(w, x, w.out.data, w.out.used, rc, used == n)

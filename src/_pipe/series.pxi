@@ -11,7 +11,14 @@ cdef enum:
 BUCKETS = tuple(2.0 ** (HISTOGRAM_FIRST + i) / 1e6 for i in range(HISTOGRAM_BUCKETS))
 EDGES = tuple(histogram_low(i, HISTOGRAM_SUB_BITS) / 1e6 for i in range(HISTOGRAM_SIZE + 1))
 
+# Counts of tokens; each has one writer.
+cdef struct TokenCountsC:
+    uint64_t prompt
+    uint64_t completion
+    uint64_t cached             # of the prompt's
+
 cdef struct SeriesC:
+    TokenCountsC tokens
     HistogramC *times[SERIES_DURATION + OUTCOME_COUNT]      # NULL where nothing was counted yet
     uint32_t users              # tables that point to it
     int32_t backend             # its id; -1 for none: of exchanges that came to no backend
@@ -19,13 +26,17 @@ cdef struct SeriesC:
     char pool[NAME_ROOM]        # empty for none
 
 cdef struct TokensC:
-    uint64_t prompt
-    uint64_t completion
-    uint64_t cached             # of the prompt's
+    TokenCountsC counts
     uint32_t users              # tables that point to it, and exchanges
     TokensC *next
     size_t length
     uint8_t model[MODEL_ROOM]   # as the file names it; empty for all where none is looked for
+
+cdef void tokens_add(TokenCountsC *counts, int64_t prompt, int64_t completion, int64_t cached) noexcept nogil:
+    # Of one answer; -1 is unknown.
+    sys_add_counter(&counts.prompt, <uint64_t>prompt if prompt > 0 else 0)
+    sys_add_counter(&counts.completion, <uint64_t>completion if completion > 0 else 0)
+    sys_add_counter(&counts.cached, <uint64_t>cached if cached > 0 else 0)
 
 cdef inline void series_note(SeriesC *series, int which, int64_t us) noexcept nogil:
     if series is not NULL:

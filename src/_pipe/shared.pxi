@@ -22,6 +22,10 @@ cdef enum:
     TTFT_TIME = 10000000        # us: how long a backend's average of TTFTs remembers
     TRIAL_TIME = 1000000        # us until the next exchange may try a backend that had failed
     NAME_ROOM = 264             # a backend's name, or a pool's
+    TAPES_MOST = 1 << 26        # bytes of all recordings that the control plane has not taken yet
+    TAPE_SIZE = 1 << 20         # bytes of one, where nothing else is said
+    TAPE_BODIES_ASKED = 1       # the requests' bodies are recorded too: of those that are asked for,
+    TAPE_BODIES_SHARE = 2       # and of those of a share
 
 cdef struct BackendC:
     uint32_t in_flight          # exchanges that it works on
@@ -62,6 +66,12 @@ cdef struct SharedC:
     uint64_t kept               # bytes of requests that are kept to be sent again
     uint64_t kept_most          # 0 is no limit
     uint32_t waiting            # for a place, in all queues
+    uint32_t recording          # whether any answer is to be recorded; the control plane's, as the next ones but for the second
+    uint32_t tapes_asked        # answers that are asked for still
+    uint64_t tape_share         # of all others, in 2^32ths
+    uint32_t tape_size          # bytes of one
+    uint32_t tape_bodies        # TAPE_BODIES_*
+    uint64_t tapes              # bytes of those there are
 
 cdef int slot_take(SharedC *shared) noexcept nogil:
     # The first slot that is free, or -1.

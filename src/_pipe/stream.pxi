@@ -14,7 +14,8 @@ cdef int response_bulk(WorkerC *w, ExchangeC *x) noexcept nogil:
     # what stands there, be it the end, an error or a client that takes no more.
     cdef ConnC *conn = &x.upstream.conn
     cdef BodyC saved = x.down_body
-    cdef bint reads_usage = x.reads_usage
+    cdef UsageC usage
+    cdef bint had_usage = x.usage is not NULL
     cdef size_t used = 0
     cdef size_t out = 0
     cdef ssize_t took = 0
@@ -24,12 +25,18 @@ cdef int response_bulk(WorkerC *w, ExchangeC *x) noexcept nogil:
         return RC_OK
     if got <= BUF_SIZE:
         return RC_AGAIN
-    x.reads_usage = False       # these bytes may be looked at once more
+    if had_usage:
+        usage = x.usage[0]
     if response_measure(w, x, w.bulk, got, &used, &out) == RC_OK and out == <size_t>got:
         took = conn_send(&x.client.conn, w.bulk, got)
-    x.reads_usage = reads_usage
-    if took < got or reads_usage:
+    if took < got:
+        # Of what was looked at, the client has a part only.
         x.down_body = saved
+        if had_usage:
+            x.usage[0] = usage
+        elif x.usage is not NULL:
+            slab_put(&w.usages, x.usage)
+            x.usage = NULL
         if took < 0:
             client_left(w, x, <int>-took)
             return RC_OK
@@ -50,6 +57,12 @@ cdef void response_ended(WorkerC *w, ExchangeC *x, ssize_t got) noexcept nogil:
     if got == 0 and x.up_broken and x.error != EPIPE:
         got = -x.error      # the kernel tells of an RST once, and told the send: what looks like a FIN is none
     if got == 0 and x.down_body.framing == FRAMING_CLOSE and x.status:
+        if x.sieve is not NULL and x.sieve.held:
+            write_start(&w.out, w.out.data, w.out.size)
+            response_write(w, x, NULL, 0, RC_DONE)
+            client_send(w, x, w.out.data, w.out.used)
+            if x.state == STATE_ENDED:
+                return
         response_complete(w, x, False)
     else:
         upstream_failed(w, x, OUTCOME_UPSTREAM_ERROR, reason_of_end(x, got), <int>-got)
@@ -112,6 +125,11 @@ cdef void response_down(WorkerC *w, ExchangeC *x) noexcept nogil:
             response_ended(w, x, got)
             return
         rc = response_follow(w, x, data, got, &used, &out)
+        if x.unframed:
+            write_start(&w.out, w.out.data, w.out.size)
+            response_write(w, x, w.unframed, out, rc)
+            data = w.out.data
+            out = w.out.used
         sys_add_counter(&w.stats.reads_forwarded, 1)
         sys_add_counter(&w.stats.streaming_bytes, out)
         if used < <size_t>got:
@@ -119,7 +137,7 @@ cdef void response_down(WorkerC *w, ExchangeC *x) noexcept nogil:
         response_forward(w, x, data, out, rc, used == <size_t>got)
         if x.state != state:
             return
-        if got == BUF_SIZE and looks and state == STATE_STREAM and not x.dechunk and not x.down.unsent:
+        if got == BUF_SIZE and looks and state == STATE_STREAM and not x.unframed and x.tape is NULL and not x.down.unsent:
             looks -= 1
             rc = response_bulk(w, x)
             if x.state != state:

@@ -17,9 +17,11 @@ cdef int request_follow(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t n,
     while rc == RC_OK and status == RC_OK and body.total <= x.pool.limits.max_body:
         rc = body_follow(body, data, n, used, &piece, &length)
         if x.json is not NULL and rc == RC_OK and json_scan(x.json, piece, length) != RC_OK:
-            status = 400
+            status = json_refused(x.json)
+        if x.tape is not NULL and x.tape.keeps_request and rc == RC_OK:
+            tape_note(w, x, piece, length, True)
     if x.json is not NULL and body.done and status == RC_OK and not json_whole(x.json):
-        status = 400
+        status = json_refused(x.json)
     if rc == RC_BAD:
         body.framing = FRAMING_CLOSE
         status = 400
@@ -214,7 +216,7 @@ cdef void step_model(WorkerC *w, ExchangeC *x) noexcept nogil:
         got = request_recv(w, x, &used)
         if got <= 0:
             return
-        if not request_fits(w, x, used):
+        if not request_fits(w, x, used) and not request_gives_up(x):
             discard(&w.stats, DISCARD_REQUEST, used)
             discard(&w.stats, DISCARD_BEHIND_REQUEST, got - used)
             x.client_keeps = False

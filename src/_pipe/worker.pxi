@@ -58,6 +58,7 @@ cdef struct LimitsC:
     bint midstream_error_event
     bint comments_count_as_content
     bint reads_usage            # tokens are read from answers (rule Q)
+    bint adds_usage             # requests for streams are made to ask for them
     bint holds_event_streams    # until their first event, which may be an error (rule N1)
 
 # What holds for all clients of the process.
@@ -99,6 +100,7 @@ cdef struct WorkerC:
     LimitsC limits              # of a pool that says nothing else
     BufC *hot                   # every recv goes here
     uint8_t *bulk               # an unpaced stream is looked at here, BULK_SIZE bytes at once
+    uint8_t *unframed           # where response_measure has put what the client gets, where that is put together
     BufSlabC bufs
     SlabC clients
     SlabC upstreams
@@ -107,6 +109,7 @@ cdef struct WorkerC:
     SlabC scans                 # JsonC
     SlabC usages                # UsageC
     SlabC stories               # StoryC
+    SlabC sieves                # SieveC
     SlabC tickets
     uint32_t tickets_out        # those that exchanges have
     uint32_t orphans            # tickets whose exchanges have ended, and that another worker still hands over
@@ -139,3 +142,12 @@ cdef struct WorkerC:
     TokensC *tokens
     StatsC stats
     epoll_event events[BATCH]
+
+cdef uint64_t worker_random(WorkerC *w) noexcept nogil:
+    # The next number of a xorshift128+ generator (Vigna, 2017) with a seed from the system: not secret.
+    cdef uint64_t a = w.random[0]
+    cdef uint64_t b = w.random[1]
+    w.random[0] = b
+    a ^= a << 23
+    w.random[1] = a ^ b ^ (a >> 18) ^ (b >> 5)
+    return w.random[1] + b

@@ -81,14 +81,18 @@ it is empty, or begins with / and does not end with one.
 Histogram = tuple[list[int], float]
 """(count of each bucket, not cumulative and one longer than BUCKETS; sum of all values in seconds)."""
 
+Tokens = tuple[int, int, int]
+"""(prompt, completion, those of the prompt that were cached)."""
+
 class Series(TypedDict):
-    """Times of exchanges of one pool with one backend; None where there was none yet."""
+    """Times of exchanges of one pool with one backend, None where there was none yet, and their tokens."""
 
     ttft: Histogram | None
     itl: Histogram | None
     connect: Histogram | None
     disconnect: Histogram | None  # from a client's disconnect to its upstream's close
     duration: dict[int, Histogram]  # by outcome
+    tokens: Tokens
 
 class BackendStats(TypedDict):
     in_flight: int  # of all engines that share
@@ -139,9 +143,7 @@ class Stats(TypedDict):
     series: dict[
         tuple[bytes, int | None], Series
     ]  # by pool, and by the backend's number or None; an empty name is no pool
-    tokens: dict[
-        bytes, tuple[int, int, int]
-    ]  # by model: prompt, completion, cached; an empty name is all that is not looked for
+    tokens: dict[bytes, Tokens]  # by model; an empty name is all that is not looked for
     backends: dict[int, BackendStats]  # by number, of the table that was configured last
     pools: dict[bytes, PoolStats]  # by name, those that are in a table
 

@@ -817,11 +817,12 @@ class PoolSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         ),
     ] = ()
     include_usage: Annotated[
-        Literal["off", "asked"],
+        Literal["off", "asked", "force"],
         _other(
             "choice",
-            "Whether tokens are read from answers, for metrics, access lines and views: not at all, or where the backend tells how many "
-            "it took. No byte of an answer is changed.",
+            "Whether tokens are read from answers, for metrics, access lines and views: not at all; where the backend tells how many it "
+            "took, and no byte of an answer is changed; or of every stream: a request for a completion waits for its whole body, its "
+            "stream_options are made to ask for the usage, and the event that the client has not asked for is taken out of its answer.",
         ),
     ] = "asked"
     policy: Annotated[

@@ -17,7 +17,7 @@ from llmpipe._pipe import BUCKETS, DISCARDS, OUTCOMES, REASONS, RETRIES
 from llmpipe.status import STATES, backend_state, common_state
 
 if TYPE_CHECKING:
-    from llmpipe._pipe import BackendStats, Histogram, PoolStats, Series, Stats
+    from llmpipe._pipe import BackendStats, Histogram, PoolStats, Series, Stats, Tokens
     from llmpipe.config import Settings
     from llmpipe.disconnect import Disconnects, Results
     from llmpipe.fleet import Fleet
@@ -54,6 +54,11 @@ def _buckets(parts: Sequence[Histogram], examples: Mapping[int, Exemplar] | None
         example = examples.get(index) if examples else None
         buckets.append((bound, total) if example is None else (bound, total, example))
     return buckets, sum(sum_ for _, sum_ in parts)
+
+
+def _add_tokens(family: CounterMetricFamily, labels: Sequence[str], counts: Iterable[Tokens]) -> None:
+    for kind, values in zip(("prompt", "completion", "cached"), zip(*counts, strict=True), strict=True):
+        family.add_metric([*labels, kind], sum(values))
 
 
 TIMES: Sequence[tuple[str, Literal["ttft", "itl", "connect", "disconnect"], str]] = (
@@ -94,7 +99,7 @@ class EngineCollector(Collector):
         yield from self._totals(snapshots)
         yield from self._outcomes(snapshots)
         yield from self._histograms(snapshots)
-        yield self._tokens(snapshots)
+        yield from self._tokens(snapshots)
         yield from self._per_backend(snapshots)
         yield from self._per_pool(snapshots[0]["pools"])
         build = GaugeMetricFamily("llmpipe_build_info", "The version that runs; always 1.", labels=["version"])
@@ -190,13 +195,18 @@ class EngineCollector(Collector):
             discarded.add_metric([reason], sum(stats["discarded"][index] for stats in snapshots))
         yield discarded
 
-    def _histograms(self, snapshots: list[Stats]) -> Iterable[Metric]:
+    def _series(self, snapshots: list[Stats]) -> dict[tuple[str, str], list[Series]]:
+        """Those of each engine, by the names of a pool and of a server; an empty name is none."""
         found: dict[tuple[str, str], list[Series]] = {}
         for stats in snapshots:
             for (pool, number), series in stats["series"].items():
                 server = None if number is None else self._fleet.find(number)
                 if number is None or server is not None:  # of a table that is just made, it has no name yet
                     found.setdefault((pool.decode(), server.name if server else ""), []).append(series)
+        return found
+
+    def _histograms(self, snapshots: list[Stats]) -> Iterable[Metric]:
+        found = self._series(snapshots)
         labels = ["pool", "backend"]
         examples = self._examples()
         for name, key, text in TIMES:
@@ -232,19 +242,25 @@ class EngineCollector(Collector):
                     found.setdefault(key, {}).setdefault(bisect_right(BUCKETS, value), Exemplar(label, value, at))
         return found
 
-    @staticmethod
-    def _tokens(snapshots: list[Stats]) -> Metric:
-        family = CounterMetricFamily(
+    def _tokens(self, snapshots: list[Stats]) -> Iterable[Metric]:
+        by_model = CounterMetricFamily(
             "llmpipe_tokens",
             "Tokens that backends said their answers took, by model as the file names it, and kind; cached ones are of the prompt's.",
             labels=["model", "kind"],
         )
         names = {name for stats in snapshots for name in stats["tokens"]}
         for name in sorted(names):
-            counts = [stats["tokens"].get(name, (0, 0, 0)) for stats in snapshots]
-            for kind, values in zip(("prompt", "completion", "cached"), zip(*counts, strict=True), strict=True):
-                family.add_metric([name.decode(), kind], sum(values))
-        return family
+            _add_tokens(by_model, [name.decode()], [stats["tokens"].get(name, (0, 0, 0)) for stats in snapshots])
+        yield by_model
+        by_backend = CounterMetricFamily(
+            "llmpipe_backend_tokens",
+            "The same by the pool and the backend that answered.",
+            labels=["pool", "backend", "kind"],
+        )
+        for of, several in self._series(snapshots).items():
+            if of[1]:
+                _add_tokens(by_backend, of, [series["tokens"] for series in several])
+        yield by_backend
 
     def _per_backend(self, snapshots: list[Stats]) -> Iterable[Metric]:
         # What the engines share each of them tells alike.

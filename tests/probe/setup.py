@@ -54,6 +54,7 @@ SMALL = {
     "BULK_SIZE": 1024,
     "ACCEPTS_A_TURN": 2,
     "HOLD_MOST": 300,
+    "SIEVE_ROOM": 300,
 }
 """Constants of the small world."""
 

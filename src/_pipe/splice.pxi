@@ -1,4 +1,11 @@
-# alias: the name of a model in a request's body, where its backends know the model by another one (rule J1).
+# splice: changes in a request's body before it is sent: the name of a model, where its backends know another one (rule J1), and the
+# usage that is asked for (rule Q2).
+
+cdef struct SpliceC:
+    int64_t from_at             # in the body, without its chunks' framing
+    int64_t to_at
+    const uint8_t *data         # what is put there
+    size_t n
 
 cdef int request_merge_chunks(WorkerC *w, ExchangeC *x, int64_t more) noexcept nogil:
     # Makes one chunk of all that is there of a chunked body, which will be so many bytes longer; what is still to come of the
@@ -49,22 +56,25 @@ cdef int request_merge_chunks(WorkerC *w, ExchangeC *x, int64_t more) noexcept n
     x.up = made
     return RC_OK
 
-cdef int request_rename(WorkerC *w, ExchangeC *x, const ModelC *model) noexcept nogil:
-    # Puts the name that the backends know in the place of the one that the client gave, and makes the body's length agree. Nothing
-    # of the request has been sent. RC_OK or -ENOMEM.
-    cdef JsonC *json = x.json
-    cdef int64_t more = <int64_t>model.target_length - (json.to_at - json.from_at)
+cdef int request_splice(WorkerC *w, ExchangeC *x, const SpliceC *splices, int count) noexcept nogil:
+    # Makes the changes, the last place in the body first, and makes its length agree. Nothing of the request has been sent. RC_OK or
+    # -ENOMEM.
+    cdef int64_t more = 0
     cdef size_t at = 0
     cdef size_t length = 0
     cdef char digits[24]
+    cdef int i
+    for i in range(count):
+        more += <int64_t>splices[i].n - (splices[i].to_at - splices[i].from_at)
     if x.up_body.framing == FRAMING_CHUNKED:
         if request_merge_chunks(w, x, more) != RC_OK:
             return -ENOMEM
         snprintf(digits, sizeof(digits), "%llx\r\n", <unsigned long long>(body_announced(&x.up_body) + more))
         at = strlen(digits)
-    if chain_replace(&x.up, &w.bufs, x.head_length + at + json.from_at, json.to_at - json.from_at,
-                     model.target, model.target_length) != RC_OK:
-        return -ENOMEM
+    for i in range(count):
+        if chain_replace(&x.up, &w.bufs, x.head_length + at + splices[i].from_at, splices[i].to_at - splices[i].from_at,
+                         splices[i].data, splices[i].n) != RC_OK:
+            return -ENOMEM
     if x.up_body.framing == FRAMING_LENGTH and more:
         request_find(w, x, b"content-length:", &at, &length)
         snprintf(digits, sizeof(digits), "%llu", <unsigned long long>(body_announced(&x.up_body) + more))

@@ -537,6 +537,20 @@ def test_p3_it_ends_when_the_time_is_over_and_what_has_come_by_then_is_sent(endp
     assert endpoint.engine.asked == [(5, False), (0, False)]
 
 
+def test_p3_a_body_is_not_read_and_not_taken_for_the_next_request(endpoint: Endpoint) -> None:
+    for length, closes in ((0, False), (3, True)):
+        with socket.create_connection(("127.0.0.1", endpoint.port), timeout=TIMEOUT) as sock:
+            head = f"POST /record?wait=1ms HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n"
+            sock.sendall(head.encode() + b"a" * length)
+            got = b""
+            while not got.endswith(b"\r\n0\r\n\r\n"):
+                piece = sock.recv(1 << 16)
+                assert piece, got
+                got += piece
+            assert got.startswith(b"HTTP/1.1 200 ")
+            assert (b"\r\nconnection: close\r\n" in got.lower()) == closes
+
+
 def test_p3_it_ends_when_the_client_leaves(endpoint: Endpoint) -> None:
     endpoint.post("count=5").close()
     wait_until(lambda: endpoint.engine.asked == [(5, False), (0, False)])

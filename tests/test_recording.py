@@ -274,7 +274,7 @@ def test_p1_what_failed_in_the_middle_is_recorded_as_far_as_it_came(proxy_to, tm
     with Client(proxy) as client:
         client.send(POST)
         client.read_head()
-        assert client.recv() == chunk(b"data: 1\n\n")
+        assert client.read(len(chunk(b"data: 1\n\n"))) == chunk(b"data: 1\n\n")
     second = next(one for one in recorded(tmp_path, 2) if one.request_id != first.request_id)
     assert (first.outcome, first.status) == ("upstream_abort", 200)
     assert second.outcome == "client_abort"
@@ -356,9 +356,9 @@ def test_p2_what_is_longer_is_cut_and_says_so(proxy_to, tmp_path: Path) -> None:
 @pytest.mark.parametrize("way", ["gone", "full"])
 def test_p2_a_disk_that_fails_costs_recordings_and_one_line(proxy_to, tmp_path: Path, way: str) -> None:
     folder = tmp_path / "files"
-    # Files of more than 512 bytes cannot be written: that is what a full disk looks like.
+    # Files of more than 512 bytes cannot be written, but for their beginning: that is what a full disk looks like.
     limit = ["sh", "-c", 'ulimit -f 1 && exec "$@"', "sh"] if way == "full" else []
-    proxy = proxy_to(small, options=options(folder), prefix=limit)
+    proxy = proxy_to(small, options=options(folder, "--record-request-bodies"), prefix=limit)
     if way == "gone":
         shutil.rmtree(folder)
     text = b'{"a": "%s"}' % (b"b" * 4000)
@@ -366,9 +366,12 @@ def test_p2_a_disk_that_fails_costs_recordings_and_one_line(proxy_to, tmp_path: 
         for _ in range(10):
             length = b"Content-Length: %d" % len(text)
             assert client.request(POST.replace(b"Content-Length: 2", length)[:-2] + text).body == b"ok"
-    if way == "gone":
-        proxy.wait_metric("llmpipe_recordings_total", 10, result="failed")
-        assert sum(line["event"] == "recording not written" for line in proxy.log) == 1
+    proxy.wait_metric("llmpipe_recordings_total", 10, result="failed")
+    proxy.wait_log("recording not written")
+    assert sum(line["event"] == "recording not written" for line in proxy.log) == 1
+    if way == "full":
+        assert list(folder.iterdir()) == []
+    else:
         folder.mkdir()
         ask(proxy, 1)
         assert len(recorded(folder)) == 1

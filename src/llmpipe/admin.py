@@ -33,6 +33,9 @@ PATHS = (
     "and to POST to /backends/NAME/drain, /backends/NAME/resume, /reload and /record"
 )
 
+Fields = tuple[tuple[bytes, bytes], ...]
+"""Of a head, as ASGI has them."""
+
 Answer = tuple[int, dict[str, Any]]
 """A status, and what becomes the JSON behind it."""
 
@@ -105,6 +108,14 @@ def exchanges_app(exchanges: Callable[[Query], Awaitable[dict[str, Any]]]) -> Ap
     return answer
 
 
+def closing_fields(scope: Scope) -> Fields:
+    """Fields of an answer to a request whose body is not read: what is left of it is not the next request."""
+    has_body = any(
+        key == b"transfer-encoding" or (key == b"content-length" and value != b"0") for key, value in scope["headers"]
+    )
+    return ((b"connection", b"close"),) if has_body else ()
+
+
 class Control:
     """Answers POSTs."""
 
@@ -114,13 +125,8 @@ class Control:
 
     async def answer(self, scope: Scope, receive: Receive, send: Send, action: str, name: str) -> None:
         """Does what is asked for, or says why not. The body of the request is not looked at."""
-        fields: tuple[tuple[bytes, bytes], ...] = ()
         client = scope["client"][0] if scope["client"] else ""
-        if any(
-            key == b"transfer-encoding" or (key == b"content-length" and value != b"0")
-            for key, value in scope["headers"]
-        ):
-            fields = ((b"connection", b"close"),)  # what is left of it is not read
+        fields = closing_fields(scope)
         body: dict[str, Any]
         if scope["method"] != "POST":
             status, body = 405, {"error": "only POST"}
@@ -163,7 +169,8 @@ class Control:
         try:
             if not await self._actions.record(asking, wish.wait, client):
                 return 409, {"error": "somebody else has answers recorded now; ask again when that has ended"}
-            await record_stream.answer(asking, wish.wait, stop, connection=connection, receive=receive, send=send)
+            sending = record_stream.Sending(connection, receive, send, closing_fields(scope))
+            await record_stream.answer(asking, wish.wait, stop, sending)
             return None
         finally:
             self._actions.forget_recording(asking)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qsl
 
 from msgspec import Struct
@@ -76,6 +76,22 @@ def parse_wish(query: str, most_wait: float) -> Wish:
     return Wish(count=count, wait=wait, request_body=body == "1")
 
 
+class Sending(NamedTuple):
+    """Where an answer goes.
+
+    Attributes:
+        connection: to the client.
+        receive: of the request, as `send`.
+        send: see there.
+        fields: of the answer, beside those of every one.
+    """
+
+    connection: BoundedProtocol
+    receive: Receive
+    send: Send
+    fields: tuple[tuple[bytes, bytes], ...]
+
+
 class _Line:
     """A client that is sent recordings. It gets nothing more while it does not take what there is: that would be kept for it."""
 
@@ -126,10 +142,7 @@ async def answer(
     asking: Asking,
     wait: float,
     stop: Callable[[Asking], Awaitable[None]],
-    *,
-    connection: BoundedProtocol,
-    receive: Receive,
-    send: Send,
+    to: Sending,
 ) -> None:
     """Sends recordings until all have come, the time is over, the client leaves or the server ends.
 
@@ -137,14 +150,13 @@ async def answer(
         asking: has them.
         wait: seconds.
         stop: has no more recorded.
-        connection: to the client.
-        receive: of the request, as `send`.
-        send: see there.
+        to: the client.
     """
+    connection, send = to.connection, to.send
     connection.allow(wait)
     line = _Line(connection, send, asyncio.get_running_loop().time() + wait)
     try:
-        await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+        await send({"type": "http.response.start", "status": 200, "headers": (*HEADERS, *to.fields)})
         while True:
             whole = asking.over  # before they are taken: nothing comes behind it
             await line.send_all(asking)
@@ -160,7 +172,7 @@ async def answer(
             await send({"type": "http.response.body", "body": b""})
         else:
             connection.transport.abort()  # the end would wait for it too
-            while (await receive())["type"] != "http.disconnect":
+            while (await to.receive())["type"] != "http.disconnect":
                 pass
     finally:
         line.close()

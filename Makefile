@@ -99,7 +99,7 @@ engine-test: $(ENGINE)/installed ## Run the tests against a real inference serve
 # longer than all others, and has the engine do nothing new.
 ASAN_LEAVES_OUT := abort_calls access_fields access_file activation admin_actions bench_figures bench_imports bench_page benchmark cli \
 	config config_file contract deploy docs engine_source events exchanges history import instructions log mock mock_replay model_list \
-	names notify otel package parts prometheus recording_file secrets settings status_page systemd top upgrade
+	names notify otel package parts prometheus recorder recording_file secrets settings status_page systemd top upgrade
 
 # Leaks are looked for by the tests' own counters: CPython never frees all that it has. A small quarantine keeps the
 # sanitizer's own memory out of what the tests measure; the engine's slabs are poisoned by hand.

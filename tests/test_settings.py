@@ -193,6 +193,7 @@ def test_the_engine_reads_every_setting_that_is_not_for_the_control_plane() -> N
     control_plane |= {"drain_timeout", "upgrade_timeout", "pid_file", "log_level", "log_format", "log_query", "watch"}
     control_plane |= {"exchanges_kept"}
     control_plane |= {"access_log", "access_sample", "otel"}
+    control_plane |= {"record", "record_share", "record_size", "record_files", "record_request_bodies"}
     checks = {"health_path", "health_interval", "health_timeout", "health_rise", "health_fall"}
     assert pool == {setting.name for setting in POOL} - {"backends"} - checks
     assert process == {setting.name for setting in PROCESS} - control_plane | {"access_records"}

@@ -101,9 +101,10 @@ cdef void tape_note(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t n, bin
     tape.used += sizeof(piece) + n
 
 cdef void tape_head(TapeC *tape, int status, const FieldC *content_type) noexcept nogil:
-    # The answer that will be forwarded begins; of its fields only that one is kept, NULL for none.
+    # The answer that will be forwarded begins; of its fields only that one is kept, NULL for none. A status that no server gives (RFC
+    # 9110 section 15) nobody could play back.
     cdef size_t n
-    tape.answered = True
+    tape.answered = status < 600
     tape.status = <uint16_t>status
     if content_type is not NULL:
         n = content_type.value_length

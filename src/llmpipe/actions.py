@@ -1,9 +1,10 @@
-"""What the admin endpoint can have done: drain a backend, resume it, reload (rule S1)."""
+"""What the admin endpoint can have done: drain a backend, resume it, reload, record answers (rules S1 and P)."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmpipe import log
@@ -11,6 +12,7 @@ from llmpipe.status import common_state
 
 if TYPE_CHECKING:
     from llmpipe.record_kinds import ExchangeEnded
+    from llmpipe.recorder import Asking, Recorder
     from llmpipe.reloads import Reloads
     from llmpipe.runner import Runner
 
@@ -27,9 +29,10 @@ likes."""
 class Actions:
     """Made in the control plane's event loop, used in the admin endpoint's: what changes something crosses to the first."""
 
-    def __init__(self, runner: Runner, reloads: Reloads) -> None:
+    def __init__(self, runner: Runner, reloads: Reloads, recorder: Recorder) -> None:
         self._runner = runner
         self._reloads = reloads
+        self._recorder = recorder
         self._loop = asyncio.get_running_loop()
 
     async def _cross(self, work: Coroutine[Any, Any, T]) -> T:
@@ -112,3 +115,39 @@ class Actions:
             asyncio.TimeoutError: it takes longer than CONTROL_TIME, and goes on.
         """
         return await self._cross(self._reloads.ask_and_wait())
+
+    async def _ask(self, asking: Asking, seconds: float, client: str) -> bool:
+        if not self._recorder.ask(asking):
+            return False
+        fields = {"answers": asking.count, "seconds": seconds, "request_bodies": asking.request_bodies}
+        log.info("recording answers", **fields, client=client)
+        return True
+
+    async def record(self, asking: Asking, seconds: float, client: str) -> bool:
+        """Has the next answers recorded. Whether that can be: nobody else has asked for any.
+
+        Args:
+            asking: gets them.
+            seconds: for which they are waited for, for the log.
+            client: who asks, likewise.
+
+        Raises:
+            asyncio.TimeoutError: the control plane has no time.
+        """
+        return await self._cross(self._ask(asking, seconds, client))
+
+    async def _end(self, asking: Asking) -> None:
+        self._recorder.end(asking)
+
+    async def end_recording(self, asking: Asking) -> None:
+        """Has no more recorded, once what has come by now is there.
+
+        Raises:
+            asyncio.TimeoutError: the control plane has no time; it is done later.
+        """
+        await self._cross(self._end(asking))
+
+    def forget_recording(self, asking: Asking) -> None:
+        """The same, and does not wait. It can be done twice."""
+        with suppress(RuntimeError):  # the process ends
+            self._loop.call_soon_threadsafe(self._recorder.end, asking)

@@ -1,5 +1,5 @@
 """The admin endpoint: a page, /metrics, /status, /history, /events, /exchanges, /healthz and /readyz to read, and POSTs that drain a
-backend, resume it, or reload. It shows no credential (rule S1)."""
+backend, resume it, reload, or record answers. It shows no credential (rule S1)."""
 
 from __future__ import annotations
 
@@ -12,25 +12,29 @@ from urllib.parse import parse_qsl
 
 from prometheus_client import CollectorRegistry, make_asgi_app
 
-from llmpipe import log, page
+from llmpipe import log, page, record_stream
 from llmpipe.actions import CONTROL_TIME, Actions
 from llmpipe.background import App, BoundedProtocol, Receive, Scope, Send, send_json
 from llmpipe.config import parse_duration
 from llmpipe.errors import UsageError
 from llmpipe.events import EventStreams
 from llmpipe.exchanges import Query, parse_query
+from llmpipe.recorder import Asking
 
 if TYPE_CHECKING:
     from llmpipe.authority import Authority
     from llmpipe.history import History
 
 MOST_WAIT = 3600.0
-"""Seconds that a POST may wait for the end of a drain."""
+"""Seconds that a POST may wait for the end of a drain, or for answers to record."""
 
 PATHS = (
     "there are / (a page), /metrics, /status, /history, /events, /exchanges, /healthz and /readyz, "
-    "and to POST to /backends/NAME/drain, /backends/NAME/resume and /reload"
+    "and to POST to /backends/NAME/drain, /backends/NAME/resume, /reload and /record"
 )
+
+Fields = tuple[tuple[bytes, bytes], ...]
+"""Of a head, as ASGI has them."""
 
 Answer = tuple[int, dict[str, Any]]
 """A status, and what becomes the JSON behind it."""
@@ -63,8 +67,8 @@ def parse_action(path: str) -> tuple[str, str] | None:
     Percent-encodings are resolved already. The name stands between the first and the last part of the path, so that it may have
     slashes, as a URL has.
     """
-    if path == "/reload":
-        return "reload", ""
+    if path in ("/reload", "/record"):
+        return path[1:], ""
     name, _, verb = path.removeprefix("/backends/").rpartition("/")
     if path.startswith("/backends/") and name and verb in ("drain", "resume"):
         return verb, name
@@ -104,6 +108,14 @@ def exchanges_app(exchanges: Callable[[Query], Awaitable[dict[str, Any]]]) -> Ap
     return answer
 
 
+def closing_fields(scope: Scope) -> Fields:
+    """Fields of an answer to a request whose body is not read: what is left of it is not the next request."""
+    has_body = any(
+        key == b"transfer-encoding" or (key == b"content-length" and value != b"0") for key, value in scope["headers"]
+    )
+    return ((b"connection", b"close"),) if has_body else ()
+
+
 class Control:
     """Answers POSTs."""
 
@@ -111,15 +123,10 @@ class Control:
         self._actions = actions
         self._authority = authority
 
-    async def answer(self, scope: Scope, send: Send, action: str, name: str) -> None:
+    async def answer(self, scope: Scope, receive: Receive, send: Send, action: str, name: str) -> None:
         """Does what is asked for, or says why not. The body of the request is not looked at."""
-        fields: tuple[tuple[bytes, bytes], ...] = ()
         client = scope["client"][0] if scope["client"] else ""
-        if any(
-            key == b"transfer-encoding" or (key == b"content-length" and value != b"0")
-            for key, value in scope["headers"]
-        ):
-            fields = ((b"connection", b"close"),)  # what is left of it is not read
+        fields = closing_fields(scope)
         body: dict[str, Any]
         if scope["method"] != "POST":
             status, body = 405, {"error": "only POST"}
@@ -129,11 +136,19 @@ class Control:
             status, body = refusal.status, {"error": refusal.text}
             fields += refusal.fields
         else:
+            connection: BoundedProtocol = scope["state"]["connection"]
+            query = scope["query_string"].decode("latin-1")
             try:
-                seconds = parse_wait(scope["query_string"].decode("latin-1"), action)
-                connection: BoundedProtocol = scope["state"]["connection"]
-                connection.allow(seconds + CONTROL_TIME)
-                status, body = await self._act(connection, client, action, name, seconds)
+                if action == "record":
+                    wish = record_stream.parse_wish(query, MOST_WAIT)
+                    refused = await self._record(scope, receive, send, wish, client)
+                    if refused is None:
+                        return
+                    status, body = refused
+                else:
+                    seconds = parse_wait(query, action)
+                    connection.allow(seconds + CONTROL_TIME)
+                    status, body = await self._act(connection, client, action, name, seconds)
             except UsageError as error:
                 status, body = 400, {"error": str(error)}
             except KeyError:
@@ -142,6 +157,23 @@ class Control:
                 text = f"it was not done within {CONTROL_TIME:.0f} s, and may be done later; look at /status before you ask again"
                 status, body = 504, {"error": text}
         await send_json(send, status, json.dumps(body).encode(), fields)
+
+    async def _record(
+        self, scope: Scope, receive: Receive, send: Send, wish: record_stream.Wish, client: str
+    ) -> Answer | None:
+        """Records and sends answers; why not, where that cannot be."""
+        connection: BoundedProtocol = scope["state"]["connection"]
+        connection.allow(CONTROL_TIME)
+        asking = Asking(wish.count, request_bodies=wish.request_body)
+        stop = self._actions.end_recording
+        try:
+            if not await self._actions.record(asking, wish.wait, client):
+                return 409, {"error": "somebody else has answers recorded now; ask again when that has ended"}
+            sending = record_stream.Sending(connection, receive, send, closing_fields(scope))
+            await record_stream.answer(asking, wish.wait, stop, sending)
+            return None
+        finally:
+            self._actions.forget_recording(asking)
 
     async def _act(self, connection: BoundedProtocol, client: str, action: str, name: str, seconds: float) -> Answer:
         if action == "drain":
@@ -214,7 +246,7 @@ def make_app(
         if path not in ("/metrics", "/healthz", "/readyz") and not all(is_own(host, names) for host in hosts):
             await send_json(send, 403, b'{"error": "this Host is not known; name it with --admin-host"}')
         elif action := parse_action(path):
-            await control.answer(scope, send, *action)
+            await control.answer(scope, receive, send, *action)
         elif scope["method"] not in ("GET", "HEAD"):
             await send_json(send, 405, b'{"error": "only GET and HEAD"}', ((b"allow", b"GET, HEAD"),))
         elif path in shown:

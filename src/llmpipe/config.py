@@ -536,6 +536,9 @@ MOST_BYTES = 1 << 50
 MOST_COUNT = 1_000_000_000
 """... and numbers of connections."""
 
+MOST_RECORDING = 64 << 20
+"""Bytes that a recording may be told to keep."""
+
 ACCESS_LOG_OFF = "off"
 """In the place of a file: there are no access lines. A file of that name is ./off."""
 
@@ -733,6 +736,37 @@ class ProcessSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             "lowest. Empty: all are normal.",
         ),
     ] = ""
+    record: Annotated[
+        str,
+        _other(
+            "DIR",
+            "A folder for recordings of answers to POSTs, which is made where it is missing: a file for each, with the time of every piece. Empty: "
+            "none are written.",
+        ),
+    ] = ""
+    record_share: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="How many of the answers are recorded there: 1 is all, 0.01 one in a hundred, chosen by chance.",
+            extra_json_schema={"unit": "share"},
+        ),
+    ] = 0.01
+    record_size: Annotated[
+        int,
+        _bytes(
+            "How much of an answer a recording keeps at most, with what its client sent where that is recorded; what is longer is cut. It holds for those of POST /record too.",
+            1 << 10,
+            MOST_RECORDING,
+        ),
+    ] = 1 << 20
+    record_files: Annotated[
+        int, _count("files", "Files that the folder keeps; the oldest ones are removed.", 1, 100_000)
+    ] = 1000
+    record_request_bodies: Annotated[
+        bool, _other("switch", "Keep what clients send too, in each of these recordings.")
+    ] = False
     watch: Annotated[
         bool,
         _other("switch", "Load the configuration file again when it changes, as SIGHUP does."),

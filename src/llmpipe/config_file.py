@@ -57,6 +57,7 @@ _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     "fields": ((int,), "a whole number"),
     "checks": ((int,), "a whole number"),
     "exchanges": ((int,), "a whole number"),
+    "files": ((int,), "a whole number"),
     "requests": ((int,), "a whole number"),
     "answers": ((int,), "a whole number"),
     "status": ((int,), "a whole number"),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from llmpipe.health import HealthChecks
     from llmpipe.otel import Tracing
     from llmpipe.record_kinds import ExchangeEnded
+    from llmpipe.recorder import Recorder
     from llmpipe.reloads import Reloads
     from llmpipe.runner import Runner
 
@@ -428,6 +429,23 @@ class ControlCollector(Collector):
             for state in STATES:
                 family.add_metric([pool.name, state], found.count(state))
         return family
+
+
+class RecordingCollector(Collector):
+    """Yields what came of recordings at scrape time."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+
+    def collect(self) -> Iterable[Metric]:
+        recordings = CounterMetricFamily(
+            "llmpipe_recordings",
+            "Recorded answers: written whole, written and cut, not written, dropped because too many waited, or sent to who asked.",
+            labels=["result"],
+        )
+        for result, count in self._recorder.results():
+            recordings.add_metric([result], count)
+        yield recordings
 
 
 class SpanCollector(Collector):

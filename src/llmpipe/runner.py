@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from llmpipe._pipe import BackendStats, Stats
     from llmpipe.config import Settings
     from llmpipe.fleet import Fleet, Server
-    from llmpipe.record_kinds import ExchangeEnded, Record
+    from llmpipe.record_kinds import ExchangeEnded, Record, Tape
     from llmpipe.resolve import Resolver, Servers
 
 RECORD_INTERVAL = 0.1
@@ -90,6 +90,7 @@ class Runner:
         settings: Settings,
         fleet: Fleet,
         on_record: Callable[[Record], None],
+        on_tape: Callable[[Tape], None],
         *,
         wake_on_abort: bool = False,
     ) -> None:
@@ -98,6 +99,7 @@ class Runner:
         settings: what every engine is told.
         fleet: gets the servers of each table, and their numbers.
         on_record: called with each record.
+        on_tape: called with each answer that was recorded.
         wake_on_abort: whether it is called at once for a client that left, and not with the next batch.
 
         Raises:
@@ -122,6 +124,7 @@ class Runner:
             for number, engine in enumerate(self.engines)
         ]
         self._on_record = on_record
+        self._on_tape = on_tape
         self._loop = asyncio.get_running_loop()
         self._records_timer: asyncio.TimerHandle | None = None
         self._listing_live: asyncio.Future[None] | None = None
@@ -355,22 +358,37 @@ class Runner:
                 self._on_record(record)
 
     def take_records(self) -> None:
-        """Takes the records that nobody was woken for."""
+        """Takes the records that nobody was woken for, and what was recorded."""
         for engine in self.engines:
             self._take_records(engine)
+        self.take_tapes()
+
+    def take_tapes(self) -> None:
+        """Takes what was recorded and has ended."""
+        for engine in self.engines:
+            for tape in engine.take_tapes():
+                self._on_tape(tape)
+
+    def record_next(self, count: int, *, request_bodies: bool = False) -> None:
+        """Has the next answers recorded, whichever engines they pass (`Engine.record_next`)."""
+        self.engines[0].record_next(count, request_bodies=request_bodies)
+
+    def record_share(self, share: float, size: int, *, request_bodies: bool = False) -> None:
+        """Has a share of all answers recorded, likewise (`Engine.record_share`)."""
+        self.engines[0].record_share(share, size, request_bodies=request_bodies)
 
     def _take_records_for_ever(self) -> None:
         self.take_records()
         self._records_timer = self._loop.call_later(RECORD_INTERVAL, self._take_records_for_ever)
 
     def close(self) -> None:
-        """Takes the last records and frees the engines, which must have ended."""
+        """Takes the last records and tapes, and frees the engines, which must have ended."""
         if self._records_timer is not None:
             self._records_timer.cancel()
         for thread in self._threads:
             if thread.ident is not None:  # it was started
                 thread.join()
+        self.take_records()
         for engine in self.engines:
             self._loop.remove_reader(engine.records_fd)
-            self._take_records(engine)
             engine.close()

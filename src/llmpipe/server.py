@@ -58,7 +58,8 @@ from llmpipe.hooks import Hooks
 from llmpipe.model_list import ModelLists
 from llmpipe.notify import Notifier
 from llmpipe.pid_file import PidFile
-from llmpipe.record_kinds import Record
+from llmpipe.record_kinds import Record, Tape
+from llmpipe.recorder import Folder, Recorder
 from llmpipe.records import RecordLog
 from llmpipe.reloads import Reloads
 from llmpipe.runner import Runner
@@ -153,15 +154,19 @@ def _each(*takers: Callable[[Record], None]) -> Callable[[Record], None]:
 class Server:
     """One `llmpipe serve`, from its sockets to its exit code."""
 
-    def __init__(self, config: ServeConfig, access: AccessLog, tracing: "Tracing | None") -> None:
+    def __init__(
+        self, config: ServeConfig, access: AccessLog, tracing: "Tracing | None", folder: Folder | None
+    ) -> None:
         """Args:
         config: what was asked for.
         access: where access lines go; it stays the caller's.
         tracing: where spans go, likewise.
+        folder: where recordings go, likewise.
         """
         self._config = config
         self._access = access
         self._tracing = tracing
+        self._folder = folder
         self._settings = config.settings
         self._reloads = Reloads()
         self._process = config.settings.process
@@ -244,32 +249,31 @@ class Server:
             log.mask_user if process.log_query else log.mask_secrets,
         )
         history = History(fleet)
+        recorder = Recorder(process, fleet, self._folder)
         descriptors = raise_descriptor_limit()
-        try:
-            wakes = self._disconnects.configure(self._settings)
-            runner = Runner(
-                process.workers,
-                self._settings,
-                fleet,
-                _each(records.write, exchanges.note, history.note),
-                wake_on_abort=wakes,
-            )
-        except OSError as error:  # each engine has descriptors of its own
-            raise UsageError(f"--workers {process.workers}: {error.strerror}; raise the limit or start fewer") from None
+        runner = self._make_runner(fleet, _each(records.write, exchanges.note, history.note), recorder.take)
         stack.callback(runner.close)
         try:
             runner.configure(resolver)
         except ValueError as error:  # the engine knows the room for addresses and paths
             raise UsageError(f"{self._config.path or '--backend'}: {error}") from None
+        recorder.start(runner)
         runner.start()
         stack.callback(runner.stop)
         checks = HealthChecks(runner)
         if self._admin_listener is not None:
             history.start(runner)
             stack.callback(history.close)
-            registry = self._make_registry(runner, exchanges, checks, lines)
+            registry = self._make_registry(runner, exchanges, checks, recorder, lines)
             self._admin_server = self._make_admin(
-                self._admin_listener, runner, records, exchanges, history, registry=registry, token=token
+                self._admin_listener,
+                runner,
+                records,
+                exchanges,
+                history,
+                actions=Actions(runner, self._reloads, recorder),
+                registry=registry,
+                token=token,
             )
         acceptor = Acceptor(self._listeners, runner, self._settings, descriptors)
         self._pid_file.prepare()
@@ -287,6 +291,16 @@ class Server:
         self._notifier.ready()
         self._predecessor.serving()
         return acceptor, runner, checks
+
+    def _make_runner(
+        self, fleet: Fleet, on_record: Callable[[Record], None], on_tape: Callable[[Tape], None]
+    ) -> Runner:
+        workers = self._process.workers
+        try:
+            wakes = self._disconnects.configure(self._settings)
+            return Runner(workers, self._settings, fleet, on_record, on_tape, wake_on_abort=wakes)
+        except OSError as error:  # each engine has descriptors of its own
+            raise UsageError(f"--workers {workers}: {error.strerror}; raise the limit or start fewer") from None
 
     async def _open_sockets(self, stack: AsyncExitStack) -> None:
         """Takes those that were handed over, and opens what is missing."""
@@ -335,7 +349,7 @@ class Server:
         return backend
 
     def _make_registry(
-        self, runner: Runner, exchanges: Exchanges, checks: HealthChecks, lines: log.Log
+        self, runner: Runner, exchanges: Exchanges, checks: HealthChecks, recorder: Recorder, lines: log.Log
     ) -> CollectorRegistry:
         return metrics.make_registry(
             metrics.EngineCollector(
@@ -346,6 +360,7 @@ class Server:
                 exchanges.latest,
             ),
             metrics.ControlCollector(runner, checks, self._reloads, lambda: self._settings, self._disconnects),
+            metrics.RecordingCollector(recorder),
             *([] if self._tracing is None else [metrics.SpanCollector(self._tracing)]),
         )
 
@@ -357,6 +372,7 @@ class Server:
         exchanges: Exchanges,
         history: History,
         *,
+        actions: Actions,
         registry: CollectorRegistry,
         token: bytes | None,
     ) -> BackgroundServer:
@@ -365,8 +381,6 @@ class Server:
 
         def why_not_ready() -> str | None:
             return self._why_not_ready(runner, records)
-
-        actions = Actions(runner, self._reloads)
 
         async def show_exchanges(query: Query) -> dict[str, Any]:
             return exchanges.show(query, () if query.outcome else await actions.live())
@@ -401,6 +415,9 @@ class Server:
                     address=bound_address(admin_listener),
                     hint="reading needs no token: let only the monitoring reach it, or bind it to 127.0.0.1",
                 )
+        if self._folder is not None:
+            share = self._process.record_share
+            log.info("recording", folder=str(self._folder.path), share=share, files=self._process.record_files)
         if self._config.demo:
             text = (
                 "\nllmpipe runs in front of a mock inference server. Paste this into another terminal:\n\n"
@@ -631,9 +648,10 @@ def run(config: ServeConfig, lines: log.Log) -> int:
         signal.signal(number, signal.SIG_IGN)
     process = config.settings.process
     tracing = _start_tracing(process)
+    folder = Folder(process.record, process.record_files) if process.record else None
     access = AccessLog(process)
     try:
-        return uvloop.run(Server(config, access, tracing).run(lines))
+        return uvloop.run(Server(config, access, tracing, folder).run(lines))
     finally:
         # The loop leaves handlers that do nothing. What is left to do is to write the log, for which somebody must read it.
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
@@ -641,5 +659,7 @@ def run(config: ServeConfig, lines: log.Log) -> int:
         for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)
         access.close()
+        if folder is not None:
+            folder.close()
         if tracing is not None:
             tracing.close()

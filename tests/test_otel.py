@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import journey
 import pytest
 from harness import (
     Backend,
@@ -335,6 +336,64 @@ def test_a_proxy_sends_one_span_for_each_exchange(proxy_to: Callable[..., Proxy]
         assert (others["/broken"].status.code, others["/left"].status.code) == (2, 0)
         assert others[""].name == "HTTP"
         assert not [line for line in proxy.log if line["event"] == "access"]
+
+
+def test_the_span_of_a_request_that_had_it_all(collector: Collector, tmp_path: Path) -> None:
+    """A real wait, a real refusal, a real answer with figures: each time against the client's own clock."""
+    with journey.travelled(tmp_path, "--otel", env=collector.environment) as (proxy, way):
+        spans = {values(span.attributes)["llmpipe.request_id"]: span for span in collector.wait(2)}
+        sent = time.time()
+        proxy.close()
+    assert len(collector.spans) == len(spans) == 2
+    span = spans[way.request_id]
+    assert span.name == "chat tiny-1"
+    assert span.kind == Span.SPAN_KIND_SERVER
+    assert (span.trace_id.hex(), span.parent_span_id.hex()) == (journey.TRACE, journey.PARENT)
+    assert span.status.code == Status.STATUS_CODE_UNSET
+    begin, end = span.start_time_unix_nano, span.end_time_unix_nano
+    found = values(span.attributes)
+    queued = found.pop("llmpipe.queued")
+    assert found == {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.request.model": "tiny-1",
+        "gen_ai.usage.input_tokens": journey.PROMPT_TOKENS,
+        "gen_ai.usage.output_tokens": journey.TOKENS,
+        "http.request.method": "POST",
+        "http.response.status_code": 200,
+        "url.path": "/v1/chat/completions",
+        "url.query": "api_key=***",
+        "client.address": "127.0.0.1",
+        "server.address": "127.0.0.1",
+        "server.port": way.server_port,
+        "llmpipe.request_id": way.request_id,
+        "llmpipe.pool": "large",
+        "llmpipe.backend": "gpu2",
+        "llmpipe.outcome": "ok",
+        "llmpipe.phase": "stream",
+        "llmpipe.reason": "ECONNREFUSED",
+        "llmpipe.attempts": 2,
+    }
+    assert [event.name for event in span.events] == [
+        *("queued", "attempt failed", "connected", "answered", "first token", "ended"),
+    ]
+    failed = {"llmpipe.backend": "gpu1", "llmpipe.reason": "ECONNREFUSED"}
+    assert [values(event.attributes) for event in span.events] == [{"llmpipe.queued": queued}, failed, {}, {}, {}, {}]
+    at = {event.name: (event.time_unix_nano - begin) / 1e9 for event in span.events}
+    tiny = 1e-6  # what a rounding may be
+    assert list(at.values()) == sorted(at.values())
+    assert at["queued"] >= 0
+    assert way.queued <= queued <= at["attempt failed"] - at["queued"] + tiny
+    assert at["answered"] + way.before_first <= way.first
+    assert queued + way.before_first <= at["first token"] <= way.first
+    assert at["first token"] + way.streamed <= at["ended"] + tiny
+    assert at["ended"] == pytest.approx((end - begin) / 1e9, abs=tiny)
+    assert way.began - journey.TURN <= begin / 1e9 < end / 1e9 <= sent
+    # The one before it named no trace: it has one of its own.
+    before = spans["the-one-before"]
+    assert (before.name, before.parent_span_id) == ("chat tiny", b"")
+    assert before.trace_id not in (b"", span.trace_id)
+    assert [event.name for event in before.events] == ["connected", "answered", "first token", "ended"]
+    assert not [name for name in values(before.attributes) if name.startswith("gen_ai.usage.")]
 
 
 def test_the_last_spans_are_sent_at_the_end(proxy_to: Callable[..., Proxy], collector: Collector) -> None:

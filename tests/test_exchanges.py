@@ -518,8 +518,15 @@ def test_every_outcome_and_every_reason_is_explained() -> None:
 
 def test_the_page_has_what_the_command_says() -> None:
     page = explain_page.PAGE.read_text()
-    assert set(explain_page.EXAMPLE) == KEYS
     assert explain_page.filled(page) == page, "run .venv/bin/python tests/explain_page.py --write"
+
+
+def test_the_example_of_the_page_is_what_is_printed_of_its_exchange() -> None:
+    """Both were taken from a real proxy: what is printed of the same exchange now is the same."""
+    assert set(explain_page.EXCHANGE) == KEYS
+    assert set(explain_page.EXCHANGE["times"]) == TIMES
+    drawn = "".join(f"{line}\n" for line in timeline.lines(explain_page.EXCHANGE))
+    assert drawn == explain_page.PRINTED, "run .venv/bin/python tests/explain_page.py --real"
 
 
 def test_the_list_of_reasons_for_operators_is_whole() -> None:

@@ -26,6 +26,7 @@ from harness import (
     answer_all,
     chunk,
     free_port,
+    respond,
     sse_head,
     wait_until,
 )
@@ -35,7 +36,6 @@ from llmpipe._pipe import OUTCOMES, PHASES, REASONS
 from llmpipe.config import ProcessSettings, parse_backend
 from llmpipe.errors import UsageError
 from llmpipe.exchanges import Exchanges, Query, parse_query
-from llmpipe.explain import parse_admin
 from llmpipe.fleet import Fleet, Server
 from llmpipe.log import mask_secrets
 from llmpipe.record_kinds import Attempt, ExchangeEnded
@@ -688,28 +688,17 @@ def test_explain_cannot_ask_what_is_no_admin_endpoint(mocked: Proxy) -> None:
     assert "no HTTP answer" in said
 
 
-@pytest.mark.parametrize(
-    ("text", "address"),
-    [
-        ("http://127.0.0.1:9090", ("127.0.0.1", 9090)),
-        ("http://proxy.example:9090/", ("proxy.example", 9090)),
-        ("0.0.0.0:9091", ("0.0.0.0", 9091)),
-        ("[::1]:9090", ("::1", 9090)),
-        ("unix:/run/llmpipe/admin.sock", ("unix:/run/llmpipe/admin.sock", 0)),
-        ("https://127.0.0.1:9090", None),
-        ("127.0.0.1", None),
-        ("off", None),
-        ("http://user:secret@127.0.0.1:9090", None),
-        ("http://127.0.0.1:9090/metrics", None),
-        ("http://127.0.0.1:nine", None),
-    ],
-)
-def test_addresses_of_an_admin_endpoint(text: str, address: tuple[str, int] | None) -> None:
-    if address is not None:
-        assert parse_admin(text) == address
-        return
-    with pytest.raises(UsageError, match="write http://HOST:PORT"):
-        parse_admin(text)
+def test_explain_asks_an_endpoint_behind_another_proxy() -> None:
+    asked = []
+
+    def script(connection: Connection) -> None:
+        asked.append(connection.read_request().line)
+        respond(connection, json.dumps({"live": [], "ended": [explain_page.EXCHANGE], "kept": 1000}).encode())
+
+    with Backend(script) as edge:
+        done = run_explain(f"{edge.url}/llmpipe/", explain_page.EXCHANGE["request_id"])
+    assert (done.returncode, done.stdout, done.stderr) == (0, explain_page.PRINTED, "")
+    assert asked == [b"GET /llmpipe/exchanges?id=%b&limit=1000 HTTP/1.1" % explain_page.EXCHANGE["request_id"].encode()]
 
 
 @pytest.mark.parametrize("query", BAD)

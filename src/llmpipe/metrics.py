@@ -6,8 +6,9 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client import CollectorRegistry, ProcessCollector, make_asgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
@@ -18,6 +19,7 @@ from llmpipe.status import STATES, backend_state, common_state
 
 if TYPE_CHECKING:
     from llmpipe._pipe import BackendStats, Histogram, PoolStats, Series, Stats
+    from llmpipe.background import App, Receive, Scope, Send
     from llmpipe.config import Settings
     from llmpipe.disconnect import Disconnects, Results
     from llmpipe.fleet import Fleet
@@ -216,7 +218,7 @@ class EngineCollector(Collector):
         yield family
 
     def _examples(self) -> Examples:
-        """The latest exchange of each bucket, by the id of its request. Text without examples is for those who do not ask for them."""
+        """The latest exchange of each bucket, by the id of its request."""
         found: Examples = {}
         for taken, record in self._ended():
             server = None if record.backend is None else self._fleet.find(record.backend)
@@ -439,3 +441,20 @@ def make_registry(*collectors: Collector) -> CollectorRegistry:
         registry.register(collector)
     ProcessCollector(registry=registry)
     return registry
+
+
+def make_app(text: CollectorRegistry, open_metrics: CollectorRegistry) -> App:
+    """What answers at /metrics. A collector is not told what becomes of what it yields, so each form has a registry of its own.
+
+    Args:
+        text: for those who want the text format, which has no place for examples.
+        open_metrics: for those who want OpenMetrics, which has one.
+    """
+    as_text, as_open_metrics = make_asgi_app(text), make_asgi_app(open_metrics)
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        accepted = b",".join(value for name, value in scope["headers"] if name == b"accept")
+        _, kind = choose_encoder(accepted.decode("latin-1"))
+        await (as_open_metrics if "openmetrics" in kind else as_text)(scope, receive, send)
+
+    return answer

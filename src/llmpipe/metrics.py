@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from llmpipe.background import App, Receive, Scope, Send
     from llmpipe.config import Settings
     from llmpipe.disconnect import Disconnects, Results
-    from llmpipe.fleet import Fleet
     from llmpipe.health import HealthChecks
     from llmpipe.otel import Tracing
     from llmpipe.record_kinds import ExchangeEnded
@@ -71,27 +70,25 @@ class EngineCollector(Collector):
 
     def __init__(
         self,
-        stats: Callable[[], list[Stats]],
-        fleet: Fleet,
+        runner: Runner,
         dropped_lines: Callable[[], int],
         draining: Callable[[], bool],
         ended: Callable[[], Iterable[tuple[float, ExchangeEnded]]],
     ) -> None:
         """Args:
-        stats: takes a snapshot of each engine.
-        fleet: knows the servers that counters name.
+        runner: has the engines that count, and knows the servers that counters name.
         dropped_lines: log lines that were lost behind the engines' rings.
         draining: whether the proxy drains.
         ended: exchanges that ended, the newest first, each with the time of its record: the examples of OpenMetrics are theirs.
         """
         self._ended = ended
-        self._stats = stats
-        self._fleet = fleet
+        self._runner = runner
+        self._fleet = runner.fleet
         self._dropped_lines = dropped_lines
         self._draining = draining
 
     def collect(self) -> Iterable[Metric]:
-        snapshots = self._stats()
+        snapshots = self._runner.stats()
         yield from self._totals(snapshots)
         yield from self._outcomes(snapshots)
         yield from self._histograms(snapshots)
@@ -262,13 +259,15 @@ class EngineCollector(Collector):
         numbered = [
             found for found in self._fleet.numbered() if all(found[0] in stats["backends"] for stats in snapshots)
         ]
+        # No server has numbers of these, but they are drained or not.
+        names = {server.name for _, server in numbered}
+        unresolved = [name for name in self._fleet.unresolved if name not in names]
         for name, text, read in shared:
             gauge = GaugeMetricFamily(f"llmpipe_{name}", text, labels=["backend"])
             for number, server in numbered:
                 gauge.add_metric([server.name], read(snapshots[0]["backends"][number]))
-            if name == "backend_up":
-                for unresolved in self._fleet.unresolved:
-                    gauge.add_metric([unresolved], 0.0)
+            for lacking in unresolved if name != "in_flight" else ():
+                gauge.add_metric([lacking], float(name == "backend_drained" and self._runner.is_drained(lacking)))
             yield gauge
         gauges: list[tuple[str, str, Callable[[BackendStats], int]]] = [
             ("upstream_idle", "Idle upstream connections.", lambda b: b["idle"]),

@@ -342,8 +342,7 @@ class Server:
 
         def registry(ended: Callable[[], Iterable[tuple[float, ExchangeEnded]]]) -> CollectorRegistry:
             engines = metrics.EngineCollector(
-                runner.stats,
-                runner.fleet,
+                runner,
                 lambda: lines.dropped + self._access.dropped,
                 lambda: self._draining,
                 ended,

@@ -639,6 +639,7 @@ http {
     location /a { proxy_pass http://a:1; }
     location /b { proxy_pass http://b:1; proxy_set_header Host $arg_host; }
     location /c { proxy_pass http://c:1; proxy_read_timeout 3m; proxy_ignore_client_abort on; }
+    location /d { proxy_pass http://c:1; proxy_ignore_client_abort off; }
   }
 }
 """,
@@ -646,13 +647,13 @@ http {
     assert [pool["backends"] for pool in made.pools.values()] == [
         [{"url": "http://a:1"}],
         [{"url": "http://b:1", "host": "backend"}],
-        [{"url": "http://c:1"}],
+        [{"url": "http://c:1", "on_abort": "finish"}],
+        [{"url": "http://c:1", "name": "http://c:1-2"}],
     ]
-    assert [pool["idle_timeout"] for pool in made.pools.values()] == ["120s", "120s", "180s"]
+    assert [pool["idle_timeout"] for pool in made.pools.values()] == ["120s", "120s", "180s", "120s"]
     assert "not carried over: proxy_set_header x-real-ip (config:4): fields go on as clients send them" in made.comments
     assert "not carried over: proxy_set_header host (config:8): host is the client's" in made.comments
-    assert 'proxy_ignore_client_abort (config:9): write on_abort = "finish" into the backends' in made.comments
-    assert made.counts == (3, 3, 3)
+    assert made.counts == (4, 4, 2)
 
 
 def test_i2_an_exact_location_of_nginx(make: Callable[..., Imported]) -> None:

@@ -153,6 +153,11 @@ class _Member:
     tier: int
 
 
+def _kind(backend: Backend, host: str) -> tuple[str, int, bool]:
+    """What a backend is the same in in all pools: its Host field, its limit, and what it does when a client leaves."""
+    return host, backend.max_in_flight, backend.finish_on_abort
+
+
 class PoolDraft(Block):
     """A pool; its lines are its settings, and what was lost of it."""
 
@@ -162,6 +167,8 @@ class PoolDraft(Block):
         self.head = Block()
         """Comments before its table."""
         self.members: list[_Member] = []
+        self.finishes = False
+        """Whether backends that are added finish an answer whose client has left."""
         self._models: list[str] = []
         self._aliases: dict[str, str] = {}
         self._draft = draft
@@ -184,6 +191,7 @@ class PoolDraft(Block):
             max_in_flight = 0
         pairs = [("weight", str(weight)), *([("host", host)] if host else [])]
         pairs += [("max-in-flight", str(max_in_flight))] if max_in_flight else []
+        pairs += [("on-abort", "finish")] if self.finishes else []
         try:
             backend = make_backend(toml_text(url), url, pairs)
             check_backends([*(member.backend for member in self.members), backend])
@@ -241,6 +249,8 @@ class PoolDraft(Block):
                 yield f"name = {toml_text(name)}"
             if member.host:
                 yield f"host = {toml_text(member.host)}"
+            if member.backend.finish_on_abort:
+                yield 'on_abort = "finish"'
             if member.backend.max_in_flight:
                 yield f"max_in_flight = {member.backend.max_in_flight}"
             if member.backend.weight != 1:
@@ -267,8 +277,8 @@ class Draft:
         """The pool of each name that requests say."""
         self.refused = ""
         """Why the first backend that cannot be one is none."""
-        self._places: dict[str, list[tuple[str, int]]] = {}
-        """The Host fields that the backend of each URL gets, and its limits, one pair for each that is a backend of its own."""
+        self._places: dict[str, list[tuple[str, int, bool]]] = {}
+        """What the backends of each URL differ by, those that are a backend of their own (`_kind`)."""
 
     def add_pool(self, name: str) -> PoolDraft:
         """A new pool, with this name or one like it.
@@ -299,15 +309,15 @@ class Draft:
     def take_place(self, backend: Backend, host: str) -> bool:
         """Whether there is room for a backend; the same one in another pool needs none."""
         kinds = self._places.get(backend.url, [])
-        if (host, backend.max_in_flight) not in kinds:
+        if (kind := _kind(backend, host)) not in kinds:
             if sum(map(len, self._places.values())) == MAX_BACKENDS:
                 return False
-            self._places[backend.url] = [*kinds, (host, backend.max_in_flight)]
+            self._places[backend.url] = [*kinds, kind]
         return True
 
     def name_of(self, backend: Backend, host: str) -> str:
         """The name of a backend; empty where its URL is enough. A server with two Host fields or two limits is two backends."""
-        number = self._places[backend.url].index((host, backend.max_in_flight))
+        number = self._places[backend.url].index(_kind(backend, host))
         return f"{backend.url}-{number + 1}" if number else ""
 
     def finish(self) -> None:

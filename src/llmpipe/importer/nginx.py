@@ -600,8 +600,7 @@ class _Reader:
             elif name == "proxy_next_upstream":
                 self._read_next(pool, directive)
             elif name == "proxy_ignore_client_abort":
-                if text == "on":
-                    pool.lost(directive.where, 'write on_abort = "finish" into the backends')
+                pool.finishes = text == "on"
             else:
                 pool.lost(directive.where, "it is out of range")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -25,7 +26,8 @@ from terminal import Terminal
 from llmpipe.admin_address import AdminAddress, parse_admin
 from llmpipe.errors import UsageError
 from llmpipe.top import figures, plain, summary, tables, timeline
-from llmpipe.top.source import MOST_EXCHANGES, Missing, Snapshot
+from llmpipe.top.app import Page, Top
+from llmpipe.top.source import MOST_EXCHANGES, Missing, Snapshot, Source, UnreachableError
 
 TOP = [sys.executable, "-m", "llmpipe", "top"]
 ENTER, ESCAPE, DOWN = "\r", "\x1b", "\x1b[B"
@@ -342,6 +344,27 @@ def test_a_connection_that_is_lost_and_comes_back(admin: FakeAdmin) -> None:
         admin.start()
         terminal.wait("clients 4321", lambda text: "LOST" not in text)
         quit_(terminal)
+
+
+def test_a_page_that_is_opened_at_the_moment_of_an_answer() -> None:
+    """It has nothing in it yet that could be filled."""
+
+    class Lost(Source):
+        async def snapshot(self) -> Snapshot:
+            raise UnreachableError("gone")
+
+    async def open_it() -> None:
+        top = Top(Lost(AdminAddress("127.0.0.1", 1)), 60.0)
+        async with top.run_test() as pilot:
+            page = Page([])
+            top.push_screen(page)
+            await top._look()
+            await pilot.pause()
+            assert top.screen is page
+            await top._look()
+            assert page.query_one("#alarm").display
+
+    asyncio.run(open_it())
 
 
 def test_an_endpoint_that_does_not_answer_does_not_stop_the_keys() -> None:

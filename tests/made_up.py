@@ -21,38 +21,41 @@ FLEET = Fleet()
 FLEET.number([1, 2, 3], SERVERS, {})
 
 
+TRACEPARENT = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
 def record(**changes: Any) -> ExchangeEnded:
     """Of an exchange that waited, met a backend that refused it, and was answered by the next one; with some changes."""
     whole = ExchangeEnded(
-        age=0.25,
+        age=0.5,
         backend=2,
         client=b"192.0.2.7",
         method=b"POST",
-        target=b"/v1/chat/completions?key=secret",
-        request_id=b"id-1",
+        target=b"/v1/chat/completions?api_key=secret",
+        request_id=b"0123456789abcdef",
         status=200,
         outcome=OUTCOME("ok"),
         phase=PHASE("stream"),
-        ttft=0.24,
-        duration=1.0,
-        bytes_up=300,
-        bytes_down=4000,
+        ttft=2.0,
+        duration=10.0,
+        bytes_up=100,
+        bytes_down=2000,
         attempts=2,
         close_time=None,
         error=0,
         reason=REASON("ECONNREFUSED"),
-        pool=b"llama",
-        model=b"llama-3.3-70b",
-        head=0.02,
-        queued=0.1,
-        connected=0.15,
-        answered=0.2,
-        last=0.99,
-        events=36,
-        prompt_tokens=12,
-        completion_tokens=34,
-        cached_tokens=8,
-        traceparent=b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-        failed=(Attempt(1, 0.13, REASON("ECONNREFUSED")),),
+        pool=b"chat",
+        model="llama-é".encode(),
+        head=0.5,
+        queued=1.0,
+        connected=1.6,
+        answered=1.75,
+        last=9.0,
+        events=66,
+        prompt_tokens=7,
+        completion_tokens=65,
+        cached_tokens=0,
+        traceparent=TRACEPARENT,
+        failed=(Attempt(1, 1.55, REASON("ECONNREFUSED")),),
     )
     return whole._replace(**changes)

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from harness import Backend, Client, Connection, Proxy, respond
 from made_up import FLEET, OUTCOME, REASON, record
+from made_up import TRACEPARENT as PARENT
 
 from llmpipe import access_log, log, trace_context
 from llmpipe.record_kinds import Attempt
 
 PAGE = (Path(__file__).parents[1] / "docs" / "access-log.md").read_text()
-PARENT = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 def line(**changes: Any) -> dict[str, object]:
@@ -27,28 +27,28 @@ def test_each_field_of_a_whole_exchange() -> None:
     assert line() == {
         "client": "192.0.2.7",
         "method": "POST",
-        "path": "/v1/chat/completions?key=***",
+        "path": "/v1/chat/completions?api_key=***",
         "status": 200,
         "outcome": "ok",
         "phase": "stream",
         "backend": "gpu2",
-        "ttft_ms": 240.0,
-        "duration_ms": 1000.0,
-        "bytes_up": 300,
-        "bytes_down": 4000,
+        "ttft_ms": 2000.0,
+        "duration_ms": 10_000.0,
+        "bytes_up": 100,
+        "bytes_down": 2000,
         "attempts": 2,
         "reason": "ECONNREFUSED",
-        "request_id": "id-1",
+        "request_id": "0123456789abcdef",
         "close_ms": None,
-        "pool": "llama",
-        "model": "llama-3.3-70b",
-        "queued_ms": 100.0,
-        "connect_ms": 30.0,
-        "answered_ms": 200.0,
-        "tokens_prompt": 12,
-        "tokens_completion": 34,
-        "tokens_cached": 8,
-        "events": 36,
+        "pool": "chat",
+        "model": "llama-é",
+        "queued_ms": 1000.0,
+        "connect_ms": 100.0,
+        "answered_ms": 1750.0,
+        "tokens_prompt": 7,
+        "tokens_completion": 65,
+        "tokens_cached": 0,
+        "events": 66,
         "failed": ("gpu1:ECONNREFUSED",),
         "trace_id": "0af7651916cd43dd8448eb211c80319c",
         "parent_id": "b7ad6b7169203331",

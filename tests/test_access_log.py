@@ -8,7 +8,10 @@ import sys
 import threading
 import time
 import urllib.request
+from pathlib import Path
 
+import journey
+import pytest
 from harness import (
     TIMEOUT,
     Backend,
@@ -261,3 +264,63 @@ def test_the_engines_ring_overflows_without_a_wait():
         engine.stop()
         thread.join(TIMEOUT)
         engine.close()
+
+
+def test_what_a_line_says_of_a_request_that_had_it_all(tmp_path: Path) -> None:
+    """A real wait, a real refusal, a real answer with figures: each value against the client's own clock."""
+    with journey.travelled(tmp_path) as (proxy, way):
+        (line,) = [line for line in proxy.access(2) if line["request_id"] == way.request_id]
+        assert (line["pool"], line["model"], line["backend"]) == ("large", "tiny-1", "gpu2")
+        assert (line["status"], line["outcome"], line["phase"]) == (200, "ok", "stream")
+        assert (line["failed"], line["reason"], line["attempts"]) == (["gpu1:ECONNREFUSED"], "ECONNREFUSED", 2)
+        assert (line["trace_id"], line["parent_id"]) == (journey.TRACE, journey.PARENT)
+        assert line["tokens_prompt"] == journey.PROMPT_TOKENS
+        assert line["tokens_completion"] == journey.TOKENS
+        assert line["tokens_cached"] is None  # that backend tells of none
+        assert line["path"] == "/v1/chat/completions?api_key=***"
+        assert (line["bytes_up"], line["bytes_down"]) == (len(way.request), len(way.answer))
+        assert 2 <= line["events"] <= journey.TOKENS + 2
+        # The wait in the queue is none of the connect's, and everything is in its order.
+        assert way.queued * 1000 <= line["queued_ms"]
+        assert line["connect_ms"] >= 0
+        assert line["queued_ms"] + line["connect_ms"] <= line["answered_ms"] + 0.002  # three roundings
+        assert line["answered_ms"] + way.before_first * 1000 <= way.first * 1000
+        assert line["queued_ms"] + way.before_first * 1000 <= line["ttft_ms"] <= way.first * 1000
+        assert line["ttft_ms"] + way.streamed * 1000 <= line["duration_ms"]
+        # The one before it had the place: it waited for nothing, and its backend told of no tokens.
+        (before,) = [line for line in proxy.access(2) if line["request_id"] != way.request_id]
+        assert (before["pool"], before["model"], before["backend"]) == ("large", "tiny", "gpu1")
+        assert (before["queued_ms"], before["failed"], before["attempts"]) == (0, None, 1)
+        assert (before["trace_id"], before["parent_id"]) == (None, None)
+        assert (before["tokens_prompt"], before["tokens_completion"], before["tokens_cached"]) == (None, None, None)
+        assert before["duration_ms"] >= way.queued * 1000
+        # As the metrics count them.
+        assert proxy.metric("llmpipe_queue_wait_seconds_count", pool="large") == 1
+        assert proxy.metric("llmpipe_tokens_total", kind="completion", model="tiny-1") == journey.TOKENS
+
+
+@pytest.mark.parametrize("asks_for_usage", [True, False])
+def test_what_a_line_says_of_a_request_that_came_in_pieces(tmp_path: Path, asks_for_usage: bool) -> None:
+    """Its pool is known by its model, before which no backend is connected: that time is not the backend's."""
+    more = {"stream_options": {"include_usage": True}} if asks_for_usage else {}
+    with journey.travelled(tmp_path) as (proxy, _), Client(proxy) as client:
+        request = journey.chat("other", "in-pieces", "traceparent: none of its form", stream=True, **more)
+        cut = request.index(b'"model"') + 4
+        began = time.monotonic()
+        client.send(request[:cut])
+        # What comes before the end of the head is not part of the time to connect.
+        wait_until(lambda: '"phase": "body"' in proxy.admin("/exchanges?id=in-pieces")[1])
+        waits = time.monotonic()
+        time.sleep(journey.PAUSE)
+        waited = time.monotonic() - waits - journey.TURN
+        client.send(request[cut:])
+        response = client.read_response()
+        ended = time.monotonic()
+        (line,) = [line for line in proxy.access(3) if line["request_id"] == "in-pieces"]
+        assert (line["pool"], line["model"], line["backend"], line["failed"]) == ("other", "other", "cpu1", None)
+        assert (line["queued_ms"], line["attempts"], line["status"]) == (0, 1, 200)
+        assert (line["trace_id"], line["parent_id"]) == (None, None)
+        assert line["bytes_down"] == len(response.raw)
+        assert waited * 1000 <= line["connect_ms"] <= line["answered_ms"] <= (ended - began) * 1000
+        told = (journey.PROMPT_TOKENS, journey.TOKENS) if asks_for_usage else (None, None)
+        assert (line["tokens_prompt"], line["tokens_completion"]) == told

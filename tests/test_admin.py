@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import select
@@ -32,11 +33,14 @@ from harness import (
     wait_asleep,
     wait_until,
 )
+from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 import llmpipe
 import llmpipe.cli
+from llmpipe import metrics
 from llmpipe.background import MOST_CONNECTIONS
 
 COUNTERS = {
@@ -427,3 +431,41 @@ def test_openmetrics_has_an_example_for_each_bucket(proxy_to) -> None:
     assert all(0 < value < bound for _, _, value, bound in found)
     for line in proxy.admin("/metrics")[1].splitlines():
         assert "example-" not in line
+
+
+@pytest.mark.parametrize(
+    ("accept", "examples"),
+    [
+        ((), 0),
+        ((b"*/*",), 0),
+        ((b"text/plain; version=0.0.4",), 0),
+        ((b"application/openmetrics-text; version=1.0.0",), 1),
+        ((b"application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.3,*/*;q=0.1",), 1),
+        ((b"text/html", b"application/openmetrics-text"), 1),
+        ((b"application/openmetrics-text; version=0.0.1", b"text/plain; version=1.0.0"), 0),
+    ],
+)
+def test_examples_are_looked_for_only_where_they_are_shown(accept: tuple[bytes, ...], examples: int) -> None:
+    looked = []
+
+    class Kept(Collector):
+        def collect(self):
+            looked.append(1)
+            return []
+
+    open_metrics = CollectorRegistry()
+    open_metrics.register(Kept())
+    app = metrics.make_app(CollectorRegistry(), open_metrics)
+    sent = []
+
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "query_string": b"", "headers": [(b"accept", value) for value in accept]}
+    asyncio.run(app(scope, receive, send))
+    assert len(looked) == examples
+    (kind,) = [value for name, value in sent[0]["headers"] if name.lower() == b"content-type"]
+    assert kind.startswith(b"application/openmetrics-text;" if examples else b"text/plain;")

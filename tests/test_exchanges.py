@@ -26,21 +26,20 @@ from harness import (
     answer_all,
     chunk,
     free_port,
+    respond,
     sse_head,
     wait_until,
 )
+from made_up import TRACEPARENT, record
 
 from llmpipe import explanations, timeline
 from llmpipe._pipe import OUTCOMES, PHASES, REASONS
 from llmpipe.config import ProcessSettings, parse_backend
 from llmpipe.errors import UsageError
 from llmpipe.exchanges import Exchanges, Query, parse_query
-from llmpipe.explain import parse_admin
 from llmpipe.fleet import Fleet, Server
 from llmpipe.log import mask_secrets
 from llmpipe.record_kinds import Attempt, ExchangeEnded
-
-TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 KEYS = {
     *(
@@ -74,38 +73,7 @@ KEYS = {
 
 TIMES = {"head", "queued", "connected", "answered", "first", "last", "end"}
 
-RECORD = ExchangeEnded(
-    age=0.5,
-    backend=1,
-    client=b"10.0.0.9",
-    method=b"POST",
-    target=b"/v1/chat/completions?api_key=secret",
-    request_id=b"0123456789abcdef",
-    status=200,
-    outcome=OUTCOMES.index("ok"),
-    phase=PHASES.index("stream"),
-    ttft=2.0,
-    duration=10.0,
-    bytes_up=100,
-    bytes_down=2000,
-    attempts=1,
-    close_time=None,
-    error=0,
-    reason=0,
-    pool=b"chat",
-    model="llama-é".encode(),
-    head=0.5,
-    queued=1.0,
-    connected=1.6,
-    answered=1.75,
-    last=9.0,
-    events=66,
-    prompt_tokens=7,
-    completion_tokens=65,
-    cached_tokens=0,
-    traceparent=TRACEPARENT.encode(),
-    failed=(Attempt(0, 1.55, REASONS.index("ECONNREFUSED")),),
-)
+RECORD = record()
 """One that went through everything."""
 
 
@@ -115,14 +83,14 @@ def make_fleet() -> Fleet:
     for name in ("gpu1", "gpu2"):
         backend = parse_backend(f"http://127.0.0.1:1?name={name}")
         servers.append(Server(f"{name}@127.0.0.1", backend, (("127.0.0.1", 1),)))
-    fleet.number([0, 1], servers, {})
+    fleet.number([1, 2], servers, {})
     return fleet
 
 
 def ring(*records: ExchangeEnded, kept: int = 1000) -> Exchanges:
     exchanges = Exchanges(make_fleet(), kept, mask_secrets)
-    for record in records:
-        exchanges.note(record)
+    for one in records:
+        exchanges.note(one)
     return exchanges
 
 
@@ -149,7 +117,7 @@ def test_every_part_of_a_record_is_shown() -> None:
     assert began - 1 <= seconds <= time.time() - 10.5
     assert shown == {
         "request_id": "0123456789abcdef",
-        "client": "10.0.0.9",
+        "client": "192.0.2.7",
         "method": "POST",
         "path": "/v1/chat/completions?api_key=***",
         "pool": "chat",
@@ -158,14 +126,14 @@ def test_every_part_of_a_record_is_shown() -> None:
         "status": 200,
         "outcome": "ok",
         "phase": "stream",
-        "reason": None,
+        "reason": "ECONNREFUSED",
         "error": None,
-        "attempts": 1,
+        "attempts": 2,
         "bytes_up": 100,
         "bytes_down": 2000,
         "events": 66,
         "tokens": {"prompt": 7, "completion": 65, "cached": 0},
-        "traceparent": TRACEPARENT,
+        "traceparent": TRACEPARENT.decode(),
         "duration": 10.0,
         "times": {
             "head": 0.5,
@@ -185,7 +153,7 @@ def test_what_is_not_known_or_did_not_happen_is_null() -> None:
     nothing = element(
         backend=None, client=b"", method=b"", target=b"", status=0, phase=PHASES.index("head"), ttft=None, pool=b"", model=b"",
         head=None, queued=0.0, connected=None, answered=None, last=None, prompt_tokens=None, completion_tokens=None,
-        cached_tokens=None, traceparent=b"", failed=(),
+        cached_tokens=None, traceparent=b"", failed=(), reason=0,
     )  # fmt: skip
     empty = {
         "client",
@@ -466,8 +434,8 @@ def test_the_verdict_on_one_that_waited_in_vain(outcome: str, phase: str, says: 
 
 def test_the_text_has_what_a_stranger_needs() -> None:
     text = "\n".join(timeline.lines(element(reason=REASONS.index("ECONNREFUSED"), error=111)))
-    assert "request  0123456789abcdef (POST /v1/chat/completions?api_key=***, model llama-é, from 10.0.0.9)\n" in text
-    assert "way      pool chat, backend gpu2@127.0.0.1, 1 connection used\n" in text
+    assert "request  0123456789abcdef (POST /v1/chat/completions?api_key=***, model llama-é, from 192.0.2.7)\n" in text
+    assert "way      pool chat, backend gpu2@127.0.0.1, 2 connections used\n" in text
     assert "The whole answer was forwarded.\n" in text
     assert "Nothing listens at the backend's address.\n" in text
     assert "in vain  gpu1@127.0.0.1 after 1.6 s: ECONNREFUSED\n" in text
@@ -518,8 +486,15 @@ def test_every_outcome_and_every_reason_is_explained() -> None:
 
 def test_the_page_has_what_the_command_says() -> None:
     page = explain_page.PAGE.read_text()
-    assert set(explain_page.EXAMPLE) == KEYS
     assert explain_page.filled(page) == page, "run .venv/bin/python tests/explain_page.py --write"
+
+
+def test_the_example_of_the_page_is_what_is_printed_of_its_exchange() -> None:
+    """Both were taken from a real proxy: what is printed of the same exchange now is the same."""
+    assert set(explain_page.EXCHANGE) == KEYS
+    assert set(explain_page.EXCHANGE["times"]) == TIMES
+    drawn = "".join(f"{line}\n" for line in timeline.lines(explain_page.EXCHANGE))
+    assert drawn == explain_page.PRINTED, "run .venv/bin/python tests/explain_page.py --real"
 
 
 def test_the_list_of_reasons_for_operators_is_whole() -> None:
@@ -681,28 +656,17 @@ def test_explain_cannot_ask_what_is_no_admin_endpoint(mocked: Proxy) -> None:
     assert "no HTTP answer" in said
 
 
-@pytest.mark.parametrize(
-    ("text", "address"),
-    [
-        ("http://127.0.0.1:9090", ("127.0.0.1", 9090)),
-        ("http://proxy.example:9090/", ("proxy.example", 9090)),
-        ("0.0.0.0:9091", ("0.0.0.0", 9091)),
-        ("[::1]:9090", ("::1", 9090)),
-        ("unix:/run/llmpipe/admin.sock", ("unix:/run/llmpipe/admin.sock", 0)),
-        ("https://127.0.0.1:9090", None),
-        ("127.0.0.1", None),
-        ("off", None),
-        ("http://user:secret@127.0.0.1:9090", None),
-        ("http://127.0.0.1:9090/metrics", None),
-        ("http://127.0.0.1:nine", None),
-    ],
-)
-def test_addresses_of_an_admin_endpoint(text: str, address: tuple[str, int] | None) -> None:
-    if address is not None:
-        assert parse_admin(text) == address
-        return
-    with pytest.raises(UsageError, match="write http://HOST:PORT"):
-        parse_admin(text)
+def test_explain_asks_an_endpoint_behind_another_proxy() -> None:
+    asked = []
+
+    def script(connection: Connection) -> None:
+        asked.append(connection.read_request().line)
+        respond(connection, json.dumps({"live": [], "ended": [explain_page.EXCHANGE], "kept": 1000}).encode())
+
+    with Backend(script) as edge:
+        done = run_explain(f"{edge.url}/llmpipe/", explain_page.EXCHANGE["request_id"])
+    assert (done.returncode, done.stdout, done.stderr) == (0, explain_page.PRINTED, "")
+    assert asked == [b"GET /llmpipe/exchanges?id=%b&limit=1000 HTTP/1.1" % explain_page.EXCHANGE["request_id"].encode()]
 
 
 @pytest.mark.parametrize("query", BAD)

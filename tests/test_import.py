@@ -317,7 +317,7 @@ def test_i2_llama_swap(make: Callable[..., Imported]) -> None:
         "docker run -p 8100:8000 -e HF_TOKEN=*** vllm/vllm-openai --model vllm",
     ]
     for lost in [
-        "healthCheckTimeout: a server that still loads is not waited for",
+        "healthCheckTimeout: requests for a server that still loads wait where its pool has queue",
         "apiKeys: keys are not carried over",
         "groups: llmpipe starts and stops no processes",
         "models.qwen3-8b.cmd: llmpipe starts no processes; start the server yourself, such as with",
@@ -435,7 +435,7 @@ def test_i2_nginx(make: Callable[..., Imported], tmp_path: Path) -> None:
             "upstream_idle_timeout": "3s",
             "backends": [
                 {"url": "http://10.0.0.11:8000", "weight": 2},
-                {"url": "http://gpu2:80"},
+                {"url": "http://gpu2:80", "max_in_flight": 64},
                 {"url": "http://10.0.0.13:8000", "tier": 1},
             ],
         },
@@ -479,12 +479,116 @@ def test_i2_nginx(make: Callable[..., Imported], tmp_path: Path) -> None:
         "proxy_pass (config:42): there are no variables; name the server",
         "max_fails of server (llm.upstreams:5):",
         "fail_timeout of server (llm.upstreams:5):",
-        "max_conns of server (llm.upstreams:6): requests in flight have no limit",
         "server (llm.upstreams:8): it is down there",
         "ip_hash (llm.upstreams:12): the backend with the fewest requests in flight",
         "upstream (llm.upstreams:13): no location leads to the upstream 'ollama'",
     ]:
         assert f"not carried over: {lost}" in made.comments, lost
+
+
+LIMITS: dict[str, tuple[str, str, dict[str, Any], list[str]]] = {
+    "nginx, a limit and a queue": (
+        "nginx",
+        "upstream llm { server a:1 max_conns=8 slow_start=30s; server b:2 max_conns=4 slow_start=30s backup; queue 100 timeout=70s; }",
+        {
+            "slow_start": "30s",
+            "queue": {"size": 100, "timeout": "70s"},
+            "backends": [
+                {"url": "http://a:1", "max_in_flight": 8},
+                {"url": "http://b:2", "max_in_flight": 4, "tier": 1},
+            ],
+        },
+        [],
+    ),
+    "nginx, a queue's own time": (
+        "nginx",
+        "upstream llm { queue 5; server a:1 max_conns=0 slow_start=0; }",
+        {"queue": {"size": 5, "timeout": "60s"}, "backends": [{"url": "http://a:1"}]},
+        ["slow_start of server (config:1)"],
+    ),
+    "nginx, what cannot be": (
+        "nginx",
+        "upstream llm { server a:1 slow_start=30s max_conns=2000000; server b:2 max_conns=x; queue 5 timeout=x; }",
+        {"backends": [{"url": "http://a:1"}, {"url": "http://b:2"}]},
+        [
+            "slow_start of server (config:1): it is one time for all backends of a pool: write slow_start into the pool",
+            "server (config:1): max_in_flight is at most 1000000, and 2000000 is no limit here",
+            "max_conns of server (config:1): it is no number",
+            "queue (config:1): it is no number and time",
+        ],
+    ),
+    "nginx, a slow start that is too long": (
+        "nginx",
+        "upstream llm { server a:1 slow_start=2h; }",
+        {"backends": [{"url": "http://a:1"}]},
+        ["slow_start of upstream (config:1)", "slow_start of server (config:1)"],
+    ),
+    "LiteLLM": (
+        "litellm",
+        """
+model_list:
+  - {model_name: llm, litellm_params: {model: openai/llm, api_base: "http://a:1", max_parallel_requests: 16}}
+  - {model_name: llm, litellm_params: {model: openai/llm, api_base: "http://b:2"}}
+router_settings: {default_max_parallel_requests: 5}
+general_settings: {max_parallel_requests: 4, global_max_parallel_requests: 40}
+""",
+        {"models": ["llm"], "backends": [{"url": "http://a:1", "max_in_flight": 16}, {"url": "http://b:2"}]},
+        [
+            "router_settings.default_max_parallel_requests: write max_in_flight into the backends",
+            "general_settings.max_parallel_requests: write max_in_flight into the pools or their backends",
+            "general_settings.global_max_parallel_requests: no limit is one for all pools together",
+        ],
+    ),
+    "llama-swap": (
+        "llama-swap",
+        """
+healthCheckTimeout: 300
+globalConcurrencyLimit: 8
+models:
+  llm: {proxy: "http://a:1", checkEndpoint: none, concurrencyLimit: 3}
+""",
+        {"models": ["llm"], "max_in_flight": 3, "queue": {"size": 0}, "backends": [{"url": "http://a:1"}]},
+        [
+            "healthCheckTimeout: requests for a server that still loads wait where its pool has queue = { cold_timeout",
+            "globalConcurrencyLimit: no limit is one for all pools together",
+        ],
+    ),
+    "llama-swap, its own default": (
+        "llama-swap",
+        'models: {llm: {proxy: "http://a:1", checkEndpoint: none, concurrencyLimit: 0}}',
+        {"models": ["llm"], "backends": [{"url": "http://a:1"}]},
+        [],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_i2_limits_on_requests_at_a_time(make: Callable[..., Imported], name: str) -> None:
+    kind, text, pool, lost = LIMITS[name]
+    made = make(kind, text)
+    assert made.pools == {"llm": pool}
+    for words in lost:
+        assert f"not carried over: {words}" in made.comments, words
+    assert made.counts[2] == len(lost)
+
+
+def test_i2_a_server_with_two_limits_is_two_backends(make: Callable[..., Imported]) -> None:
+    """As in nginx, where each upstream counts for itself."""
+    made = make(
+        "nginx",
+        """
+upstream fast { server a:1 max_conns=8; }
+upstream slow { server a:1 max_conns=2; }
+server {
+    location / { proxy_pass http://fast; proxy_set_header Host $host; }
+    location /slow/ { proxy_pass http://slow; proxy_set_header Host $host; }
+}
+""",
+    )
+    assert [pool["backends"] for pool in made.pools.values()] == [
+        [{"url": "http://a:1", "max_in_flight": 8}],
+        [{"url": "http://a:1", "name": "http://a:1-2", "max_in_flight": 2}],
+    ]
 
 
 def test_i2_an_upstream_alone_is_one_pool_that_gets_everything(make: Callable[..., Imported]) -> None:
@@ -535,6 +639,7 @@ http {
     location /a { proxy_pass http://a:1; }
     location /b { proxy_pass http://b:1; proxy_set_header Host $arg_host; }
     location /c { proxy_pass http://c:1; proxy_read_timeout 3m; proxy_ignore_client_abort on; }
+    location /d { proxy_pass http://c:1; proxy_ignore_client_abort off; }
   }
 }
 """,
@@ -542,13 +647,13 @@ http {
     assert [pool["backends"] for pool in made.pools.values()] == [
         [{"url": "http://a:1"}],
         [{"url": "http://b:1", "host": "backend"}],
-        [{"url": "http://c:1"}],
+        [{"url": "http://c:1", "on_abort": "finish"}],
+        [{"url": "http://c:1", "name": "http://c:1-2"}],
     ]
-    assert [pool["idle_timeout"] for pool in made.pools.values()] == ["120s", "120s", "180s"]
+    assert [pool["idle_timeout"] for pool in made.pools.values()] == ["120s", "120s", "180s", "120s"]
     assert "not carried over: proxy_set_header x-real-ip (config:4): fields go on as clients send them" in made.comments
     assert "not carried over: proxy_set_header host (config:8): host is the client's" in made.comments
-    assert 'proxy_ignore_client_abort (config:9): write on_abort = "finish" into the backends' in made.comments
-    assert made.counts == (3, 3, 3)
+    assert made.counts == (4, 4, 2)
 
 
 def test_i2_an_exact_location_of_nginx(make: Callable[..., Imported]) -> None:

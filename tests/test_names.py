@@ -209,14 +209,23 @@ def test_i5_a_name_that_does_not_resolve_at_the_start_is_a_warning_and_asked_aga
         assert asked(proxy, 2) == [ONE, ONE]
 
 
+def of_backend(proxy: Proxy, name: str) -> dict[str, float]:
+    """What metrics say of the state of a backend, of which an alert goes."""
+    samples = proxy.metrics()
+    return {what: samples[f'llmpipe_backend_{what}{{backend="{name}"}}'] for what in ("up", "drained")}
+
+
 def test_i5_an_unresolved_backend_can_be_drained(world: World) -> None:
     """And is drained when its name has an address."""
     world.names.say("gpu.test")
     world.servers.start(ONE, TWO)
     with world.proxy() as proxy:
+        assert of_backend(proxy, "gpu") == {"up": 0, "drained": 0}
         assert tell(proxy, "gpu", "drain", "?wait=30") == ("drained", 0)
         assert states(proxy) == {"gpu": "drained"}
+        assert of_backend(proxy, "gpu") == {"up": 0, "drained": 1}
         assert tell(proxy, "gpu", "resume") == ("unresolved", 0)
+        assert of_backend(proxy, "gpu") == {"up": 0, "drained": 0}
         assert tell(proxy, "gpu", "drain") == ("drained", 0)
         wait_until(lambda: len(events(proxy, "backend draining")) == 2)
         status, body = post(proxy, "/backends/other/drain")

@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import journey
 import pytest
 from harness import (
     Backend,
@@ -117,42 +118,42 @@ def trace(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> Callable[...
 def test_the_span_of_a_whole_exchange(trace: Callable[..., Span], collector: Collector) -> None:
     before = time.time_ns()
     span = trace()
-    assert span.name == "chat llama-3.3-70b"
+    assert span.name == "chat llama-é"
     assert span.kind == Span.SPAN_KIND_SERVER
     assert (span.trace_id.hex(), span.parent_span_id.hex()) == (TRACE, PARENT)
     assert span.span_id.hex() not in ("", PARENT)
     begin, end = span.start_time_unix_nano, span.end_time_unix_nano
-    assert end - begin == 1_000_000_000
-    assert before - 250_000_000 <= end <= time.time_ns() - 250_000_000  # its age
+    assert end - begin == 10_000_000_000
+    assert before - 500_000_000 <= end <= time.time_ns() - 500_000_000  # its age
     events = [(event.name, event.time_unix_nano - begin, values(event.attributes)) for event in span.events]
     assert events == [
-        ("queued", 20_000_000, {"llmpipe.queued": 0.1}),
-        ("attempt failed", 130_000_000, {"llmpipe.backend": "gpu1", "llmpipe.reason": "ECONNREFUSED"}),
-        ("connected", 150_000_000, {}),
-        ("answered", 200_000_000, {}),
-        ("first token", 260_000_000, {}),  # the head was there after 20 ms, and that 240 ms behind it
-        ("ended", 1_000_000_000, {}),
+        ("queued", 500_000_000, {"llmpipe.queued": 1.0}),
+        ("attempt failed", 1_550_000_000, {"llmpipe.backend": "gpu1", "llmpipe.reason": "ECONNREFUSED"}),
+        ("connected", 1_600_000_000, {}),
+        ("answered", 1_750_000_000, {}),
+        ("first token", 2_500_000_000, {}),  # the head was there after 0.5 s, and that 2 s behind it
+        ("ended", 10_000_000_000, {}),
     ]
     assert values(span.attributes) == {
         "gen_ai.operation.name": "chat",
-        "gen_ai.request.model": "llama-3.3-70b",
-        "gen_ai.usage.input_tokens": 12,
-        "gen_ai.usage.output_tokens": 34,
-        "gen_ai.usage.cache_read.input_tokens": 8,
+        "gen_ai.request.model": "llama-é",
+        "gen_ai.usage.input_tokens": 7,
+        "gen_ai.usage.output_tokens": 65,
+        "gen_ai.usage.cache_read.input_tokens": 0,
         "http.request.method": "POST",
         "http.response.status_code": 200,
         "url.path": "/v1/chat/completions",
-        "url.query": "key=***",
+        "url.query": "api_key=***",
         "client.address": "192.0.2.7",
         "server.address": "gpu2",
         "server.port": 8001,
-        "llmpipe.request_id": "id-1",
-        "llmpipe.pool": "llama",
+        "llmpipe.request_id": "0123456789abcdef",
+        "llmpipe.pool": "chat",
         "llmpipe.backend": "gpu2",
         "llmpipe.outcome": "ok",
         "llmpipe.phase": "stream",
         "llmpipe.reason": "ECONNREFUSED",
-        "llmpipe.queued": 0.1,
+        "llmpipe.queued": 1.0,
         "llmpipe.attempts": 2,
     }
     assert span.status.code == Status.STATUS_CODE_UNSET
@@ -202,7 +203,7 @@ def test_what_is_not_known_is_left_out(trace: Callable[..., Span]) -> None:
     assert values(span.attributes) == {
         "http.request.method": "GET",
         "url.path": "/",
-        "llmpipe.request_id": "id-1",
+        "llmpipe.request_id": "0123456789abcdef",
         "llmpipe.outcome": "ok",
         "llmpipe.phase": "stream",
         "llmpipe.queued": 0.0,
@@ -264,7 +265,7 @@ def test_a_method_of_no_standard_and_a_unix_socket() -> None:
 
 
 def test_events_are_in_their_order() -> None:
-    late = record(failed=(Attempt(1, 0.16, 5), Attempt(2, 0.01, 5)), connected=0.15)
+    late = record(failed=(Attempt(1, 1.62, 5), Attempt(2, 0.01, 5)))
     times = [at for at, _, _ in otel.events(late, FLEET)]
     assert times == sorted(times)
     assert [name for _, name, _ in otel.events(late, FLEET)][:4] == [
@@ -335,6 +336,64 @@ def test_a_proxy_sends_one_span_for_each_exchange(proxy_to: Callable[..., Proxy]
         assert (others["/broken"].status.code, others["/left"].status.code) == (2, 0)
         assert others[""].name == "HTTP"
         assert not [line for line in proxy.log if line["event"] == "access"]
+
+
+def test_the_span_of_a_request_that_had_it_all(collector: Collector, tmp_path: Path) -> None:
+    """A real wait, a real refusal, a real answer with figures: each time against the client's own clock."""
+    with journey.travelled(tmp_path, "--otel", env=collector.environment) as (proxy, way):
+        spans = {values(span.attributes)["llmpipe.request_id"]: span for span in collector.wait(2)}
+        sent = time.time()
+        proxy.close()
+    assert len(collector.spans) == len(spans) == 2
+    span = spans[way.request_id]
+    assert span.name == "chat tiny-1"
+    assert span.kind == Span.SPAN_KIND_SERVER
+    assert (span.trace_id.hex(), span.parent_span_id.hex()) == (journey.TRACE, journey.PARENT)
+    assert span.status.code == Status.STATUS_CODE_UNSET
+    begin, end = span.start_time_unix_nano, span.end_time_unix_nano
+    found = values(span.attributes)
+    queued = found.pop("llmpipe.queued")
+    assert found == {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.request.model": "tiny-1",
+        "gen_ai.usage.input_tokens": journey.PROMPT_TOKENS,
+        "gen_ai.usage.output_tokens": journey.TOKENS,
+        "http.request.method": "POST",
+        "http.response.status_code": 200,
+        "url.path": "/v1/chat/completions",
+        "url.query": "api_key=***",
+        "client.address": "127.0.0.1",
+        "server.address": "127.0.0.1",
+        "server.port": way.server_port,
+        "llmpipe.request_id": way.request_id,
+        "llmpipe.pool": "large",
+        "llmpipe.backend": "gpu2",
+        "llmpipe.outcome": "ok",
+        "llmpipe.phase": "stream",
+        "llmpipe.reason": "ECONNREFUSED",
+        "llmpipe.attempts": 2,
+    }
+    assert [event.name for event in span.events] == [
+        *("queued", "attempt failed", "connected", "answered", "first token", "ended"),
+    ]
+    failed = {"llmpipe.backend": "gpu1", "llmpipe.reason": "ECONNREFUSED"}
+    assert [values(event.attributes) for event in span.events] == [{"llmpipe.queued": queued}, failed, {}, {}, {}, {}]
+    at = {event.name: (event.time_unix_nano - begin) / 1e9 for event in span.events}
+    tiny = 1e-6  # what a rounding may be
+    assert list(at.values()) == sorted(at.values())
+    assert at["queued"] >= 0
+    assert way.queued <= queued <= at["attempt failed"] - at["queued"] + tiny
+    assert at["answered"] + way.before_first <= way.first
+    assert queued + way.before_first <= at["first token"] <= way.first
+    assert at["first token"] + way.streamed <= at["ended"] + tiny
+    assert at["ended"] == pytest.approx((end - begin) / 1e9, abs=tiny)
+    assert way.began - journey.TURN <= begin / 1e9 < end / 1e9 <= sent
+    # The one before it named no trace: it has one of its own.
+    before = spans["the-one-before"]
+    assert (before.name, before.parent_span_id) == ("chat tiny", b"")
+    assert before.trace_id not in (b"", span.trace_id)
+    assert [event.name for event in before.events] == ["connected", "answered", "first token", "ended"]
+    assert not [name for name in values(before.attributes) if name.startswith("gen_ai.usage.")]
 
 
 def test_the_last_spans_are_sent_at_the_end(proxy_to: Callable[..., Proxy], collector: Collector) -> None:

@@ -1,4 +1,4 @@
-"""Rules P1 to P3 as far as they are Python: what becomes of tapes, files of recordings, and who asks for the next ones."""
+"""Rules U1 to U3 as far as they are Python: what becomes of tapes, files of recordings, and who asks for the next ones."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def made(**changes: Any) -> Recording:
 # ------------------------------------------------------------------------------------------------------------- recordings
 
 
-def test_p1_a_tape_becomes_a_recording() -> None:
+def test_u1_a_tape_becomes_a_recording() -> None:
     assert made() == Recording(
         request_id="id-1",
         started="2023-11-14T22:13:19.000+00:00",
@@ -76,10 +76,11 @@ def test_p1_a_tape_becomes_a_recording() -> None:
         end=1_000_000,
         request_body=None,
         pieces=(Piece(200_000, b"data: 1\n\n"), Piece(900_000, b"data: [DONE]\n\n")),
+        answered=200_000,
     )
 
 
-def test_p1_what_is_unknown_is_empty_and_the_end_is_behind_the_last_piece() -> None:
+def test_u1_what_is_unknown_is_empty_and_the_end_is_behind_the_last_piece() -> None:
     found = made(backend=None, pool=b"", model=b"", reason=0, duration=0.8999, content_type=b"", cut=True)
     assert (found.backend, found.pool, found.model, found.reason, found.content_type) == ("", "", "", "", "")
     assert found.end == 900_000
@@ -98,11 +99,11 @@ def test_p1_what_is_unknown_is_empty_and_the_end_is_behind_the_last_piece() -> N
         (b"*", "*"),
     ],
 )
-def test_p1_no_query_and_no_credential_is_in_a_path(target: bytes, path: str) -> None:
+def test_u1_no_query_and_no_credential_is_in_a_path(target: bytes, path: str) -> None:
     assert made(target=target).path == path
 
 
-def test_p1_what_was_no_request_has_no_line() -> None:
+def test_u1_what_was_no_request_has_no_line() -> None:
     found = made(method=b"s3cr3t", target=b"s3cr3t", outcome=OUTCOME("bad_request"))
     assert (found.method, found.path) == ("", "")
 
@@ -137,7 +138,7 @@ def settled(folder: Folder) -> int:
     return folder.written + folder.cut + folder.failed
 
 
-def test_p2_each_recording_is_a_file_that_only_its_owner_reads(tmp_path: Path) -> None:
+def test_u2_each_recording_is_a_file_that_only_its_owner_reads(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "recordings"
     whole, part = made(), made(cut=True, request_body=b'{"a": 1}', request_id=b"id-2")
     with folder_at(path) as folder:
@@ -160,7 +161,7 @@ def test_p2_each_recording_is_a_file_that_only_its_owner_reads(tmp_path: Path) -
         (b"..", "__"),
     ],
 )
-def test_p2_an_id_is_made_safe_for_a_name(tmp_path: Path, request_id: bytes, part: str) -> None:
+def test_u2_an_id_is_made_safe_for_a_name(tmp_path: Path, request_id: bytes, part: str) -> None:
     with folder_at(tmp_path) as folder:
         folder.add(made(request_id=request_id), AT)
     (name,) = names(tmp_path)
@@ -168,7 +169,7 @@ def test_p2_an_id_is_made_safe_for_a_name(tmp_path: Path, request_id: bytes, par
     assert OWN_NAME.fullmatch(name)
 
 
-def test_p2_an_id_that_comes_twice_in_a_millisecond_has_two_files(tmp_path: Path) -> None:
+def test_u2_an_id_that_comes_twice_in_a_millisecond_has_two_files(tmp_path: Path) -> None:
     with folder_at(tmp_path) as folder:
         for _ in range(3):
             folder.add(made(), AT)
@@ -188,7 +189,7 @@ def test_p2_an_id_that_comes_twice_in_a_millisecond_has_two_files(tmp_path: Path
 FOREIGN = ["notes.txt", "20231114T221320.250Z-id.json", "a-20231114T221320.250Z-id.jsonl", "20231114T221320Z-id.jsonl"]
 
 
-def test_p2_the_oldest_files_go_and_no_file_of_somebody_else(tmp_path: Path) -> None:
+def test_u2_the_oldest_files_go_and_no_file_of_somebody_else(tmp_path: Path) -> None:
     for name in FOREIGN:
         (tmp_path / name).write_text("mine")
     (tmp_path / "20200101T000000.000Z-folder.jsonl").mkdir()
@@ -205,7 +206,7 @@ def test_p2_the_oldest_files_go_and_no_file_of_somebody_else(tmp_path: Path) -> 
     assert set(FOREIGN) <= set(names(tmp_path))
 
 
-def test_p2_what_another_process_writes_there_counts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_u2_what_another_process_writes_there_counts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder, "LIST_INTERVAL", -1.0)
     with folder_at(tmp_path, 4) as one, folder_at(tmp_path, 4) as other:
         for n in range(12):
@@ -216,14 +217,14 @@ def test_p2_what_another_process_writes_there_counts_too(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("what", ["a file", "below a file", "a NUL"])
-def test_p2_a_folder_that_cannot_be_is_refused_in_one_line(tmp_path: Path, what: str) -> None:
+def test_u2_a_folder_that_cannot_be_is_refused_in_one_line(tmp_path: Path, what: str) -> None:
     (tmp_path / "file").write_text("")
     path = {"a file": tmp_path / "file", "below a file": tmp_path / "file" / "x", "a NUL": Path("a\0b")}[what]
     with pytest.raises(UsageError, match=r"--record .* cannot be written to \(.+\)"):
         Folder(str(path), 10)
 
 
-def test_p2_a_folder_that_is_gone_is_one_line_and_recording_goes_on_when_it_is_back(tmp_path: Path, lines) -> None:
+def test_u2_a_folder_that_is_gone_is_one_line_and_recording_goes_on_when_it_is_back(tmp_path: Path, lines) -> None:
     path = tmp_path / "recordings"
     with folder_at(path) as folder:
         path.rmdir()
@@ -244,7 +245,7 @@ def test_p2_a_folder_that_is_gone_is_one_line_and_recording_goes_on_when_it_is_b
     assert len(names(tmp_path / "moved")) == 1
 
 
-def test_p2_of_a_full_disk_no_part_of_a_file_stays(tmp_path: Path, lines, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_u2_of_a_full_disk_no_part_of_a_file_stays(tmp_path: Path, lines, monkeypatch: pytest.MonkeyPatch) -> None:
     real, written = os.write, []
 
     def write(descriptor: int, data: Any) -> int:
@@ -267,7 +268,7 @@ def test_p2_of_a_full_disk_no_part_of_a_file_stays(tmp_path: Path, lines, monkey
     assert recording.read(tmp_path / names(tmp_path)[0]) == [made()]
 
 
-def test_p2_a_disk_that_hangs_costs_recordings_and_nothing_else(tmp_path: Path, lines, monkeypatch) -> None:
+def test_u2_a_disk_that_hangs_costs_recordings_and_nothing_else(tmp_path: Path, lines, monkeypatch) -> None:
     monkeypatch.setattr(recorder, "MOST_WAITING", 100_000)
     monkeypatch.setattr(recorder, "CLOSE_LIMIT", 0.1)
     go, entered = threading.Event(), threading.Event()
@@ -293,7 +294,7 @@ def test_p2_a_disk_that_hangs_costs_recordings_and_nothing_else(tmp_path: Path, 
     assert not folder._thread.is_alive()
 
 
-def test_p2_what_waits_is_written_at_the_end(tmp_path: Path) -> None:
+def test_u2_what_waits_is_written_at_the_end(tmp_path: Path) -> None:
     with folder_at(tmp_path) as folder:
         for n in range(200):
             folder.add(made(request_id=b"%d" % n), AT)
@@ -338,7 +339,7 @@ def taken(asking: Asking) -> list[Recording]:
     return found
 
 
-def test_p2_the_share_is_asked_for_only_where_there_is_a_folder(tmp_path: Path) -> None:
+def test_u2_the_share_is_asked_for_only_where_there_is_a_folder(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"record_share": 0.5, "record_size": 4096, "record_request_bodies": True}
     assert started(**settings)[1].share == (0.0, 4096, True)
     with folder_at(tmp_path) as folder:
@@ -346,7 +347,7 @@ def test_p2_the_share_is_asked_for_only_where_there_is_a_folder(tmp_path: Path) 
         assert started(folder)[1].share == (0.01, 1 << 20, False)
 
 
-def test_p2_files_are_of_the_share_and_not_of_what_was_asked_for(tmp_path: Path) -> None:
+def test_u2_files_are_of_the_share_and_not_of_what_was_asked_for(tmp_path: Path) -> None:
     with folder_at(tmp_path) as folder:
         found, _ = started(folder)
         found.take(tape())
@@ -356,7 +357,7 @@ def test_p2_files_are_of_the_share_and_not_of_what_was_asked_for(tmp_path: Path)
     assert dict(found.results()) == {"written": 1, "cut": 0, "failed": 0, "dropped": 0, "sent": 0}
 
 
-def test_p3_one_asks_at_a_time_and_gets_as_many_as_it_asked_for() -> None:
+def test_u3_one_asks_at_a_time_and_gets_as_many_as_it_asked_for() -> None:
     async def run() -> None:
         found, engine = started()
         first, second = Asking(2, request_bodies=True), Asking(1, request_bodies=False)
@@ -377,7 +378,7 @@ def test_p3_one_asks_at_a_time_and_gets_as_many_as_it_asked_for() -> None:
     asyncio.run(run())
 
 
-def test_p3_who_ends_gets_what_has_come_and_nothing_that_comes_later() -> None:
+def test_u3_who_ends_gets_what_has_come_and_nothing_that_comes_later() -> None:
     async def run() -> None:
         found, engine = started()
         first, second = Asking(3, request_bodies=True), Asking(1, request_bodies=False)
@@ -405,7 +406,7 @@ def test_p3_who_ends_gets_what_has_come_and_nothing_that_comes_later() -> None:
     asyncio.run(run())
 
 
-def test_p3_of_what_is_not_taken_only_so_much_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_u3_of_what_is_not_taken_only_so_much_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder, "MOST_WAITING", 100_000)
 
     async def run() -> None:
@@ -435,7 +436,7 @@ def test_p3_of_what_is_not_taken_only_so_much_is_kept(monkeypatch: pytest.Monkey
         ("wait=250ms&request_body=0", Wish(wait=0.25)),
     ],
 )
-def test_p3_a_query_is_read(query: str, wish: Wish) -> None:
+def test_u3_a_query_is_read(query: str, wish: Wish) -> None:
     assert parse_wish(query, MOST_WAIT) == wish
 
 
@@ -446,7 +447,7 @@ def test_p3_a_query_is_read(query: str, wish: Wish) -> None:
         *("wait=0", "wait=3601", "wait=soon", "wait=", "request_body=yes", "request_body=", "request_bodies=1", "x"),
     ],
 )
-def test_p3_a_query_that_cannot_be_is_refused(query: str) -> None:
+def test_u3_a_query_that_cannot_be_is_refused(query: str) -> None:
     with pytest.raises(UsageError):
         parse_wish(query, MOST_WAIT)
 
@@ -507,7 +508,7 @@ def end_of(response: http.client.HTTPResponse) -> int:
     return response.read().count(b'"end_us"')
 
 
-def test_p3_each_answer_is_sent_when_it_has_ended(endpoint: Endpoint, tmp_path: Path) -> None:
+def test_u3_each_answer_is_sent_when_it_has_ended(endpoint: Endpoint, tmp_path: Path) -> None:
     response = endpoint.post("count=2")
     assert (response.status, response.headers["content-type"]) == (200, "application/jsonl")
     endpoint.take(tape(asked=True))
@@ -520,7 +521,7 @@ def test_p3_each_answer_is_sent_when_it_has_ended(endpoint: Endpoint, tmp_path: 
     assert end_of(endpoint.post("wait=10ms")) == 0  # the first is over: no 409
 
 
-def test_p3_a_second_one_is_refused(endpoint: Endpoint) -> None:
+def test_u3_a_second_one_is_refused(endpoint: Endpoint) -> None:
     response = endpoint.post("count=2")
     second = endpoint.post()
     assert second.status == 409
@@ -531,14 +532,14 @@ def test_p3_a_second_one_is_refused(endpoint: Endpoint) -> None:
     assert end_of(response) == 2
 
 
-def test_p3_it_ends_when_the_time_is_over_and_what_has_come_by_then_is_sent(endpoint: Endpoint) -> None:
+def test_u3_it_ends_when_the_time_is_over_and_what_has_come_by_then_is_sent(endpoint: Endpoint) -> None:
     response = endpoint.post("count=5&wait=200ms")
     endpoint.engine.ended = [tape(asked=True)]  # which nobody takes before the end
     assert end_of(response) == 1
     assert endpoint.engine.asked == [(5, False), (0, False)]
 
 
-def test_p3_a_body_is_not_read_and_not_taken_for_the_next_request(endpoint: Endpoint) -> None:
+def test_u3_a_body_is_not_read_and_not_taken_for_the_next_request(endpoint: Endpoint) -> None:
     for length, closes in ((0, False), (3, True)):
         with socket.create_connection(("127.0.0.1", endpoint.port), timeout=TIMEOUT) as sock:
             head = f"POST /record?wait=1ms HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n"
@@ -552,20 +553,20 @@ def test_p3_a_body_is_not_read_and_not_taken_for_the_next_request(endpoint: Endp
             assert (b"\r\nconnection: close\r\n" in got.lower()) == closes
 
 
-def test_p3_it_ends_when_the_client_leaves(endpoint: Endpoint) -> None:
+def test_u3_it_ends_when_the_client_leaves(endpoint: Endpoint) -> None:
     endpoint.post("count=5").close()
     wait_until(lambda: endpoint.engine.asked == [(5, False), (0, False)])
     assert end_of(endpoint.post("wait=10ms")) == 0
 
 
-def test_p3_it_ends_cleanly_with_the_server(endpoint: Endpoint) -> None:
+def test_u3_it_ends_cleanly_with_the_server(endpoint: Endpoint) -> None:
     response = endpoint.post("count=5&wait=1h")
     endpoint.take(tape(asked=True))
     endpoint.close()
     assert end_of(response) == 1
 
 
-def test_p3_who_does_not_read_is_cut_in_the_end(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_u3_who_does_not_read_is_cut_in_the_end(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llmpipe.record_stream.TAKE_TIME", 0.1)
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
@@ -586,7 +587,7 @@ def test_p3_who_does_not_read_is_cut_in_the_end(endpoint: Endpoint, monkeypatch:
     assert end_of(endpoint.post("wait=10ms")) == 0
 
 
-def test_p3_a_slow_reader_gets_all_of_it(endpoint: Endpoint) -> None:
+def test_u3_a_slow_reader_gets_all_of_it(endpoint: Endpoint) -> None:
     response = endpoint.post("count=3&wait=30")
     for n in range(3):
         endpoint.take(tape(asked=True, request_id=b"%d" % n, pieces=((1, b"x" * 8_000_000),)))

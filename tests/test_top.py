@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -22,9 +23,11 @@ from fake_admin import FakeAdmin, backend, busy_exchanges, busy_status, exchange
 from harness import LAST_CHUNK, Backend, Client, Connection, Proxy, chunk, free_port, sse_head, wait_until
 from terminal import Terminal
 
+from llmpipe.admin_address import AdminAddress, parse_admin
 from llmpipe.errors import UsageError
 from llmpipe.top import figures, plain, summary, tables, timeline
-from llmpipe.top.source import MOST_EXCHANGES, Address, Missing, Snapshot, parse_admin
+from llmpipe.top.app import Page, Top
+from llmpipe.top.source import MOST_EXCHANGES, Missing, Snapshot, Source, UnreachableError
 
 TOP = [sys.executable, "-m", "llmpipe", "top"]
 ENTER, ESCAPE, DOWN = "\r", "\x1b", "\x1b[B"
@@ -343,6 +346,27 @@ def test_a_connection_that_is_lost_and_comes_back(admin: FakeAdmin) -> None:
         quit_(terminal)
 
 
+def test_a_page_that_is_opened_at_the_moment_of_an_answer() -> None:
+    """It has nothing in it yet that could be filled."""
+
+    class Lost(Source):
+        async def snapshot(self) -> Snapshot:
+            raise UnreachableError("gone")
+
+    async def open_it() -> None:
+        top = Top(Lost(AdminAddress("127.0.0.1", 1)), 60.0)
+        async with top.run_test() as pilot:
+            page = Page([])
+            top.push_screen(page)
+            await top._look()
+            await pilot.pause()
+            assert top.screen is page
+            await top._look()
+            assert page.query_one("#alarm").display
+
+    asyncio.run(open_it())
+
+
 def test_an_endpoint_that_does_not_answer_does_not_stop_the_keys() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:  # accepts, and says nothing
         with Terminal([*TOP, "--admin", f"127.0.0.1:{listener.getsockname()[1]}"]) as terminal:
@@ -622,8 +646,8 @@ def test_once_needs_no_textual(admin: FakeAdmin) -> None:
     [
         (["--once", "--admin", "127.0.0.1:1"], "http://127.0.0.1:1: Connection refused"),
         (["--once", "--admin", "off"], "the admin endpoint is off"),
-        (["--once", "--admin", "https://127.0.0.1:1"], "TLS is not supported"),
-        (["--once", "--admin", "9090"], "write HOST:PORT"),
+        (["--once", "--admin", "https://127.0.0.1:1"], "the admin endpoint has no TLS"),
+        (["--once", "--admin", "9090"], "write http://HOST:PORT"),
         (["--once", "--admin", "http://u:p@127.0.0.1:1"], "write http://HOST:PORT"),
         (["--once", "--token-file", "/nonexistent"], "--token-file: /nonexistent: No such file or directory"),
         (["--once", "--token", "a b"], "--token has white space"),
@@ -674,21 +698,38 @@ def test_other_commands_import_none_of_it() -> None:
 @pytest.mark.parametrize(
     ("text", "address"),
     [
-        ("http://127.0.0.1:9090", Address("127.0.0.1", 9090)),
-        ("http://gpu-box/llmpipe/", Address("gpu-box", 80, "/llmpipe")),
-        ("http://[::1]:9090", Address("::1", 9090)),
-        ("[::1]:9090", Address("::1", 9090)),
-        ("unix:/run/llmpipe/admin.sock", Address("unix:/run/llmpipe/admin.sock", 0)),
+        ("http://127.0.0.1:9090", AdminAddress("127.0.0.1", 9090)),
+        ("http://gpu-box/llmpipe/", AdminAddress("gpu-box", 80, "/llmpipe")),
+        ("http://[::1]:9090/", AdminAddress("::1", 9090)),
+        ("0.0.0.0:9091", AdminAddress("0.0.0.0", 9091)),
+        ("[::1]:9090", AdminAddress("::1", 9090)),
+        ("unix:/run/llmpipe/admin.sock", AdminAddress("unix:/run/llmpipe/admin.sock", 0)),
     ],
 )
-def test_addresses(text: str, address: Address) -> None:
+def test_addresses(text: str, address: AdminAddress) -> None:
     assert parse_admin(text) == address
     assert parse_admin(str(address)) == address
 
 
-@pytest.mark.parametrize("text", ["http://", "http://x:y", "ftp://x", "x", "http://x:1?a", "http://[::1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "http://",
+            "http://x:y",
+            "ftp://x",
+            "x",
+            "http://x:1?a",
+            "http://x:1#a",
+            "http://[::1",
+            "http://u:p@x:1",
+            "::1:9090",
+        ),
+        *("http://x:0", "x:0", "https://x:1", "off", ""),
+    ],
+)
 def test_what_is_no_address(text: str) -> None:
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match="http://HOST:PORT"):
         parse_admin(text)
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from fake_admin import FakeAdmin
 
+from llmpipe.admin_address import parse_admin
 from llmpipe.top.app import Top
-from llmpipe.top.source import Source, parse_admin
+from llmpipe.top.source import Source
 
 
 async def draw(admin: FakeAdmin) -> str:

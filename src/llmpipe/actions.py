@@ -1,4 +1,4 @@
-"""What the admin endpoint can have done: drain a backend, resume it, reload, record answers (rules S1 and P)."""
+"""What the admin endpoint can have done: drain a backend, resume it, reload, record answers (rules S1 and U)."""
 
 from __future__ import annotations
 

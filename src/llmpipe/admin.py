@@ -10,8 +10,6 @@ from collections.abc import Awaitable, Callable, Collection
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
-from prometheus_client import CollectorRegistry, make_asgi_app
-
 from llmpipe import log, page, record_stream
 from llmpipe.actions import CONTROL_TIME, Actions
 from llmpipe.background import App, BoundedProtocol, Receive, Scope, Send, send_json
@@ -189,7 +187,7 @@ class Control:
 
 
 def make_app(
-    registry: CollectorRegistry,
+    metrics: App,
     why_not_ready: Callable[[], str | None],
     status: Callable[[], dict[str, Any]],
     exchanges: Callable[[Query], Awaitable[dict[str, Any]]],
@@ -202,7 +200,7 @@ def make_app(
     """For a bounded server (`BackgroundServer`).
 
     Args:
-        registry: what /metrics shows.
+        metrics: answers at /metrics.
         why_not_ready: the reason why no new request should come here, or None.
         status: what /status shows.
         exchanges: what /exchanges shows.
@@ -229,7 +227,7 @@ def make_app(
         await send_json(send, 200 if reason is None else 503, json.dumps(body).encode())
 
     shown: dict[str, App] = {
-        "/metrics": make_asgi_app(registry),
+        "/metrics": metrics,
         "/status": show_status,
         "/history": show_history,
         "/events": EventStreams(status, history).answer,

@@ -33,6 +33,7 @@ from llmpipe import (
     sockets,
     upgrade,
 )
+from llmpipe.admin_address import AdminAddress, parse_admin
 from llmpipe.background import make_server
 from llmpipe.bench import command as bench_command
 from llmpipe.bench.workload import DEFAULT_PROMPT, SHAPES
@@ -47,7 +48,6 @@ from llmpipe.config import (
 )
 from llmpipe.effective import Effective
 from llmpipe.errors import UsageError
-from llmpipe.explain import parse_admin
 from llmpipe.importer import KINDS
 from llmpipe.mock_replay import read_replay
 from llmpipe.pid_file import read as read_pid_file
@@ -328,7 +328,7 @@ def upgrade_(context: click.Context, /, pid_file: str | None, pid: int | None, t
     metavar="URL",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print what /exchanges says, a line of JSON for each exchange.")
-def explain_(request_id: str, admin: tuple[str, int], as_json: bool) -> None:
+def explain_(request_id: str, admin: AdminAddress, as_json: bool) -> None:
     """Say where the time of one request went, and why it ended as it did.
 
     ID is its X-Request-ID, which the client got with the answer and which stands in the access line; of a long one, 8 characters or

@@ -6,12 +6,12 @@ import asyncio
 import json
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 import h11
 
 from llmpipe import timeline
-from llmpipe.config import format_address
+from llmpipe.admin_address import AdminAddress
 from llmpipe.errors import UsageError
 from llmpipe.exchanges import LEAST_PREFIX, MOST_SHOWN
 from llmpipe.http_client import Question, ask, fault
@@ -23,46 +23,18 @@ MOST_ANSWER = 16 << 20
 """Bytes of an answer."""
 
 
-def parse_admin(text: str) -> tuple[str, int]:
-    """Where an admin endpoint is: host and port of `http://HOST:PORT`, or of `HOST:PORT` as `serve --admin` takes it, or
-    ("unix:/path", 0).
-
-    Raises:
-        UsageError: it is no such thing.
-    """
-    if text.startswith("unix:/"):
-        return text, 0
-    scheme, separator, rest = text.partition("://")
-    try:
-        parts = urlsplit(f"http://{rest if separator else text}")
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host = port = None
-    if (
-        (separator and scheme != "http")
-        or not host
-        or not port
-        or parts.path.strip("/")
-        or parts.query
-        or parts.username
-    ):
-        raise UsageError(f"{text!r} is not the address of an admin endpoint; write http://HOST:PORT")
-    return host, port
-
-
-def fetch(address: tuple[str, int], request_id: str) -> dict[str, Any]:
+def fetch(address: AdminAddress, request_id: str) -> dict[str, Any]:
     """What /exchanges answers for an id.
 
     Raises:
         UsageError: the endpoint cannot be asked.
     """
-    authority = "localhost" if address[0].startswith("unix:") else format_address(*address)
-    shown = f"the admin endpoint {address[0] if authority == 'localhost' else 'http://' + authority}"
-    target = "/exchanges?" + urlencode({"id": request_id, "limit": MOST_SHOWN})
-    question = Question(authority, target, "(explain)", most=MOST_ANSWER)
+    shown = f"the admin endpoint {address}"
+    target = f"{address.prefix}/exchanges?" + urlencode({"id": request_id, "limit": MOST_SHOWN})
+    question = Question(address.authority, target, "(explain)", most=MOST_ANSWER)
 
     async def bounded() -> tuple[int, bytes]:
-        return await asyncio.wait_for(ask(address, question), LIMIT)
+        return await asyncio.wait_for(ask(address[:2], question), LIMIT)
 
     try:
         status, body = asyncio.run(bounded())
@@ -78,7 +50,7 @@ def fetch(address: tuple[str, int], request_id: str) -> dict[str, Any]:
     return answer
 
 
-def run(request_id: str, address: tuple[str, int], show: Callable[[str], None], *, as_json: bool) -> str:
+def run(request_id: str, address: AdminAddress, show: Callable[[str], None], *, as_json: bool) -> str:
     """Shows the exchanges of a request, the newest first.
 
     Args:

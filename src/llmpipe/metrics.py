@@ -6,8 +6,9 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client import CollectorRegistry, ProcessCollector, make_asgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
@@ -18,9 +19,9 @@ from llmpipe.status import STATES, backend_state, common_state
 
 if TYPE_CHECKING:
     from llmpipe._pipe import BackendStats, Histogram, PoolStats, Series, Stats, Tokens
+    from llmpipe.background import App, Receive, Scope, Send
     from llmpipe.config import Settings
     from llmpipe.disconnect import Disconnects, Results
-    from llmpipe.fleet import Fleet
     from llmpipe.health import HealthChecks
     from llmpipe.otel import Tracing
     from llmpipe.record_kinds import ExchangeEnded
@@ -75,27 +76,25 @@ class EngineCollector(Collector):
 
     def __init__(
         self,
-        stats: Callable[[], list[Stats]],
-        fleet: Fleet,
+        runner: Runner,
         dropped_lines: Callable[[], int],
         draining: Callable[[], bool],
         ended: Callable[[], Iterable[tuple[float, ExchangeEnded]]],
     ) -> None:
         """Args:
-        stats: takes a snapshot of each engine.
-        fleet: knows the servers that counters name.
+        runner: has the engines that count, and knows the servers that counters name.
         dropped_lines: log lines that were lost behind the engines' rings.
         draining: whether the proxy drains.
         ended: exchanges that ended, the newest first, each with the time of its record: the examples of OpenMetrics are theirs.
         """
         self._ended = ended
-        self._stats = stats
-        self._fleet = fleet
+        self._runner = runner
+        self._fleet = runner.fleet
         self._dropped_lines = dropped_lines
         self._draining = draining
 
     def collect(self) -> Iterable[Metric]:
-        snapshots = self._stats()
+        snapshots = self._runner.stats()
         yield from self._totals(snapshots)
         yield from self._outcomes(snapshots)
         yield from self._histograms(snapshots)
@@ -227,7 +226,7 @@ class EngineCollector(Collector):
         yield family
 
     def _examples(self) -> Examples:
-        """The latest exchange of each bucket, by the id of its request. Text without examples is for those who do not ask for them."""
+        """The latest exchange of each bucket, by the id of its request."""
         found: Examples = {}
         for taken, record in self._ended():
             server = None if record.backend is None else self._fleet.find(record.backend)
@@ -277,13 +276,15 @@ class EngineCollector(Collector):
         numbered = [
             found for found in self._fleet.numbered() if all(found[0] in stats["backends"] for stats in snapshots)
         ]
+        # No server has numbers of these, but they are drained or not.
+        names = {server.name for _, server in numbered}
+        unresolved = [name for name in self._fleet.unresolved if name not in names]
         for name, text, read in shared:
             gauge = GaugeMetricFamily(f"llmpipe_{name}", text, labels=["backend"])
             for number, server in numbered:
                 gauge.add_metric([server.name], read(snapshots[0]["backends"][number]))
-            if name == "backend_up":
-                for unresolved in self._fleet.unresolved:
-                    gauge.add_metric([unresolved], 0.0)
+            for lacking in unresolved if name != "in_flight" else ():
+                gauge.add_metric([lacking], float(name == "backend_drained" and self._runner.is_drained(lacking)))
             yield gauge
         gauges: list[tuple[str, str, Callable[[BackendStats], int]]] = [
             ("upstream_idle", "Idle upstream connections.", lambda b: b["idle"]),
@@ -473,3 +474,20 @@ def make_registry(*collectors: Collector) -> CollectorRegistry:
         registry.register(collector)
     ProcessCollector(registry=registry)
     return registry
+
+
+def make_app(text: CollectorRegistry, open_metrics: CollectorRegistry) -> App:
+    """What answers at /metrics. A collector is not told what becomes of what it yields, so each form has a registry of its own.
+
+    Args:
+        text: for those who want the text format, which has no place for examples.
+        open_metrics: for those who want OpenMetrics, which has one.
+    """
+    as_text, as_open_metrics = make_asgi_app(text), make_asgi_app(open_metrics)
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        accepted = b",".join(value for name, value in scope["headers"] if name == b"accept")
+        _, kind = choose_encoder(accepted.decode("latin-1"))
+        await (as_open_metrics if "openmetrics" in kind else as_text)(scope, receive, send)
+
+    return answer

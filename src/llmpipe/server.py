@@ -11,7 +11,7 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,7 @@ from llmpipe.access_log import AccessLog
 from llmpipe.actions import Actions
 from llmpipe.authority import Authority
 from llmpipe.background import BACKLOG as ADMIN_BACKLOG
-from llmpipe.background import BackgroundServer
+from llmpipe.background import App, BackgroundServer
 from llmpipe.config import (
     Backend,
     ProcessSettings,
@@ -58,7 +58,7 @@ from llmpipe.hooks import Hooks
 from llmpipe.model_list import ModelLists
 from llmpipe.notify import Notifier
 from llmpipe.pid_file import PidFile
-from llmpipe.record_kinds import Record, Tape
+from llmpipe.record_kinds import ExchangeEnded, Record, Tape
 from llmpipe.recorder import Folder, Recorder
 from llmpipe.records import RecordLog
 from llmpipe.reloads import Reloads
@@ -264,7 +264,7 @@ class Server:
         if self._admin_listener is not None:
             history.start(runner)
             stack.callback(history.close)
-            registry = self._make_registry(runner, exchanges, checks, recorder, lines)
+            metrics_app = self._make_metrics(runner, exchanges, checks, recorder, lines)
             self._admin_server = self._make_admin(
                 self._admin_listener,
                 runner,
@@ -272,7 +272,7 @@ class Server:
                 exchanges,
                 history,
                 actions=Actions(runner, self._reloads, recorder),
-                registry=registry,
+                metrics_app=metrics_app,
                 token=token,
             )
         acceptor = Acceptor(self._listeners, runner, self._settings, descriptors)
@@ -348,21 +348,25 @@ class Server:
         stack.push_async_callback(server.stop)
         return backend
 
-    def _make_registry(
+    def _make_metrics(
         self, runner: Runner, exchanges: Exchanges, checks: HealthChecks, recorder: Recorder, lines: log.Log
-    ) -> CollectorRegistry:
-        return metrics.make_registry(
-            metrics.EngineCollector(
-                runner.stats,
-                runner.fleet,
-                lambda: lines.dropped + self._access.dropped,
-                lambda: self._draining,
-                exchanges.latest,
-            ),
+    ) -> App:
+        further = (
             metrics.ControlCollector(runner, checks, self._reloads, lambda: self._settings, self._disconnects),
             metrics.RecordingCollector(recorder),
             *([] if self._tracing is None else [metrics.SpanCollector(self._tracing)]),
         )
+
+        def registry(ended: Callable[[], Iterable[tuple[float, ExchangeEnded]]]) -> CollectorRegistry:
+            engines = metrics.EngineCollector(
+                runner,
+                lambda: lines.dropped + self._access.dropped,
+                lambda: self._draining,
+                ended,
+            )
+            return metrics.make_registry(engines, *further)
+
+        return metrics.make_app(registry(lambda: ()), registry(exchanges.latest))
 
     def _make_admin(
         self,
@@ -373,7 +377,7 @@ class Server:
         history: History,
         *,
         actions: Actions,
-        registry: CollectorRegistry,
+        metrics_app: App,
         token: bytes | None,
     ) -> BackgroundServer:
         process = self._process
@@ -386,7 +390,7 @@ class Server:
             return exchanges.show(query, () if query.outcome else await actions.live())
 
         app = admin.make_app(
-            registry,
+            metrics_app,
             why_not_ready,
             lambda: status.make(self._settings, runner, history, why_not_ready(), self._reloads.faults),
             show_exchanges,

@@ -1,5 +1,6 @@
 """A real inference server behind the proxy: `transformers serve` on a tiny model, and the official client before it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -135,3 +136,123 @@ def test_the_server_would_not_have_stopped_by_itself(server, model):
         # An idle one would take minutes for it.
         wait_until(lambda: cpu(process) > before + 2, 120, "a server that goes on")
         stream.close()
+
+
+Told = tuple[int, int, "int | None"]
+"""Tokens of the prompt, of the answer, and of the prompt that were cached, as the answer itself has them; None where it has not."""
+
+
+def chat_whole(api: openai.OpenAI, model: str, head: dict[str, str]) -> Told:
+    answer = api.chat.completions.create(
+        model=model, messages=MESSAGES, max_tokens=17, temperature=0, extra_headers=head
+    )
+    return told_in_chat(answer.usage)
+
+
+def chat_stream(api: openai.OpenAI, model: str, head: dict[str, str]) -> Told:
+    stream = api.chat.completions.create(
+        model=model,
+        messages=MESSAGES,
+        max_tokens=19,
+        temperature=0,
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_headers=head,
+    )
+    (usage,) = [chunk.usage for chunk in stream if chunk.usage]
+    return told_in_chat(usage)
+
+
+def completion_whole(api: openai.OpenAI, model: str, head: dict[str, str]) -> Told:
+    answer = api.completions.create(model=model, prompt="Tokens are", max_tokens=11, temperature=0, extra_headers=head)
+    return told_in_chat(answer.usage)
+
+
+def response_whole(api: openai.OpenAI, model: str, head: dict[str, str]) -> Told:
+    answer = api.responses.create(
+        model=model,
+        input="Tell me about tokens.",
+        max_output_tokens=13,
+        temperature=0,
+        stream=False,  # the server streams unless it is told not to
+        extra_headers=head,
+    )
+    return told_in_response(answer.usage)
+
+
+def response_stream(api: openai.OpenAI, model: str, head: dict[str, str]) -> Told:
+    stream = api.responses.create(
+        model=model,
+        input="Tell me about tokens.",
+        max_output_tokens=15,
+        temperature=0,
+        stream=True,
+        extra_headers=head,
+    )
+    (usage,) = [event.response.usage for event in stream if event.type == "response.completed"]
+    return told_in_response(usage)
+
+
+def told_in_chat(usage) -> Told:
+    details = usage.prompt_tokens_details
+    return usage.prompt_tokens, usage.completion_tokens, None if details is None else details.cached_tokens
+
+
+def told_in_response(usage) -> Told:
+    return usage.input_tokens, usage.output_tokens, usage.input_tokens_details.cached_tokens
+
+
+def counted(proxy: Proxy) -> dict[str, float]:
+    kinds = ("prompt", "completion", "cached")
+    return {kind: proxy.metric("llmpipe_tokens_total", kind=kind, model="") for kind in kinds}
+
+
+def read_by_the_proxy(proxy: Proxy, request_id: str) -> list[tuple[int | None, int | None, int | None]]:
+    """What its access line says of the tokens, and what /exchanges says."""
+
+    def lines() -> list[dict]:
+        return [line for line in proxy.log.copy() if line.get("request_id") == request_id]
+
+    wait_until(lines, what="an access line")
+    (line,) = lines()
+    (exchange,) = json.loads(proxy.admin(f"/exchanges?id={request_id}")[1])["ended"]
+    kinds = ("prompt", "completion", "cached")
+    return [tuple(line[f"tokens_{kind}"] for kind in kinds), tuple(exchange["tokens"][kind] for kind in kinds)]
+
+
+@pytest.mark.parametrize("ask", [chat_whole, chat_stream, completion_whole, response_whole, response_stream])
+def test_the_tokens_that_are_counted_are_those_that_the_answer_tells(proxy, model, ask):
+    before = counted(proxy)
+    request_id = f"usage-{ask.__name__}"
+    with client(proxy.url) as api:
+        told = ask(api, model, {"X-Request-ID": request_id})
+    assert told[0] > 0
+    assert told[1] > 10  # as many as were asked for, which differ from test to test
+    assert read_by_the_proxy(proxy, request_id) == [told, told]
+    grown = {kind: count - before[kind] for kind, count in counted(proxy).items()}
+    assert grown == {"prompt": told[0], "completion": told[1], "cached": told[2] or 0}
+
+
+def test_tokens_of_an_answer_that_tells_none_are_unknown(proxy, model):
+    """Whether it is well, an answer to a wrong request, and a stream that its client leaves before the figures at its end."""
+    before = counted(proxy)
+    head = {"X-Request-ID": "usage-health"}
+    assert httpx.get(f"{proxy.url}/health", headers=head, timeout=60).status_code == 200
+    head = {"X-Request-ID": "usage-wrong"}
+    asked = {"model": model, "messages": MESSAGES, "max_tokens": "many"}
+    assert httpx.post(f"{proxy.url}/v1/chat/completions", json=asked, headers=head, timeout=60).status_code >= 400
+    with client(proxy.url) as api:
+        stream = api.chat.completions.create(
+            model=model,
+            messages=MESSAGES,
+            max_tokens=LONG,
+            temperature=0,
+            stream=True,
+            stream_options={"include_usage": True},
+            extra_headers={"X-Request-ID": "usage-left"},
+        )
+        next(iter(stream))
+        stream.close()
+    for request_id in ("usage-health", "usage-wrong", "usage-left"):
+        assert read_by_the_proxy(proxy, request_id) == [(None, None, None)] * 2
+    assert counted(proxy) == before

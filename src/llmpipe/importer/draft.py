@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from llmpipe import config_file
 from llmpipe._pipe import MAX_BACKENDS, MAX_MEMBERS
-from llmpipe.config import Backend, check_backends, make_backend
+from llmpipe.config import MOST_IN_FLIGHT, Backend, check_backends, make_backend
 from llmpipe.errors import UsageError
 from llmpipe.importer import credentials
 from llmpipe.settings import Setting
@@ -84,6 +84,8 @@ class Block:
         self._settings = settings or {}
         self._lines: list[str] = []
         self._values: dict[str, Value] = {}
+        self._tables: dict[str, tuple[int, dict[str, Value]]] = {}
+        """The line of each table of its own, and what is in it."""
         self.lost_count = 0
 
     def note(self, text: str) -> None:
@@ -121,8 +123,19 @@ class Block:
             return
         self._values[key] = value
         table, _, inner = key.rpartition(".")
-        shown = toml_value({inner: value}) if table else toml_value(value)
-        self._lines.append(f"{table or toml_key(key)} = {shown}")
+        if not table:
+            self._lines.append(f"{toml_key(key)} = {toml_value(value)}")
+            return
+        if table not in self._tables:
+            self._tables[table] = (len(self._lines), {})
+            self._lines.append("")
+        at, values = self._tables[table]
+        values[inner] = value
+        self._lines[at] = f"{table} = {toml_value(values)}"
+
+    def has(self, key: str) -> bool:
+        """Whether a setting is in it."""
+        return key in self._values
 
     def take(self, other: "Block") -> None:
         """Adds the comments of another one."""
@@ -140,6 +153,11 @@ class _Member:
     tier: int
 
 
+def _kind(backend: Backend, host: str) -> tuple[str, int, bool]:
+    """What a backend is the same in in all pools: its Host field, its limit, and what it does when a client leaves."""
+    return host, backend.max_in_flight, backend.finish_on_abort
+
+
 class PoolDraft(Block):
     """A pool; its lines are its settings, and what was lost of it."""
 
@@ -149,11 +167,15 @@ class PoolDraft(Block):
         self.head = Block()
         """Comments before its table."""
         self.members: list[_Member] = []
+        self.finishes = False
+        """Whether backends that are added finish an answer whose client has left."""
         self._models: list[str] = []
         self._aliases: dict[str, str] = {}
         self._draft = draft
 
-    def add_backend(self, where: str, url: str, host: str = "", weight: int = 1, tier: int = 0) -> bool:
+    def add_backend(
+        self, where: str, url: str, host: str = "", *, weight: int = 1, tier: int = 0, max_in_flight: int = 0
+    ) -> bool:
         """Adds a server, or a comment where it cannot be one.
 
         Args:
@@ -162,8 +184,14 @@ class PoolDraft(Block):
             host: what it gets in the Host field; empty for what the client sent.
             weight: 1 to 1000.
             tier: lower ones are asked first; made a row from 0 at the end.
+            max_in_flight: requests that it works on at a time; 0 is no limit. What no backend can have becomes a comment.
         """
+        if max_in_flight > MOST_IN_FLIGHT:
+            self.lost(where, f"max_in_flight is at most {MOST_IN_FLIGHT}, and {max_in_flight} is no limit here")
+            max_in_flight = 0
         pairs = [("weight", str(weight)), *([("host", host)] if host else [])]
+        pairs += [("max-in-flight", str(max_in_flight))] if max_in_flight else []
+        pairs += [("on-abort", "finish")] if self.finishes else []
         try:
             backend = make_backend(toml_text(url), url, pairs)
             check_backends([*(member.backend for member in self.members), backend])
@@ -221,6 +249,10 @@ class PoolDraft(Block):
                 yield f"name = {toml_text(name)}"
             if member.host:
                 yield f"host = {toml_text(member.host)}"
+            if member.backend.finish_on_abort:
+                yield 'on_abort = "finish"'
+            if member.backend.max_in_flight:
+                yield f"max_in_flight = {member.backend.max_in_flight}"
             if member.backend.weight != 1:
                 yield f"weight = {member.backend.weight}"
             if tier := tiers.index(member.tier):
@@ -245,8 +277,8 @@ class Draft:
         """The pool of each name that requests say."""
         self.refused = ""
         """Why the first backend that cannot be one is none."""
-        self._places: dict[str, list[str]] = {}
-        """The Host fields that the backend of each URL gets, one for each that is a backend of its own."""
+        self._places: dict[str, list[tuple[str, int, bool]]] = {}
+        """What the backends of each URL differ by, those that are a backend of their own (`_kind`)."""
 
     def add_pool(self, name: str) -> PoolDraft:
         """A new pool, with this name or one like it.
@@ -276,16 +308,16 @@ class Draft:
 
     def take_place(self, backend: Backend, host: str) -> bool:
         """Whether there is room for a backend; the same one in another pool needs none."""
-        hosts = self._places.get(backend.url, [])
-        if host not in hosts:
+        kinds = self._places.get(backend.url, [])
+        if (kind := _kind(backend, host)) not in kinds:
             if sum(map(len, self._places.values())) == MAX_BACKENDS:
                 return False
-            self._places[backend.url] = [*hosts, host]
+            self._places[backend.url] = [*kinds, kind]
         return True
 
     def name_of(self, backend: Backend, host: str) -> str:
-        """The name of a backend; empty where its URL is enough. A server that gets two Host fields is two backends."""
-        number = self._places[backend.url].index(host)
+        """The name of a backend; empty where its URL is enough. A server with two Host fields or two limits is two backends."""
+        number = self._places[backend.url].index(_kind(backend, host))
         return f"{backend.url}-{number + 1}" if number else ""
 
     def finish(self) -> None:

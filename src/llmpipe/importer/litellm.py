@@ -36,32 +36,39 @@ _LAST = 1 << 60
 
 _KEYS = "keys are not carried over. llmpipe passes on the Authorization field of the client, and asks for no key itself"
 
+_LEFT_OUT = (
+    "a backend that fails is left out for 100 ms to 10 s, and one that answers with 5xx after as many of them as eject = { errors = 5 }"
+    ' says; for checks write health = { path = "/health" }'
+)
+
+_NEXT = "a pool with several backends asks the next one after a 429 or 503; retry = { statuses = [...] } says otherwise"
+
 _ROUTER = {
     "fallbacks": "no pool hands requests over to another; add a spare server of the same model to the pool, with tier = 1",
     "default_fallbacks": "no pool hands requests over to another; default_pool gets the requests for unknown models",
     "context_window_fallbacks": "llmpipe does not look into prompts",
     "content_policy_fallbacks": "llmpipe does not look into answers",
-    "allowed_fails": 'a backend that fails is left out for 100 ms to 10 s; for checks write health = { path = "/health" }',
-    "cooldown_time": 'a backend that fails is left out for 100 ms to 10 s; for checks write health = { path = "/health" }',
+    "allowed_fails": _LEFT_OUT,
+    "cooldown_time": _LEFT_OUT,
+    "default_max_parallel_requests": "write max_in_flight into the backends",
     "enable_pre_call_checks": "llmpipe does not look into prompts",
-    "retry_policy": "write retry = { statuses = [429, 503] } into a pool",
+    "retry_policy": _NEXT,
 }
 
 _GENERAL = {
     "master_key": _KEYS,
     "database_url": "there is no database; keys, users and budgets are not carried over",
     "background_health_checks": 'write health = { path = "/health" } into a pool whose servers have that path',
-    "max_parallel_requests": "requests in flight have no limit; max_connections is one on clients",
-    "global_max_parallel_requests": "requests in flight have no limit; max_connections is one on clients",
+    "max_parallel_requests": "write max_in_flight into the pools or their backends",
+    "global_max_parallel_requests": "no limit is one for all pools together; write max_in_flight into each",
 }
 
 _PARAMS = {
     "api_key": _KEYS,
     "rpm": "there are no limits on the rate of requests",
     "tpm": "there are no limits on the rate of tokens",
-    "max_parallel_requests": "requests in flight have no limit",
     "stream_timeout": "the time-outs of a pool are the same for streams and other answers",
-    "max_retries": "write retry = { statuses = [429, 503] } into the pool",
+    "max_retries": _NEXT,
 }
 
 _SETTINGS = {
@@ -89,6 +96,8 @@ class _Deployment:
     host: str
     weight: float
     order: int
+    most: int
+    """Requests at a time; 0 is no limit."""
 
 
 def read(path: str) -> Draft:
@@ -139,7 +148,10 @@ def _read_router(draft: Draft, router: Table, settings: Table) -> tuple[float | 
     """(time-out in seconds, statuses after which the next backend is asked) of every pool."""
     strategy = router.text("routing_strategy")
     if strategy and strategy != "least-busy":
-        why = "the backend with the fewest requests in flight for its weight is chosen"
+        why = (
+            "the backend with the fewest requests in flight for its weight is chosen;"
+            ' policy = "round_robin" or "p2c" in a pool says otherwise'
+        )
         draft.top.lost(router.where("routing_strategy"), why)
     retries = router.number("num_retries")
     if retries is None:
@@ -208,7 +220,12 @@ def _add_backends(pool: PoolDraft, name: str, found: list[_Deployment]) -> str:
     weights = _scale([deployment.weight for deployment in same])
     for deployment, weight in zip(same, weights, strict=True):
         pool.add_backend(
-            f"{deployment.where}.litellm_params.api_base", deployment.url, deployment.host, weight, deployment.order
+            f"{deployment.where}.litellm_params.api_base",
+            deployment.url,
+            deployment.host,
+            weight=weight,
+            tier=deployment.order,
+            max_in_flight=deployment.most,
         )
     if weights != [deployment.weight for deployment in same]:
         pool.note("The weights are whole numbers here, with about the same ratio.")
@@ -234,6 +251,7 @@ def _read_deployment(where: str, name: str, params: Table, info: Table, variable
     provider, model = _split_model(params)
     order = params.whole("order", info.whole("order", _LAST))
     weight = params.number("weight")
+    most = max(0, params.whole("max_parallel_requests", 0))
     base = params.text("api_base") or params.text("base_url")
     if provider not in _OPENAI | _OLLAMA:
         raise _NoDeploymentError(
@@ -276,7 +294,7 @@ def _read_deployment(where: str, name: str, params: Table, info: Table, variable
             "a name with a * goes on as it is, and LiteLLM changes it here; write out the models",
         )
     return _Deployment(
-        where, url, model, "backend" if provider in _OLLAMA else "", 1 if weight is None else weight, order
+        where, url, model, "backend" if provider in _OLLAMA else "", 1 if weight is None else weight, order, most
     )
 
 

@@ -31,8 +31,9 @@ _STARTS_NOTHING = "llmpipe starts and stops no processes; every server runs all 
 _REASONS = {
     "apiKeys": "keys are not carried over. llmpipe passes on the Authorization field of the client, and asks for no key itself",
     "globalTTL": _STARTS_NOTHING,
+    "globalConcurrencyLimit": "no limit is one for all pools together; write max_in_flight into each",
     "groups": _STARTS_NOTHING,
-    "healthCheckTimeout": "a server that still loads is not waited for; see health in docs/configuration.md",
+    "healthCheckTimeout": 'requests for a server that still loads wait where its pool has queue = { cold_timeout = "2m" }',
     "hooks": _STARTS_NOTHING,
     "matrix": _STARTS_NOTHING,
     "profiles": "a name always leads to the same pool",
@@ -43,7 +44,6 @@ _REASONS = {
 
 _MODEL_REASONS = {
     "cmdStop": _STARTS_NOTHING,
-    "concurrencyLimit": "requests in flight have no limit",
     "filters": "requests go on unchanged",
     "ttl": _STARTS_NOTHING,
     "unloadTimeout": _STARTS_NOTHING,
@@ -151,6 +151,10 @@ def _read_model(draft: Draft, name: str, model: Table, command: _Command, secret
     elif command.check and command.check != "none":
         pool.lost(f"{where}.checkEndpoint", 'it is not a path; write health = { path = "/health" }')
     _read_timeouts(pool, model.table("timeouts"))
+    limit = model.whole("concurrencyLimit", 0)
+    if limit > 0:  # further ones are answered 429 at once
+        pool.set(f"{where}.concurrencyLimit", "max_in_flight", limit)
+        pool.set(f"{where}.concurrencyLimit", "queue.size", 0)
     _show_command(pool, where, command.start, model.texts("env"), secrets)
     for key in model.left():
         if key not in ("name", "description", "metadata", "capabilities"):  # of its list of models

@@ -73,6 +73,8 @@ _PROCESS = {
 
 _NOBODY = "llmpipe keeps nobody out; put what does before it"
 
+_FEWEST = 'the backend with the fewest requests in flight for its weight is chosen; policy = "p2c" takes the better one of two at random'
+
 _REASONS = {
     "add_header": "answers go on unchanged",
     "allow": _NOBODY,
@@ -82,10 +84,10 @@ _REASONS = {
     "client_body_timeout": "a request body has the idle_timeout of its pool",
     "deny": _NOBODY,
     "gzip": "answers go on unchanged",
-    "hash": "the backend with the fewest requests in flight for its weight is chosen",
+    "hash": _FEWEST,
     "if": "write [[routes]] with a path and a header",
-    "ip_hash": "the backend with the fewest requests in flight for its weight is chosen",
-    "least_time": "the backend with the fewest requests in flight for its weight is chosen",
+    "ip_hash": _FEWEST,
+    "least_time": _FEWEST,
     "limit_conn": "max_connections_per_ip limits the connections of a client",
     "limit_conn_zone": "max_connections_per_ip limits the connections of a client",
     "limit_rate": "nothing is slowed down",
@@ -98,7 +100,7 @@ _REASONS = {
     "proxy_next_upstream_timeout": "ttft_timeout is one deadline for all attempts",
     "proxy_next_upstream_tries": "each backend is tried once, within the retry budget",
     "proxy_pass_request_headers": "requests go on unchanged",
-    "random": "the backend with the fewest requests in flight for its weight is chosen",
+    "random": _FEWEST,
     "real_ip_header": "the client's address is read from X-Forwarded-For",
     "return": "llmpipe answers nothing itself",
     "rewrite": "a path goes on as it came",
@@ -112,9 +114,9 @@ _REASONS = {
 
 _SERVER_REASONS = {
     "fail_timeout": "a backend that fails is left out for 100 ms to 10 s",
-    "max_conns": "requests in flight have no limit",
+    "max_conns": "it is no number",
     "max_fails": "one failure leaves a backend out for a moment; for checks write health = { path, fall }",
-    "slow_start": "a backend gets its full share at once",
+    "slow_start": "it is one time for all backends of a pool: write slow_start into the pool",
 }
 
 _SENT_BY_ITSELF = frozenset(
@@ -598,8 +600,7 @@ class _Reader:
             elif name == "proxy_next_upstream":
                 self._read_next(pool, directive)
             elif name == "proxy_ignore_client_abort":
-                if text == "on":
-                    pool.lost(directive.where, 'write on_abort = "finish" into the backends')
+                pool.finishes = text == "on"
             else:
                 pool.lost(directive.where, "it is out of range")
 
@@ -619,28 +620,52 @@ class _Reader:
 
     def _fill(self, pool: PoolDraft, upstream: _Directive, host: str) -> None:
         """Adds the servers of an upstream."""
+        self._read_slow_start(pool, upstream)
         for directive in upstream.block:
             if directive.name == "server" and directive.args:
                 self._read_server(pool, directive, host)
+            elif directive.name == "queue" and directive.args and directive.args[0].isdecimal():
+                self._read_queue(pool, directive)
             elif directive.name == "keepalive_timeout" and directive.args and _seconds(directive.args[0]) is not None:
                 pool.set(directive.where, "upstream_idle_timeout", format_duration(_seconds(directive.args[0]) or 0))
             elif directive.name not in _QUIET:
                 pool.lost(directive.where, _REASONS.get(directive.name, "llmpipe has no such setting"))
 
+    @staticmethod
+    def _read_slow_start(pool: PoolDraft, upstream: _Directive) -> None:
+        """The time that all servers of an upstream have alike; those of one that has none, or another one, are not carried over."""
+        servers = [one.args[1:] for one in upstream.block if one.name == "server" and "down" not in one.args]
+        times = {next((word for word in words if word.startswith("slow_start=")), "") for words in servers}
+        seconds = _seconds(times.pop().partition("=")[2]) if len(times) == 1 else None
+        if seconds:
+            pool.set(f"slow_start of {upstream.where}", "slow_start", format_duration(seconds))
+
+    @staticmethod
+    def _read_queue(pool: PoolDraft, directive: _Directive) -> None:
+        words = dict(word.partition("=")[::2] for word in directive.args[1:])
+        seconds = _seconds(words.get("timeout", "60s"))
+        if len(directive.args[0]) > 9 or seconds is None:
+            pool.lost(directive.where, "it is no number and time")
+            return
+        pool.set(directive.where, "queue.size", int(directive.args[0]))
+        pool.set(directive.where, "queue.timeout", format_duration(seconds))
+
     def _read_server(self, pool: PoolDraft, directive: _Directive, host: str) -> None:
         address, *words = directive.args
-        weight, tier = 1, 0
+        weight, tier, most = 1, 0, 0
         for word in words:
             name, _, value = word.partition("=")
             if name == "weight" and value.isdecimal() and len(value) < 10:
                 weight = int(value)
+            elif name == "max_conns" and value.isdecimal() and len(value) < 10:
+                most = int(value)
             elif name == "backup":
                 tier = 1
             elif name == "down":
                 self.draft.refuse(pool, directive.where, "it is down there; add it here when it is up")
                 return
-            elif name == "max_fails" and value == "1":
-                continue  # nginx's own default
+            elif (name, value) == ("max_fails", "1") or (name == "slow_start" and pool.has("slow_start")):
+                continue  # nginx's own default; what the pool has
             elif name != "resolve":  # names are resolved again all the time
                 pool.lost(
                     f"{_shown(name)} of {directive.where}", _SERVER_REASONS.get(name, "llmpipe has no such setting")
@@ -649,4 +674,4 @@ class _Reader:
         if "@" in address:
             self.draft.refuse(pool, directive.where, "its address is no HOST:PORT")
             return
-        pool.add_backend(directive.where, url, host, weight, tier)
+        pool.add_backend(directive.where, url, host, weight=weight, tier=tier, max_in_flight=most)

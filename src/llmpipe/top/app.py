@@ -331,14 +331,14 @@ class Top(App[None]):
                 self._lost = time.strftime("%H:%M:%S")
             self._lost = f"{self._lost[:8]}: {clean(str(error))}"
         self.redraw()
-        if isinstance(self.screen, Page):
+        if isinstance(self.screen, Page) and self.screen.is_mounted:  # it may have been opened this moment
             self.screen.alarm(f"connection lost at {self._lost}" if self._lost else "")
             if self.screen.live and not self._lost:
                 await self._look_at(self.screen)
 
     async def _look_at(self, page: Page) -> None:
         answered = await self._source.exchange(page.live)
-        if page.is_attached:
+        if page.is_attached and page.is_mounted:
             page.show(timeline.found(page.live, answered))
 
     def redraw(self) -> None:

@@ -7,9 +7,10 @@ import sys
 
 import click
 
+from llmpipe.admin_address import parse_admin
 from llmpipe.errors import UsageError
 from llmpipe.top import plain
-from llmpipe.top.source import Source, UnreachableError, parse_admin
+from llmpipe.top.source import Source, UnreachableError
 
 LEAST_INTERVAL, MOST_INTERVAL = 0.1, 60.0
 """Seconds."""

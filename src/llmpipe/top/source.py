@@ -6,14 +6,13 @@ import asyncio
 import os
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import h11
 import msgspec
 
 from llmpipe import http_client
-from llmpipe.config import format_address, parse_address
-from llmpipe.errors import UsageError
+from llmpipe.admin_address import AdminAddress
 from llmpipe.http_client import Question
 
 MOST_ANSWER = 256 << 20
@@ -29,52 +28,6 @@ ACTION_PATIENCE = 20.0
 """Seconds that a drain or a resume may take: the proxy itself gives up earlier, and says so."""
 
 Json = dict[str, Any]
-
-
-class Address(NamedTuple):
-    """Of an admin endpoint.
-
-    Attributes:
-        host: a name or a numeric address, or "unix:/path".
-        port: 0 for a Unix socket.
-        prefix: path before those of the endpoint, for one behind another proxy.
-    """
-
-    host: str
-    port: int
-    prefix: str = ""
-
-    @property
-    def authority(self) -> str:
-        """For the Host field."""
-        return "localhost" if self.host.startswith("unix:") else format_address(self.host, self.port)
-
-    def __str__(self) -> str:
-        return self.host if self.host.startswith("unix:") else f"http://{self.authority}{self.prefix}"
-
-
-def parse_admin(text: str) -> Address:
-    """The address in `http://HOST[:PORT]`, `HOST:PORT` or `unix:/PATH`.
-
-    Raises:
-        UsageError: it is no such thing, or `off`.
-    """
-    if text == "off":
-        raise UsageError("the admin endpoint is off (--admin off); without one there is nothing to look at")
-    if text.startswith("unix:/"):
-        return Address(text, 0)
-    if "://" not in text:
-        return Address(*parse_address(text))
-    try:
-        parts = urlsplit(text)
-        port = parts.port or 80
-    except ValueError as error:
-        raise UsageError(f"{text!r} is not a URL: {error}") from None
-    if parts.scheme == "https":
-        raise UsageError(f"{text!r}: TLS is not supported; use an address of the endpoint itself, or a tunnel")
-    if parts.scheme != "http" or not parts.hostname or "@" in parts.netloc or parts.query or parts.fragment:
-        raise UsageError(f"{text!r} is not the address of an admin endpoint; write http://HOST:PORT")
-    return Address(parts.hostname, port, parts.path.rstrip("/"))
 
 
 class UnreachableError(Exception):
@@ -105,7 +58,7 @@ class Snapshot:
 class Source:
     """Asks one admin endpoint. Each question has a connection of its own; nothing here blocks the event loop."""
 
-    def __init__(self, address: Address, token: str = "") -> None:
+    def __init__(self, address: AdminAddress, token: str = "") -> None:
         """Args:
         address: where to ask.
         token: that POSTs bring; empty for none.

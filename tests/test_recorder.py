@@ -38,8 +38,10 @@ AT = 1_700_000_000.25
 
 def tape(**changes: Any) -> Tape:
     """Of a stream of two pieces; what belongs to its exchange may be changed too."""
+    named = {"request_id": b"id-1", "model": b"llama-3.3-70b", "pool": b"llama"}
+    times = {"age": 0.0, "duration": 0.1} if changes.get("asked") else {"age": 0.25, "duration": 1.0}
     whole = Tape(
-        exchange=record(age=0.25, duration=1.0) if not changes.get("asked") else record(age=0.0, duration=0.1),
+        exchange=record(**named, **times),
         asked=False,
         status=200,
         content_type=b"text/event-stream",

@@ -437,6 +437,8 @@ class Recorder:
         else:
             self.dropped += 1
         if asking.left == 0:
+            # One of them may have been asked for by who was there before: then the engines still look for one.
+            self._source.record_next(0)
             self._asking = None
             asking.end()
         asking.tell()

@@ -350,13 +350,44 @@ def test_u2_the_share_is_asked_for_only_where_there_is_a_folder(tmp_path: Path) 
 
 
 def test_u2_files_are_of_the_share_and_not_of_what_was_asked_for(tmp_path: Path) -> None:
-    with folder_at(tmp_path) as folder:
-        found, _ = started(folder)
-        found.take(tape())
-        found.take(tape(asked=True, request_id=b"asked"))
+    async def run() -> None:
+        with folder_at(tmp_path) as folder:
+            found, _ = started(folder, record_share=1.0)
+            assert found.ask(Asking(1, request_bodies=False))
+            found.take(tape())
+            found.take(tape(asked=True, request_id=b"asked"))
+        assert dict(found.results()) == {"written": 1, "cut": 0, "failed": 0, "dropped": 0, "sent": 1}
+
+    asyncio.run(run())
     (name,) = names(tmp_path)
     assert name.endswith("-id-1.jsonl")
-    assert dict(found.results()) == {"written": 1, "cut": 0, "failed": 0, "dropped": 0, "sent": 0}
+
+
+@pytest.mark.parametrize("bodies", [False, True])
+def test_u2_what_was_asked_for_by_who_has_left_is_an_answer_like_any_other(tmp_path: Path, bodies: bool) -> None:
+    async def run() -> None:
+        with folder_at(tmp_path) as folder:
+            found, engine = started(folder, record_share=1.0, record_request_bodies=bodies)
+            for wanted in (False, True):
+                asking = Asking(2, request_bodies=wanted)
+                assert found.ask(asking)
+                assert engine.asked[-1] == (2, wanted or bodies)
+                found.end(asking)
+            found.take(tape(asked=True, request_body=b"{}"))
+            assert found.ask(Asking(2, request_bodies=True))
+            found.take(tape(asked=True, request_body=b"{}", duration=60.0))
+
+    asyncio.run(run())
+    written = [recording.read(tmp_path / name)[0] for name in names(tmp_path)]
+    assert [one.request_body for one in written] == [b"{}" if bodies else None] * 2
+
+
+def test_u2_a_share_of_what_was_asked_for_by_who_has_left_is_written(tmp_path: Path) -> None:
+    with folder_at(tmp_path) as folder:
+        found, _ = started(folder, record_share=0.0)
+        for _ in range(100):
+            found.take(tape(asked=True))
+    assert names(tmp_path) == []
 
 
 def test_u3_one_asks_at_a_time_and_gets_as_many_as_it_asked_for() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import queue
+import random
 import re
 import tempfile
 import threading
@@ -402,8 +403,14 @@ class Recorder:
         now = time.time()
         recording = make_recording(tape, self._fleet, now)
         if tape.asked:
-            self._answer(tape.exchange, recording)
-        elif self._folder is not None:
+            if self._answer(tape.exchange, recording):
+                return
+            # It was chosen for who has left, and is an answer like any other.
+            if random.random() >= self._process.record_share:  # noqa: S311 - as the engines choose
+                return
+            if not self._process.record_request_bodies:
+                recording = recording._replace(request_body=None)
+        if self._folder is not None:
             self._folder.add(recording, now - tape.exchange.age)
 
     def ask(self, asking: Asking) -> bool:
@@ -412,7 +419,9 @@ class Recorder:
             return False
         self._asking = asking
         asking.begun = time.monotonic()
-        self._source.record_next(asking.count, request_bodies=asking.request_bodies)
+        # What is not sent may become a file.
+        for_files = self._folder is not None and self._process.record_request_bodies
+        self._source.record_next(asking.count, request_bodies=asking.request_bodies or for_files)
         return True
 
     def end(self, asking: Asking) -> None:
@@ -424,12 +433,13 @@ class Recorder:
             self._asking = None
         asking.end()
 
-    def _answer(self, record: ExchangeEnded, recording: Recording) -> None:
+    def _answer(self, record: ExchangeEnded, recording: Recording) -> bool:
+        """Hands one that was asked for to who asks. Whether somebody does: else who asked for it has left."""
         asking = self._asking
-        if asking is None:  # who asked has left
-            return
+        if asking is None:
+            return False
         if time.monotonic() - record.age - record.duration + (record.head or 0.0) < asking.begun - BEFORE:
-            return  # it was asked for by somebody who has left
+            return False
         if not asking.request_bodies:
             recording = recording._replace(request_body=None)
         if asking.put(recording):
@@ -442,3 +452,4 @@ class Recorder:
             self._asking = None
             asking.end()
         asking.tell()
+        return True

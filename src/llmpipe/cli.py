@@ -6,6 +6,7 @@ Every option has an environment variable. Nothing is decided here but how text b
 import asyncio
 import difflib
 import json
+import math
 import os
 import re
 import signal
@@ -76,6 +77,16 @@ class _Parsed(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # gener
 DURATION = _Parsed("duration", parse_duration)
 SIZE = _Parsed("size", parse_size)
 ADDRESS = _Parsed("host:port", parse_address)
+
+
+class _FloatRange(click.FloatRange):
+    """A range that NaN is not in: it compares with neither end, and click takes it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = super().convert(value, param, ctx)
+        if math.isnan(found):
+            self.fail(f"{value} is no number", param, ctx)
+        return found
 
 
 class _Option(click.Option):
@@ -375,7 +386,7 @@ def config_reference() -> None:
     metavar="HOST:PORT",
 )
 @mock_option(
-    "--tokens-per-second", "Pace of each answer; 0 is as fast as it can.", type=click.FloatRange(0, 1e6), default=50.0
+    "--tokens-per-second", "Pace of each answer; 0 is as fast as it can.", type=_FloatRange(0, 1e6), default=50.0
 )
 @mock_option("--ttft", "Time before the first token.", type=DURATION, default="200ms")
 @mock_option(
@@ -409,14 +420,14 @@ def config_reference() -> None:
     "--prefill-rate",
     "Prompt tokens that are read per second; a token is 4 bytes of text. The first token comes --ttft + prompt tokens / "
     "prefill-rate seconds after the request has its slot. 0 reads a prompt in no time.",
-    type=click.FloatRange(0, 1e9),
+    type=_FloatRange(0, 1e9),
     default=0.0,
 )
 @mock_option(
     "--decode-slowdown",
     "Makes tokens slower under load: each takes (1 + slowdown x other requests that are worked on) / tokens-per-second "
     "seconds, so that the total throughput levels off at tokens-per-second / slowdown. 0 is no slowdown.",
-    type=click.FloatRange(0, 1e3),
+    type=_FloatRange(0, 1e3),
     default=0.0,
 )
 @mock_option(
@@ -436,7 +447,7 @@ def config_reference() -> None:
 @mock_option(
     "--replay-speed",
     "How many times faster than recorded --replay plays back; 0 waits for nothing.",
-    type=click.FloatRange(0, 1e6),
+    type=_FloatRange(0, 1e6),
     default=1.0,
 )
 def mock_(**options: Any) -> None:
@@ -518,7 +529,7 @@ def mock_(**options: Any) -> None:
 @bench_option(
     "--rate",
     "Events a second of each stream; 0 sends short answers in one piece.",
-    type=click.FloatRange(0, 1e6),
+    type=_FloatRange(0, 1e6),
     default=25.0,
 )
 @bench_option("--event-size", "Length of an event.", type=SIZE, default="200")
@@ -529,7 +540,7 @@ def mock_(**options: Any) -> None:
     default=1,
 )
 @bench_option(
-    "--arrivals-per-second", "Requests a second of the shape arrivals.", type=click.FloatRange(0.01, 1e6), default=100.0
+    "--arrivals-per-second", "Requests a second of the shape arrivals.", type=_FloatRange(0.01, 1e6), default=100.0
 )
 @bench_option(
     "--disconnecting",

@@ -282,7 +282,6 @@ cdef class Load:
             made.arrival = plan.arrival
             made.timeout = plan.timeout
             made.spread = plan.spread
-            made.pause = plan.pause
             made.marked = plan.marked
             if load.plan_given is not NULL:
                 raise RuntimeError("the plan before was not abandoned")

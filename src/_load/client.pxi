@@ -166,9 +166,6 @@ cdef void client_due(LoadC *load, ClientC *client) noexcept nogil:
     elif client.state == REQUEST_CLOSING:
         client_shut(load, client, False)
         client_again(load, client, 0)
-    elif client.state == REQUEST_IDLE:
-        client.asked = load_clock()
-        client_ask(load, client)
     elif client.disconnects:
         client_leave(load, client)
 
@@ -236,9 +233,6 @@ cdef void client_answered(LoadC *load, ClientC *client) noexcept nogil:
         client_shut(load, client, load.finishing)       # see source_close
         if plan.again != AGAIN_NEVER:
             client_again(load, client, 0)
-    elif plan.again == AGAIN_ASK and plan.pause:
-        client.state = REQUEST_IDLE
-        timer_set(load, &client.conn, now + load_random_below(load, plan.pause))
     elif plan.again == AGAIN_ASK:
         client.asked = now
         client_ask(load, client)
@@ -569,10 +563,6 @@ cdef void client_ended(LoadC *load, ClientC *client, bint reset) noexcept nogil:
         # It closed an idle connection while the next request was on its way: nobody's error, as any client knows.
         client_shut(load, client, False)
         client_connect(load, client)
-        return
-    if idle and load.plan.pause:
-        client_shut(load, client, False)
-        client_again(load, client, 0)
         return
     if idle:
         client_unlist(load, client)

@@ -138,7 +138,6 @@ cdef struct PlanC:
     int64_t arrival                 # mean ns between arrivals
     int64_t timeout                 # ns that a request may take; 0 is off
     int64_t spread                  # ns over which clients begin; 0 is all at once
-    int64_t pause                   # ns within which they ask again after an answer; 0 is at once
     bint marked                     # the source is ours: requests and events carry marks
     # The request: prefix, mark where marked, suffix with the body.
     uint8_t *prefix

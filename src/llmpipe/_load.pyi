@@ -62,9 +62,6 @@ class Plan(Protocol):
     def spread(self) -> int:
         """Clients begin at random within it; 0 is all at once."""
     @property
-    def pause(self) -> int:
-        """They ask again at random within it, after an answer on the same connection; 0 is at once."""
-    @property
     def recordings(self) -> Sequence[tuple[bytes, Sequence[tuple[int, bytes]], int]]:
         """Of a replay, each the head as it is sent, the pieces with their times from the request, and the time of the end."""
     @property

@@ -524,7 +524,9 @@ def mock_(**options: Any) -> None:
 @bench_option(
     "--replay-speed", "How many times as fast they are played.", type=click.FloatRange(0.01, 1000), default=1.0
 )
-@bench_option("--timeout", "How long a request may take, beside what a recording takes; 0 is off.", type=DURATION, default="60s")
+@bench_option(
+    "--timeout", "How long a request may take, beside what a recording takes; 0 is off.", type=DURATION, default="60s"
+)
 @bench_option("--duration", "How long each round measures.", type=DURATION, default="10s")
 @bench_option("--settle", "How long each round runs before it measures.", type=DURATION, default="2s")
 @bench_option("--rounds", "Rounds; targets take turns in each.", type=click.IntRange(1, 1000), default=3)

@@ -188,7 +188,10 @@ def read_replay(options: dict[str, Any]) -> Replay | None:
     found = replay.read(Path(options["replay"]), options["replay_speed"])
     if found.left_out:
         every = found.left_out + len(found.tapes)
-        print(f"{found.name}: {found.left_out} of {every} recordings are left out; their status is not 200", file=sys.stderr)
+        print(
+            f"{found.name}: {found.left_out} of {every} recordings are left out; their status is not 200",
+            file=sys.stderr,
+        )
     return found
 
 

@@ -14,9 +14,6 @@ from llmpipe.recording import Recording
 SPREAD_MOST = 30.0
 """Seconds over which clients begin, at most."""
 
-PAUSE_MOST = 0.1
-"""Seconds between two answers, at most; longer than most gaps between pieces."""
-
 
 class Tape(NamedTuple):
     """One recording, as the generator takes it.
@@ -49,12 +46,6 @@ class Replay:
         return 1 + int(min(sum(tape.end for tape in self.tapes) / len(self.tapes), SPREAD_MOST * 1e9))
 
     @property
-    def pause(self) -> int:
-        """Nanoseconds within which clients ask again. At once would do harm: what one stream delays begins its next answer later,
-        so that streams gather behind each other, more with each answer."""
-        return max(1, int(min(self.spread, PAUSE_MOST * 1e9)))
-
-    @property
     def longest(self) -> int:
         """Nanoseconds that the longest takes."""
         return max(tape.end for tape in self.tapes)
@@ -67,7 +58,9 @@ class Replay:
 
 def _head(one: Recording) -> bytes:
     content_type = f"Content-Type: {one.content_type}\r\n" if one.content_type else ""
-    return f"HTTP/1.1 200 OK\r\n{content_type}Cache-Control: no-cache\r\nTransfer-Encoding: chunked\r\n\r\n".encode("latin-1")
+    return f"HTTP/1.1 200 OK\r\n{content_type}Cache-Control: no-cache\r\nTransfer-Encoding: chunked\r\n\r\n".encode(
+        "latin-1"
+    )
 
 
 def _sendable(content_type: str) -> bool:
@@ -85,7 +78,9 @@ def make(recordings: list[Recording], name: str, speed: float) -> Replay:
         raise UsageError(f"--replay {name}: no recording in it has status 200, so there is nothing to play")
     size = sum(len(piece.data) for one in played for piece in one.pieces)
     if size > REPLAY_SIZE_MOST:
-        raise UsageError(f"--replay {name}: {size:,} bytes of answers are too many; at most {REPLAY_SIZE_MOST:,} are played")
+        raise UsageError(
+            f"--replay {name}: {size:,} bytes of answers are too many; at most {REPLAY_SIZE_MOST:,} are played"
+        )
     for one in played:
         which = f"--replay {name}: recording {recordings.index(one) + 1}"
         if len(one.pieces) > REPLAY_PIECES_MOST:

@@ -61,7 +61,9 @@ ATTACK_COLUMNS = ("attackers_open", "attacks_per_second")
 def columns_of_round(workload: Workload, result: Round) -> list[str]:
     """The figures of its shape that a round has."""
     wanted = (
-        COLUMNS[workload.shape] if result.fidelity or workload.by_events else (*COLUMNS[workload.shape], *SERVER_COLUMNS)
+        COLUMNS[workload.shape]
+        if result.fidelity or workload.by_events
+        else (*COLUMNS[workload.shape], *SERVER_COLUMNS)
     )
     return [name for name in (*wanted, *USER_COLUMNS, *ATTACK_COLUMNS) if name in result.figures]
 
@@ -278,7 +280,7 @@ def replay_errors(workload: dict[str, Any]) -> list[str]:
     return [
         f"replay error, {target['name']}: "
         + ", ".join(f"{name[5:]} {spread(target['figures'][name])}" for name in REPLAY_ERROR)
-        + f"; {spread(target['figures']['events_per_second']).replace('/s', ' pieces/s')}"
+        + f"; pieces {spread(target['figures']['events_per_second'])}"
         for target in workload["targets"]
         if all(name in target["figures"] for name in REPLAY_ERROR)
     ]

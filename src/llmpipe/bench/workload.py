@@ -190,7 +190,6 @@ class LoadPlan:
     arrival: int
     timeout: int
     spread: int
-    pause: int
     recordings: tuple[Tape, ...]
     marked: bool
     prefix: bytes
@@ -243,7 +242,6 @@ def make_plan(workload: Workload, target: tuple[str, int], marked: bool) -> Load
         # What a recording takes by itself is no fault of the target.
         timeout=timeout + replay.longest if timeout and replay else timeout,
         spread=replay.spread if replay else 0,
-        pause=replay.pause if replay else 0,
         recordings=replay.tapes if replay else (),
         marked=marked,
         prefix=text + b"X-Request-ID-Bench: " if marked else text,

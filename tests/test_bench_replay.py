@@ -201,7 +201,7 @@ def test_an_answer_without_pieces_ends_well(content_type):
 def test_what_a_socket_does_not_take_waits_and_is_no_error_of_the_replay():
     size, count = 500_000, 30
     pieces = [(1000 * number, bytes([97 + number % 26]) * size) for number in range(count)]
-    with source_of(recorded(*pieces), room=4096) as (load, client):
+    with source_of(recorded(*pieces), room=65536) as (load, client):
         load.measure()
         client.ask()
         wait_until(lambda: load.stats()["counts"]["sent"] > 1, what="it sends")
@@ -223,7 +223,7 @@ def test_what_a_socket_does_not_take_waits_and_is_no_error_of_the_replay():
 @pytest.mark.parametrize("full", [False, True], ids=["idle", "full"])
 def test_an_end_within_an_answer_is_a_good_one(full):
     pieces = [(1000 * number, b"x" * 500_000) for number in range(30)] if full else [(0, b"one"), (HOUR, b"two")]
-    with source_of(recorded(*pieces), room=4096) as (load, client):
+    with source_of(recorded(*pieces), room=65536) as (load, client):
         load.measure()
         client.ask()
         wait_until(lambda: load.stats()["counts"]["sent"] >= 1, what="it sends")
@@ -541,7 +541,8 @@ def test_the_generator_refuses_what_it_cannot_carry(changed, said):
         with pytest.raises(UsageError, match=re.escape(said)):
             begin(load, replace(plan_of([WHOLE], port), **changed))
         begin(load, plan_of([WHOLE], port))  # nothing is left of it
-        wait_until(lambda: load.stats()["flowing"] >= 1, what="it plays")
+        load.measure()
+        wait_until(lambda: load.stats()["counts"]["answers"] > 0, what="it plays")
         assert finish(load) == 0
 
 
@@ -587,7 +588,8 @@ def test_nothing_is_left_open():
     with running((HOST, port)) as load:
         for _ in range(3):  # rounds, each with a plan of its own
             begin(load, plan_of(THREE, port, streams=50))
-            wait_until(lambda: load.stats()["flowing"] >= 1, what="it plays")
+            load.measure()
+            wait_until(lambda: load.stats()["counts"]["answers"] > 0, what="it plays")
             assert finish(load) == 0
     wait_until(lambda: open_descriptors(os.getpid()).keys() == before.keys(), what="all is closed")
 

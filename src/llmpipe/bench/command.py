@@ -174,7 +174,7 @@ def read_targets(options: dict[str, Any]) -> tuple[list[Target], str]:
 
 
 def read_replay(options: dict[str, Any]) -> Replay | None:
-    """What the shape replay plays, with a word about what is left out; None of other shapes.
+    """What the shape replay plays; None of other shapes.
 
     Raises:
         UsageError: the options do not belong together, or the file cannot be played.
@@ -185,14 +185,7 @@ def read_replay(options: dict[str, Any]) -> Replay | None:
         return None
     if not options["replay"]:
         raise UsageError("replay needs recordings to play; name their file with --replay FILE")
-    found = replay.read(Path(options["replay"]), options["replay_speed"])
-    if found.left_out:
-        every = found.left_out + len(found.tapes)
-        print(
-            f"{found.name}: {found.left_out} of {every} recordings are left out; their status is not 200",
-            file=sys.stderr,
-        )
-    return found
+    return replay.read(Path(options["replay"]), options["replay_speed"])
 
 
 def run(options: dict[str, Any]) -> int:
@@ -221,6 +214,12 @@ def run(options: dict[str, Any]) -> int:
         load_page()
     _check_descriptors(workload, has_source)
     _pin(options["cpu"])
+    if played and played.left_out:
+        every = played.left_out + len(played.tapes)
+        print(
+            f"{played.name}: {played.left_out} of {every} recordings are left out; their status is not 200",
+            file=sys.stderr,
+        )
     schedule = Schedule(options["rounds"], options["settle"], options["duration"])
     outcome: Outcome | None = None
     complete = True

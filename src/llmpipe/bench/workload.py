@@ -170,7 +170,7 @@ class Workload:
                 "recordings": len(self.replay.tapes),
                 "left_out": self.replay.left_out,
                 "speed": self.replay.speed,
-                "spread": self.spread,
+                "spread": round(self.spread, 3),
             }
         return {name: getattr(self, name) for name in names}
 

@@ -102,7 +102,11 @@ def seen(load: Load, name: str) -> int:
 
 @contextmanager
 def asked_once(
-    recordings: list[Recording], streams: int, down: Pump = send_on, speed: float = 1.0
+    recordings: list[Recording],
+    streams: int,
+    down: Pump = send_on,
+    speed: float = 1.0,
+    tell: Callable[[Load], None] | None = None,
 ) -> Iterator[tuple[Load, dict[str, int]]]:
     """Each client has asked once, and has its answer; all of it was counted. The recordings were played in turn."""
     port = free_port()
@@ -112,6 +116,8 @@ def asked_once(
         return gate.wait(TIMEOUT) and send_on(sink, data)
 
     with running((HOST, port)) as load, relay(port, down, up=up) as address:
+        if tell:
+            tell(load)
         plan = replace(plan_of(recordings, port, streams, speed), again=0, spread=0)
         begin(load, replace(plan, target=(HOST, int(address.rpartition(":")[2]))))
         load.measure()
@@ -205,12 +211,12 @@ def test_what_a_socket_does_not_take_waits_and_is_no_error_of_the_replay():
         load.measure()
         client.ask()
         wait_until(lambda: load.stats()["counts"]["sent"] > 1, what="it sends")
-        last = [0]
+        last: list[int] = []
 
         def stands() -> bool:
-            before, last[0] = last[0], load.stats()["counts"]["sent"]
-            threading.Event().wait(0.3)
-            return before == last[0] == load.stats()["counts"]["sent"]
+            threading.Event().wait(0.1)
+            last.append(load.stats()["counts"]["sent"])
+            return last[-10:] == [last[-1]] * 10
 
         wait_until(stands, what="the socket is full")
         assert load.stats()["counts"]["sent"] < count
@@ -235,14 +241,19 @@ def test_an_end_within_an_answer_is_a_good_one(full):
         assert 1 <= len(chunks) < len(pieces)
 
 
-def test_an_end_before_the_first_piece_is_a_good_one():
+@pytest.mark.parametrize("asked_before", [True, False])
+def test_an_end_before_the_first_piece_is_a_good_one(asked_before):
+    """Whether the request came before the round's end, or was on its way."""
     with source_of(recorded((HOUR, b"late"))) as (load, client):
-        client.ask()
-        client.sock.settimeout(0.3)
-        with pytest.raises(TimeoutError):
-            client.sock.recv(1)
-        client.sock.settimeout(TIMEOUT)
+        if asked_before:
+            client.ask()
+            client.sock.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                client.sock.recv(1)
+            client.sock.settimeout(TIMEOUT)
         load.finish()
+        if not asked_before:
+            client.ask()
         head, chunks = client.answer()
         assert head.startswith(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n")
         assert chunks == []
@@ -308,7 +319,7 @@ def test_no_piece_is_early_and_the_times_add_up():
     assert duration >= 90_000_000
 
 
-def test_a_gap_is_never_shorter_at_the_source():
+def test_a_gap_is_the_recorded_one_but_for_what_was_late():
     with asked_once([recorded((0, b"one"), (30_000, b"two"), end=30_000)], 1) as (load, _):
         late = load.times("late")[0]
         gap, jitter = load.times("itl")[1], load.times("jitter")[1]
@@ -357,15 +368,20 @@ def test_one_altered_byte_is_one_altered_piece():
 
 
 def test_a_split_piece_is_seen_and_is_not_altered():
+    loads: list[Load] = []
+    sent = [0]
+
     def split(sink: socket.socket, data: bytes) -> bool:
         at = data.find(b'"b"')
-        if at < 0:
-            return send_on(sink, data)
-        send_on(sink, data[:at])
-        threading.Event().wait(0.3)
-        return send_on(sink, data[at:])
+        if at >= 0:
+            send_on(sink, data[:at])
+            sent[0] += at
+            wait_until(lambda: loads[0].stats()["counts"]["bytes"] == sent[0], what="the first part is there")
+            data = data[at:]
+        sent[0] += len(data)
+        return send_on(sink, data)
 
-    with asked_once([LUMPS], 1, split) as (_, counts):
+    with asked_once([LUMPS], 1, split, tell=loads.append) as (_, counts):
         assert counts["split"] >= 1
         assert counts["altered"] == 0
         assert counts["events"] == 3
@@ -390,9 +406,8 @@ def test_a_piece_that_comes_in_other_chunks_is_what_it_was():
         (WHOLE, chunk(body(WHOLE)), chunk(body(WHOLE)) + chunk(b"!") + chunk(b"!"), 3, {}),
         (EMPTY, b"\r\n0\r\n", b"\r\n" + chunk(b"!") + b"0\r\n", 3, {}),
         (WHOLE, b"HTTP/1.1 200 OK", b"HTTP/1.1 503 No", 0, {"status": 3}),
-        (WHOLE, b"\r\n0\r\n\r\n", b"\r\nzz\r\n", 0, {"protocol": 3}),
     ],
-    ids=["nothing", "shorter", "longer", "more", "something", "status", "framing"],
+    ids=["nothing", "shorter", "longer", "more", "something", "status"],
 )
 def test_what_lacks_something_or_has_more_is_found_out(one, old, new, altered, failed):
     held: dict[socket.socket, bytes] = {}
@@ -411,7 +426,7 @@ def test_what_lacks_something_or_has_more_is_found_out(one, old, new, altered, f
 # The command.
 
 
-@pytest.mark.parametrize("speed", [1, 2])
+@pytest.mark.parametrize("speed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_through_the_proxy_every_byte_comes_as_it_was_recorded(speed, proxy_to, tmp_path):
     port = free_port()
     proxy = proxy_to(f"http://{HOST}:{port}")

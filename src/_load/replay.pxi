@@ -33,7 +33,10 @@ cdef void replay_begin(LoadC *load, SourceC *source) noexcept nogil:
     source.begun = load_clock()
     source.freed = 0
     source.held = False
-    replay_await(load, source)
+    if load.finishing:
+        source_end(load, source)        # it was on its way when the round ended
+    else:
+        replay_await(load, source)
 
 cdef void replay_await(LoadC *load, SourceC *source) noexcept nogil:
     source.next = source.begun + source.tape.steps[source.number].due

@@ -176,6 +176,8 @@ cdef void source_begin(LoadC *load, SourceC *source) noexcept nogil:
         return
     if source_send(load, source, to, n) != RC_OK:
         source_gone(load, source)
+    elif load.finishing:
+        source_end(load, source)        # its request was on its way when the round ended
     elif source.mode == MODE_EVENTS:
         # Each stream has a phase of its own, or all would send at once.
         source.next += load_random_below(load, plan.interval) + 1

@@ -374,7 +374,7 @@ def test_u3_one_asks_at_a_time_and_gets_as_many_as_it_asked_for() -> None:
         await asyncio.wait_for(first.news.wait(), TIMEOUT)
         found.end(first)  # changes nothing any more
         assert found.ask(second)
-        assert engine.asked == [(2, True), (1, False)]
+        assert engine.asked == [(2, True), (0, False), (1, False)]
         assert dict(found.results())["sent"] == 2
 
     asyncio.run(run())
@@ -403,7 +403,7 @@ def test_u3_who_ends_gets_what_has_come_and_nothing_that_comes_later() -> None:
         engine.ended = [tape(asked=True)]
         found.end(third)  # the last one was among those that had ended
         assert third.over
-        assert engine.asked[2:] == [(1, False), (1, False)]
+        assert engine.asked[2:] == [(1, False), (0, False)] * 2
 
     asyncio.run(run())
 

@@ -1,23 +1,25 @@
 # sieve: takes the event with the usage out of an event stream, where its client has not asked for that and the proxy has (rule Q2).
 #
 # An event is of no use to a client before its blank line, so an event that comes in parts is held until it is whole, and nothing is
-# late. One that is longer than the usage can be goes on as it comes.
+# late. One that is longer than the usage can be goes on as it comes, and so does a comment before an event: it keeps a connection.
 
 cdef enum:
     SIEVE_ROOM = 4096
 
 cdef struct SieveC:
     uint32_t held               # bytes of an event whose end has not come
+    uint8_t fresh               # there is content in what is held
     uint8_t passes              # the event is too long to be the one
     uint8_t in_line             # the line that is read has something in it
     uint8_t data[SIEVE_ROOM]
 
 cdef size_t sieve_event_end(SieveC *sieve, const uint8_t *p, size_t n) noexcept nogil:
-    # Where the event ends that goes on at p, its blank line included; 0 where that is not in p[0:n].
+    # Where the event ends that goes on at p, its blank line included, or the comment; 0 where that is not in p[0:n].
     cdef const uint8_t *line_end
     cdef size_t at = 0
     cdef size_t length
     cdef bint blank
+    cdef bint comment = not sieve.passes and (sieve.data[0] if sieve.held else p[0]) == c":"
     while at < n:
         line_end = <const uint8_t *>memchr(p + at, c"\n", n - at)
         length = n - at if line_end is NULL else line_end - (p + at)
@@ -26,24 +28,25 @@ cdef size_t sieve_event_end(SieveC *sieve, const uint8_t *p, size_t n) noexcept 
         if line_end is NULL:
             return 0
         at += length + 1
-        if blank:
+        if blank or comment:
             return at
     return 0
 
 cdef const uint8_t *event_member(const uint8_t *p, size_t n, const char *name) noexcept nogil:
     # The first byte of a member's value; NULL where there is no such member. Its name has its quotes, which no text within a string
-    # has without a backslash.
+    # has without a backslash; a string that is the same as the name has no colon behind it.
     cdef const uint8_t *end = p + n
-    cdef const uint8_t *at = <const uint8_t *>memmem(p, n, name, strlen(name))
-    if at is NULL:
-        return NULL
-    at = blank_skip(at + strlen(name), end)
-    if at == end or at[0] != c":":
-        return NULL
-    at = blank_skip(at + 1, end)
-    if at == end:
-        return NULL
-    return at
+    cdef const uint8_t *at = p
+    while True:
+        at = <const uint8_t *>memmem(at, end - at, name, strlen(name))
+        if at is NULL:
+            return NULL
+        at = blank_skip(at + strlen(name), end)
+        if at < end and at[0] == c":":
+            at = blank_skip(at + 1, end)
+            if at == end:
+                return NULL
+            return at
 
 cdef bint event_is_usage(const uint8_t *p, size_t n) noexcept nogil:
     # Whether an event has the usage and no choice: the one that `stream_options` adds.

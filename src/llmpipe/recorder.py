@@ -438,5 +438,6 @@ class Recorder:
             self.dropped += 1
         if asking.left == 0:
             self._asking = None
+            self._source.record_next(0)  # else every request would be looked at
             asking.end()
         asking.tell()

@@ -7,6 +7,7 @@ its clients; what stands between them, and in which order it is looked at, is de
 
     source.pxi      accepts what the proxy under test connects, reads requests, writes events when they are due
     client.pxi      connects to the proxy, asks, times and checks every event of the answer, leaves when told
+    replay.pxi      of both: recordings, sent piece by piece when each is due, and compared
     loop.pxi        one turn: commands, epoll, what is due, what is left over
 
 Rules for every part: `noexcept nogil` on every function; descriptors are touched in `io` only; nothing is allocated
@@ -27,6 +28,7 @@ include "_load/plan.pxi"
 include "_load/timer.pxi"
 include "_load/source.pxi"
 include "_load/client.pxi"
+include "_load/replay.pxi"
 include "_load/loop.pxi"
 
 cdef extern from "<math.h>" nogil:
@@ -41,6 +43,10 @@ EVENT_SIZE_LEAST = strlen(EVENT_BEFORE) + MARK_LENGTH + strlen(EVENT_BEHIND)
 EVENT_SIZE_MOST = 32768
 ANSWER_SIZE_MOST = RECV_ROOM - 1024
 CHUNK_SIZE_MOST = 16
+REPLAY_SIZE_MOST = REPLAY_SIZE
+REPLAY_PIECES_MOST = REPLAY_PIECES
+REPLAY_PIECE_SIZE_MOST = REPLAY_PIECE_SIZE
+REPLAY_STAMPS_MOST = REPLAY_STAMPS
 
 text_init()
 
@@ -80,9 +86,73 @@ cdef int _make_event(PlanC *plan, size_t size) except -1:
     return 0
 
 
+cdef int _make_tape(TapeC *tape, bytes head, list pieces, int64_t end) except -1:
+    # What is sent of a recording, and when: `pieces` are (ns from the request, bytes), `end` is in ns too.
+    cdef list text = [head]
+    cdef list body = []
+    cdef size_t text_end = len(head)
+    cdef size_t body_end = 0
+    cdef int64_t due = 0
+    cdef bytes piece
+    cdef bytes chunk
+    cdef StepC *step
+    _ranged("the pieces of a recording", len(pieces), 0, REPLAY_PIECES)
+    step = tape.steps = <StepC *>_made(sizeof(StepC) * <size_t>(len(pieces) + 1))
+    for at, piece in pieces:
+        _ranged("the length of a piece", len(piece), 1, REPLAY_PIECE_SIZE)
+        _ranged("the time of a piece", at, due, 1 << 60)
+        due = at
+        chunk = b"%x\r\n%s\r\n" % (len(piece), piece)
+        text.append(chunk)
+        body.append(piece)
+        text_end += len(chunk)
+        body_end += len(piece)
+        step.due = due
+        step.text_end = text_end
+        step.body_end = body_end
+        step += 1
+    _ranged("the end of a recording", end, due, 1 << 60)
+    text.append(b"0\r\n\r\n")
+    step.due = end
+    step.text_end = text_end + 5
+    step.body_end = body_end
+    tape.head_length = len(head)
+    tape.text = _copy(b"".join(text))
+    tape.body = _copy(b"".join(body))
+    tape.body_length = body_end
+    tape.count = <uint32_t>len(pieces)
+    return 0
+
+
+cdef int _make_tapes(PlanC *plan, recordings) except -1:
+    # The recordings, and each client's places for the times of their pieces. The clients are there.
+    cdef size_t size = 0
+    cdef size_t most = 1
+    cdef int i
+    plan.tapes = <TapeC *>_made(sizeof(TapeC) * <size_t>len(recordings))
+    for head, pieces, end in recordings:
+        plan.tape_count += 1
+        _make_tape(&plan.tapes[plan.tape_count - 1], head, list(pieces), end)
+        size += plan.tapes[plan.tape_count - 1].body_length
+        _ranged("the length of all recordings", size, 0, REPLAY_SIZE)
+        most = max(most, <size_t>plan.tapes[plan.tape_count - 1].count)
+    _ranged("clients times pieces", plan.client_count * most, 0, REPLAY_STAMPS)
+    plan.stamps = <int64_t *>_made(sizeof(int64_t) * (<size_t>plan.client_count * most + 1))
+    for i in range(plan.client_count):
+        plan.clients[i].stamps = plan.stamps + <size_t>i * most
+    return 0
+
+
 cdef void _free_plan(PlanC *plan) noexcept:
+    cdef uint32_t i
     if plan is NULL:
         return
+    for i in range(plan.tape_count):
+        free(plan.tapes[i].text)
+        free(plan.tapes[i].body)
+        free(plan.tapes[i].steps)
+    free(plan.tapes)
+    free(plan.stamps)
     free(plan.clients)
     free(plan.prefix)
     free(plan.suffix)
@@ -174,7 +244,7 @@ cdef class Load:
         _ranged("disconnecting", plan.disconnecting, 0, 100000)
         _ranged("event_size", plan.event_size, EVENT_SIZE_LEAST, EVENT_SIZE_MOST)
         _ranged("events", plan.events, 0, 1000000)
-        _ranged("mode", plan.mode, MODE_EVENTS, MODE_WAIT)
+        _ranged("mode", plan.mode, MODE_EVENTS, MODE_REPLAY)
         _ranged("again", plan.again, AGAIN_NEVER, AGAIN_ARRIVAL)
         if len(plan.prefix) + len(plan.suffix) + 32 > RECV_ROOM:
             raise ValueError(f"the request is longer than {RECV_ROOM} bytes")
@@ -184,6 +254,9 @@ cdef class Load:
             raise ValueError(f"an answer in one piece is at most {ANSWER_SIZE_MOST} bytes long")
         if not plan.events and not plan.interval and plan.mode == MODE_EVENTS and plan.marked:
             raise ValueError("events without a pace need an end")
+        if (plan.mode == MODE_REPLAY) != (len(plan.recordings) > 0) or (plan.mode == MODE_REPLAY and not plan.marked):
+            raise ValueError("a replay has recordings and the generator's own source, and nothing else has recordings")
+        _ranged("recordings", len(plan.recordings), 0, 1000000)
         made = <PlanC *>_made(sizeof(PlanC))
         try:
             if io_address(&made.target, host.encode(), port) != RC_OK:
@@ -200,12 +273,15 @@ cdef class Load:
                 made.clients[i].conn.kind = CONN_CLIENT
                 made.clients[i].mode = plan.mode
                 made.clients[i].disconnects = i >= plan.clients
+            if plan.mode == MODE_REPLAY:
+                _make_tapes(made, plan.recordings)
             made.again = plan.again
             made.mode = plan.mode
             made.events = plan.events
             made.interval = plan.interval
             made.arrival = plan.arrival
             made.timeout = plan.timeout
+            made.spread = plan.spread
             made.marked = plan.marked
             if load.plan_given is not NULL:
                 raise RuntimeError("the plan before was not abandoned")

@@ -11,7 +11,8 @@ The life of a connection
     takes it there, or out of another engine's mailbox.
     CLIENT_NEW      waits for the first byte of a request                 request_await
     STATE_HEAD      waits for the whole head                              step_head, request_read
-    STATE_MODEL     where the body has to tell which pool it is for       step_model, json_scan
+    STATE_MODEL     where the body has to tell which pool it is for, or   step_model, json_scan
+                    is to ask for its usage
     STATE_ROUTE     a backend is to be chosen                             step_route
     STATE_QUEUE     none has a place: it waits for one                    queue_enter, step_queue, pool_serve
     STATE_CONNECT   it was, and the upstream connects                     step_connect, upstream_connected, connect_failed
@@ -913,8 +914,9 @@ cdef class Engine:
         cdef uint32_t asked = _at_most("count", count, INT32_MAX)
         with self.lock:
             self._record_bodies(TAPE_BODIES_ASKED, request_bodies)
+            sys_add_shared(&shared.tape_round, 1)
             sys_store_release(&shared.tapes_asked, asked)
-            sys_store_release(&shared.recording, asked or sys_read_counter(&shared.tape_share))
+            sys_store_release(&shared.recording, asked != 0 or sys_read_counter(&shared.tape_share) != 0)
 
     def record_share(self, double share, size, *, bint request_bodies=False):
         cdef SharedC *shared = self._open().shared
@@ -924,11 +926,15 @@ cdef class Engine:
             self._record_bodies(TAPE_BODIES_SHARE, request_bodies)
             sys_store_release(&shared.tape_size, <uint32_t>_at_most("size", size, TAPES_MOST))
             sys_set_counter(&shared.tape_share, <uint64_t>(share * 4294967296.0))
-            sys_store_release(&shared.recording, sys_load_acquire(&shared.tapes_asked) or share > 0)
+            sys_store_release(&shared.recording, sys_load_acquire(&shared.tapes_asked) != 0 or share > 0)
 
     cdef void _record_bodies(self, uint32_t which, bint on) noexcept:
         cdef uint32_t bodies = sys_load_acquire(&self.w.shared.tape_bodies)
         sys_store_release(&self.w.shared.tape_bodies, bodies | which if on else bodies & ~which)
+
+    @property
+    def tapes_dropped(self):
+        return sys_load_acquire(&self._open().shared.tapes_dropped)
 
     def take_tapes(self):
         cdef WorkerC *w = self._open()
@@ -936,11 +942,14 @@ cdef class Engine:
         cdef TapeC *tape = mail_take_tapes(&w.mail)
         cdef TapeC *following
         cdef list found = []
-        while tape is not NULL:
-            following = tape.next
-            found.append(_tape(tape, now))
-            tape_free(w.shared, tape)
-            tape = following
+        try:
+            while tape is not NULL:
+                found.append(_tape(tape, now))
+                following = tape.next
+                tape_free(w.shared, tape)
+                tape = following
+        finally:
+            tapes_free(w.shared, tape)
         return found[::-1]
 
     def list_live(self):
@@ -1012,10 +1021,7 @@ cdef class Engine:
         slab_free_all(&w.usages)
         slab_free_all(&w.stories)
         slab_free_all(&w.sieves)
-        while tape is not NULL:
-            following = tape.next
-            tape_free(w.shared, tape)
-            tape = following
+        tapes_free(w.shared, tape)
         long_head_free_all(w)
         self._know(NULL)
         table_free(w.table)

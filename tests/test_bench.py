@@ -20,11 +20,12 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
+from bench_runs import ENVIRONMENT, SHORT, Bench, bench, bench_command, relay, send_on
 from harness import LAST_CHUNK, Backend, Connection, chunk, free_port, sse_head, wait_until
 
 from llmpipe.bench import histogram, process, report
@@ -34,102 +35,8 @@ from llmpipe.bench.measure import MEANINGS
 from llmpipe.bench.workload import SHAPES, Workload, make_plan
 from llmpipe.errors import UsageError
 
-SHORT = ("--rounds", "1", "--duration", "400ms", "--settle", "100ms")
 LONGER = ("--duration", "2s")
 """Where a moment in which the machine does nothing would be too large a part."""
-ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith(("LLMPIPE_BENCH", "OPENAI"))}
-
-
-def bench_command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "llmpipe", "bench", *map(str, arguments)]
-
-
-def bench(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        bench_command(*arguments), capture_output=True, text=True, check=False, timeout=300, env=ENVIRONMENT
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
-
-
-class Bench:
-    """One run against one proxy, and its report."""
-
-    def __init__(self, folder: Path, shape: str, port: int, proxy: str, *arguments: object, code: int = 0) -> None:
-        file = folder / "report.json"
-        self.done = bench(
-            shape, "--proxy", proxy, "--source", f"127.0.0.1:{port}", *SHORT, *arguments, "--json", file, code=code
-        )
-        self.report = json.loads(file.read_text())
-        self.workload = self.report["workloads"][0]
-        self.targets = {target["name"]: target for target in self.workload["targets"]}
-
-    def fidelity(self, name: str) -> dict[str, int]:
-        rounds = self.targets[name]["rounds"]
-        return {key: sum(one["fidelity"][key] for one in rounds) for key in rounds[0]["fidelity"]}
-
-    def errors(self, name: str) -> dict[str, int]:
-        return report.errors(self.targets[name])
-
-    def figure(self, name: str, figure: str) -> float:
-        return self.targets[name]["figures"][figure]["median"]
-
-
-@contextmanager
-def relay(port: int, down: Callable[[socket.socket, bytes], bool], close_upstream: bool = True) -> Iterator[str]:
-    """A proxy of bytes, its address; what came down is given to `down`, which sends it on, and says whether to go on."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    threads: list[threading.Thread] = []
-    kept: list[socket.socket] = []
-
-    def pump(source: socket.socket, sink: socket.socket, send: Callable[[socket.socket, bytes], bool]) -> None:
-        try:
-            while (data := source.recv(65536)) and send(sink, data):
-                pass
-        except OSError:
-            pass
-        finally:
-            for one in (source, sink):
-                if close_upstream or one is not upstreams.get(source):
-                    try:
-                        one.shutdown(socket.SHUT_RDWR)
-                    except OSError:
-                        pass
-
-    upstreams: dict[socket.socket, socket.socket] = {}
-
-    def up(sink: socket.socket, data: bytes) -> bool:
-        sink.sendall(data)
-        return True
-
-    def accept() -> None:
-        while True:
-            try:
-                client = listener.accept()[0]
-                upstream = socket.create_connection(("127.0.0.1", port))
-            except OSError:
-                return
-            for one in (client, upstream):
-                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            kept.extend((client, upstream))
-            upstreams[client] = upstream
-            for source, sink, send in ((client, upstream, up), (upstream, client, down)):
-                threads.append(threading.Thread(target=pump, args=(source, sink, send), daemon=True))
-                threads[-1].start()
-
-    accepting = threading.Thread(target=accept, daemon=True)
-    accepting.start()
-    try:
-        yield f"127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
-        accepting.join(10)
-        for one in kept:
-            one.close()
-        for thread in threads:
-            thread.join(10)
-
 
 # Every shape, through the real proxy.
 
@@ -141,6 +48,7 @@ SHAPE_OPTIONS = {
     "hold": ("--streams", 20),
     "churn": ("--streams", 4),
     "disconnect": ("--streams", 5, "--rate", 20, "--disconnecting", 4),
+    "replay": ("--streams", 10, "--replay", Path(__file__).parent / "recording.jsonl"),
 }
 
 
@@ -196,11 +104,6 @@ def test_paced_streams_keep_their_pace(proxy_to, tmp_path):
 
 
 # What a bad proxy does is seen.
-
-
-def send_on(sink: socket.socket, data: bytes) -> bool:
-    sink.sendall(data)
-    return True
 
 
 def test_a_delay_is_added_latency(tmp_path):
@@ -685,6 +588,15 @@ def test_the_source_floods_who_asks_for_it_beside_paced_streams():
             assert not any(load.stats()["errors"].values())
         finally:
             assert finish(load) == 0
+
+
+def test_a_round_that_ends_cuts_paced_answers_and_that_is_no_error():
+    port = free_port()
+    with running(("127.0.0.1", port)) as load:
+        begin(load, make_plan(Workload("requests", streams=5, rate=20, tokens=100_000), ("127.0.0.1", port), True))
+        wait_until(lambda: load.stats()["flowing"] == 5, what="all have begun")
+        assert finish(load) == 0
+        assert not any(load.stats()["errors"].values())
 
 
 def test_histograms_are_exact_to_a_percent():

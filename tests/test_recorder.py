@@ -313,6 +313,7 @@ class FakeEngine:
         self.asked: list[tuple[int, bool]] = []
         self.share: tuple[float, int, bool] | None = None
         self.ended: list[Tape] = []
+        self.dropped = 0
         self.recorder: Recorder | None = None
 
     def record_next(self, count: int, *, request_bodies: bool = False) -> None:
@@ -320,6 +321,9 @@ class FakeEngine:
 
     def record_share(self, share: float, size: int, *, request_bodies: bool = False) -> None:
         self.share = (share, size, request_bodies)
+
+    def tapes_dropped(self) -> int:
+        return self.dropped
 
     def take_tapes(self) -> None:
         assert self.recorder is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -138,6 +139,9 @@ def test_q2_a_stream_is_made_to_tell_its_usage(proxy_to: Any, sent: str, got: st
         '{"stream":true,"stream_options":{"include_usage":0}}',
         '{"stream":true,"stream_options":[]}',
         '{"stream":true,"stream_options":"x"}',
+        '{"stream":true,"stream_options":nope}',
+        '{"stream":trux}',
+        '{"stream":true,"stream_options":{"include_usage":nulls}}',
         '[{"stream":true}]',
         '"stream"',
         '{"stream":true',
@@ -236,6 +240,16 @@ def test_q2_events_that_are_not_it_stay(probe: Any, seed: int) -> None:
         event({"choices": [{"delta": {"content": '"choices":[],"usage":{'}}]}),
         event('{"choices":[],"usage":'),
         event("x" * dice.randint(3900, 4300)),
+        event({"x": {"choices": []}, "usage": USAGE, "choices": [{"delta": {"content": "text"}}]}),
+        event({"x": [{"usage": USAGE}], "choices": []}),
+        event({"choices": [], "usage": USAGE, "error": {"message": "no"}}),
+        b"event: error\n" + event({"choices": [], "usage": USAGE}),
+        b"id: 1\n" + event({"choices": [], "usage": USAGE}),
+        event({"choices": [], "usage": USAGE}, "\n") + event("[DONE]"),
+        event({"choices": [], "usage": USAGE}, "\nretry: 1\n\n"),
+        event('{"choices":[],"usage":{"a":1}'),
+        event('[{"choices":[],"usage":{"a":1}}]'),
+        event({"choices": [], "usage": USAGE, "choices ": [], "x": '"choices":[{}]'} | {"choices": "none"}),
     ]
     events: list[tuple[bytes, bool]] = []
     for _ in range(dice.randint(1, 12)):
@@ -440,3 +454,112 @@ def test_q2_an_error_of_the_backend_is_its_client_s(proxy_to: Any) -> None:
     with Client(proxy) as client:
         answer = client.request(post(b'{"stream":true}'))
     assert (answer.status, answer.body) == (400, b'{"error":"stream_options?"}')
+
+
+def in_two(connection: Connection) -> None:
+    """Events whose blank lines come in writes of their own, slower all together than the first content may take."""
+    connection.read_request()
+    connection.send(sse_head())
+    for item in [*EVENTS[:-1], EXTRA, EVENTS[-1]]:
+        connection.send(chunk(item[:-1]))
+        time.sleep(0.25)
+        connection.send(chunk(item[-1:]))
+        time.sleep(0.25)
+    connection.send(b"0\r\n\r\n")
+    connection.wait_eof(30)
+
+
+def test_q2_an_event_that_comes_in_two_pieces_is_content(proxy_to: Any) -> None:
+    """It stops the time for the first one, and each counts once; the one that is taken out does not."""
+    proxy = proxy_to(in_two, options=(*FORCE, "--ttft-timeout", "1s"))
+    assert ask(proxy, post(b'{"stream":true}')) == b"".join(EVENTS)
+    (line,) = proxy.access()
+    assert (line["outcome"], line["events"]) == ("ok", len(EVENTS))
+    assert line["ttft_ms"] is not None
+
+
+def test_q2_a_comment_between_events_goes_on_at_once(proxy_to: Any) -> None:
+    """Also one without a blank line, as those are that keep a connection."""
+    gate = threading.Event()
+
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(sse_head() + chunk(b": ping\n"))
+        assert gate.wait(30)
+        connection.send(chunk(b"".join(EVENTS)) + b"0\r\n\r\n")
+        connection.wait_eof(30)
+
+    proxy = proxy_to(script, options=FORCE)
+    with Client(proxy) as client:
+        client.send(post(b'{"stream":true}'))
+        client.read_head()
+        assert client.recv_until(b": ping\n").endswith(b": ping\n")
+        gate.set()
+        client.recv_until(EVENTS[-1])
+
+
+def test_q2_a_second_model_is_refused_in_a_body_that_goes_as_it_is(proxy_to: Any, tmp_path: Any) -> None:
+    def script(connection: Connection) -> None:
+        connection.read_head()
+        connection.wait_eof(30)
+
+    with Backend(script) as backend:
+        (tmp_path / "llmpipe.toml").write_text(f"""
+            [pools.a]
+            include_usage = "force"
+            models = ["a", "b"]
+            [[pools.a.backends]]
+            url = "{backend.url}"
+        """)
+        proxy = proxy_to(options=["--config", str(tmp_path / "llmpipe.toml"), "--kept-memory", "100KB"])
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        body = b'{"model":"a","stream":true,"pad":"%b","model":"b"}' % (b"x" * 400_000)
+        with Client(proxy) as client:
+            client.send(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            answer = client.read_response()
+    assert answer.status == 400
+    assert answer.error()["param"] == "model"
+
+
+def test_q2_a_body_that_stops_has_the_time_of_its_pool(proxy_to: Any, tmp_path: Any) -> None:
+    server = Server()
+    with Backend(server) as backend:
+        (tmp_path / "llmpipe.toml").write_text(f"""
+            [pools.a]
+            include_usage = "force"
+            idle_timeout = "0.3s"
+            models = ["a"]
+            [[pools.a.backends]]
+            url = "{backend.url}"
+
+            [pools.b]
+            idle_timeout = "0s"
+            models = ["b"]
+            [[pools.b.backends]]
+            url = "{backend.url}"
+        """)
+        proxy = proxy_to(options=["--config", str(tmp_path / "llmpipe.toml")])
+        with Client(proxy) as client:
+            client.send(post(b'{"model":"a","stream":true}')[:-3])
+            assert client.read_response().status == 408
+
+
+def test_q2_a_body_that_comes_slowly_and_goes_on_is_waited_for(proxy_to: Any) -> None:
+    server = Server()
+    proxy = proxy_to(server, options=(*FORCE, "--idle-timeout", "2s"))
+    request = post(b'{"stream":true,"n":1}')
+    with Client(proxy) as client:
+        client.send(request[:-10])
+        for byte in request[-10:]:
+            time.sleep(0.25)
+            client.send(bytes([byte]))
+        assert client.read_response().body == b"".join(EVENTS)
+    assert b"include_usage" in server.requests[0].body
+
+
+def test_q2_a_body_in_another_charset_goes_as_it_is(proxy_to: Any) -> None:
+    server = Server()
+    proxy = proxy_to(server, options=FORCE)
+    request = post(b'{"stream":true}').replace(b"application/json", b"application/json; charset=utf-16")
+    assert ask(proxy, request) == b"".join(EVENTS)
+    assert server.requests[0].body == b'{"stream":true}'

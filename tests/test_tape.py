@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -255,3 +256,108 @@ def test_a_share_that_is_none(recorded: Any, share: float) -> None:
         found.first.record_share(1, 1 << 40)
     with pytest.raises(ValueError, match="count"):
         found.first.record_next(-1)
+
+
+def test_a_question_that_is_taken_back_leaves_the_share(recorded: Any) -> None:
+    found = recorded(plain)
+    found.first.record_share(1, 1 << 20)
+    found.first.record_next(5)
+    found.first.record_next(0)
+    found.ask()
+    (tape,) = found.wait(1)
+    assert not tape.asked
+
+
+def test_a_question_that_is_taken_back_does_not_come_back(recorded: Any) -> None:
+    """Nor where the answer that it was for never comes."""
+    begun, go = threading.Event(), threading.Event()
+
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        if not begun.is_set():
+            begun.set()
+            assert go.wait(30)
+            connection.send(b"no answer\r\n\r\n")
+            connection.wait_eof(30)
+            return
+        respond(connection, b"body")
+
+    found = recorded(script)
+    found.first.record_share(1, 1 << 20)
+    found.first.record_next(1)
+    with Client(found) as client:
+        client.send(POST)
+        assert begun.wait(30)
+        found.first.record_next(0)
+        go.set()
+        assert client.read_response().status == 502
+    assert found.take() == []
+    assert found.ask() == b"body"
+    (tape,) = found.wait(1)
+    assert not tape.asked
+
+
+def test_a_request_of_which_a_part_only_was_taken_is_cut(recorded: Any) -> None:
+    def script(connection: Connection) -> None:
+        connection.read_head()
+        connection.read(1000)
+        respond(connection, b"body", [(b"Connection", b"close")])
+        connection.wait_eof(30)
+
+    found = recorded(script)
+    found.first.record_next(1, request_bodies=True)
+    with Client(found) as client:
+        client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n" + b"x" * 1000)
+        assert client.read_response().body == b"body"
+        client.send(b"y" * 4000)
+    (tape,) = found.wait(1)
+    assert tape.request_body is not None
+    assert set(tape.request_body) == set(b"x")
+    assert tape.cut
+    assert joined(tape) == b"body"
+
+
+def test_what_the_answer_was_not_forwarded_of_is_no_recording(recorded: Any) -> None:
+    """An answer whose head the client cannot get: it gets one of ours."""
+    lines = b"".join(b"X-%d: %b\r\n" % (n, b"v" * 1000) for n in range(60))
+
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(b"HTTP/1.1 999 Odd\r\n" + lines + b"Content-Length: 4\r\n\r\nbody")
+        connection.wait_eof(30)
+
+    found = recorded(script)
+    found.first.record_next(1)
+    with Client(found) as client:
+        client.send(POST)
+        client.read_response()
+    assert found.take() == []
+
+
+def test_what_there_is_no_room_for_is_counted(recorded: Any) -> None:
+    """All tapes together have 64 MB until they are taken; then there is room again."""
+    data = b"x" * 1_000_000
+
+    def script(connection: Connection) -> None:
+        while True:
+            connection.read_request()
+            respond(connection, data)
+
+    found = recorded(script)
+    found.first.record_share(1, 1 << 20)
+    answers = 0
+    while not found.first.tapes_dropped:
+        assert found.ask() == data
+        answers += 1
+        assert answers < 300
+    found.engines.rest()
+    dropped = found.first.tapes_dropped
+    tapes = found.take()
+    assert len(tapes) + dropped == answers
+    assert 60 <= sum(not tape.cut for tape in tapes) <= 64
+    assert {engine.tapes_dropped for engine in found.engines.engines} == {dropped}
+    found.tapes.clear()
+    assert found.ask() == data
+    (tape,) = found.wait(1)
+    assert joined(tape) == data
+    assert not tape.cut

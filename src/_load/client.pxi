@@ -77,8 +77,10 @@ cdef void client_ask(LoadC *load, ClientC *client) noexcept nogil:
     client.received = 0
     client.tokens = -1
     client.position = 0
+    client.stamped = 0
     client.carry.used = 0
     client.spoilt = False
+    client.altered = False
     client.refused = False
     client.done = False
     client.finished = False
@@ -157,6 +159,8 @@ cdef void client_due(LoadC *load, ClientC *client) noexcept nogil:
             client_connect(load, client)
         else:
             client_spare(load, client)
+    elif client.state == REQUEST_NONE and load.plan.spread and load.opening >= OPENING_MOST:
+        timer_set(load, &client.conn, load.now + RETRY_PAUSE)       # as in load_open: no backlog runs over
     elif client.state == REQUEST_NONE:
         client_start(load, client)
     elif client.state == REQUEST_CLOSING:
@@ -179,11 +183,14 @@ cdef void client_rest(LoadC *load, ClientC *client) noexcept nogil:
     load.idle = client
 
 cdef bint client_missed(LoadC *load, ClientC *client) noexcept nogil:
-    # Whether an answer of our source has a clean end and yet lacks something: the worst that a proxy can do.
+    # Whether an answer of our source has a clean end and yet lacks something: the worst that a proxy can do. Those that a
+    # round's end cuts have fewer events than they should.
     cdef PlanC *plan = load.plan
     if not plan.marked or client.refused or client.mode == MODE_FLOOD:
         return False
-    return not client.done or (plan.events and client.number != <uint32_t>plan.events)
+    if client.mode == MODE_REPLAY:
+        return replay_missed(load, client)
+    return not client.done or (plan.events and client.number != <uint32_t>plan.events and not load.finishing)
 
 cdef int client_foreign_fault(LoadC *load, ClientC *client) noexcept nogil:
     # What an answer of somebody's inference server lacks, though its status is 200 and its framing has a clean end: an
@@ -466,6 +473,9 @@ cdef int client_flood(LoadC *load, ClientC *client, const uint8_t *p, size_t n) 
 cdef int client_payload(LoadC *load, ClientC *client, const uint8_t *p, size_t n, int64_t now) noexcept nogil:
     # RC_OK, RC_BAD or -ENOMEM.
     cdef int rc
+    if client.mode == MODE_REPLAY:
+        replay_payload(load, client, p, n, now)
+        return RC_OK
     if client.mode != MODE_FLOOD:
         return client_events(load, client, p, n, now)
     if not client.counted:
@@ -586,7 +596,7 @@ cdef bint client_read(LoadC *load, ClientC *client) noexcept nogil:
     now = load_clock()
     load_count(load, COUNT_BYTES, <uint64_t>got)
     client.events_here = 0
-    if client.carry.used and client.state == REQUEST_BODY:
+    if client.state == REQUEST_BODY and (client.carry.used or (client.mode == MODE_REPLAY and replay_within(load, client))):
         client.spoilt = True
     if client.state == REQUEST_HEAD:
         rc = client_head(load, client, load.room, got, now)

@@ -95,7 +95,10 @@ cdef void load_open(LoadC *load) noexcept nogil:
             and load.plan.again != AGAIN_ARRIVAL):
         client = &load.clients[load.next_unopened]
         load.next_unopened += 1
-        client_start(load, client)
+        if load.plan.spread:
+            timer_set(load, &client.conn, load_clock() + load_random_below(load, load.plan.spread))
+        else:
+            client_start(load, client)
 
 cdef void load_arrival(LoadC *load) noexcept nogil:
     # A request is due. Its time counts from now on, whether or not there is a client for it: no coordinated omission.
@@ -139,7 +142,9 @@ cdef void load_due(LoadC *load) noexcept nogil:
         if conn.due > load.now or (i and conn.due > load.now - LATE_ALLOWED):
             return
         timer_clear(load, conn)
-        if conn.kind == CONN_SOURCE:
+        if conn.kind == CONN_SOURCE and (<SourceC *>conn).mode == MODE_REPLAY:
+            replay_due(load, <SourceC *>conn)
+        elif conn.kind == CONN_SOURCE:
             source_due(load, <SourceC *>conn)
         elif conn.kind == CONN_CLIENT:
             client_due(load, <ClientC *>conn)

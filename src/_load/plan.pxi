@@ -33,6 +33,7 @@ cdef enum:
     MODE_FLOOD = 1                  # events as fast as they are taken
     MODE_SILENT = 2                 # the head, one event, and no more
     MODE_WAIT = 3                   # nothing
+    MODE_REPLAY = 4                 # a recording, see replay.pxi
 
 # What a client does when its answer is complete.
 cdef enum:
@@ -107,6 +108,7 @@ COUNTS = (
 
 cdef struct ClientC
 cdef struct SourceC
+cdef struct TapeC
 
 # Times of one kind, in nanoseconds and in steps of 1/128: percentiles are made in Python from the counts, so that those of several
 # rounds are added before and nobody averages percentiles.
@@ -135,6 +137,7 @@ cdef struct PlanC:
     int64_t interval                # ns between events of an answer; 0 is all at once
     int64_t arrival                 # mean ns between arrivals
     int64_t timeout                 # ns that a request may take; 0 is off
+    int64_t spread                  # ns over which clients begin; 0 is all at once
     bint marked                     # the source is ours: requests and events carry marks
     # The request: prefix, mark where marked, suffix with the body.
     uint8_t *prefix
@@ -150,6 +153,10 @@ cdef struct PlanC:
     uint8_t *flood                  # as many events as fit FLOOD_ROOM, chunk heads included
     size_t flood_length
     uint8_t *flood_text             # the same without chunk heads, RECV_ROOM and one event of it
+    # Recordings, of a replay.
+    TapeC *tapes
+    uint32_t tape_count
+    int64_t *stamps                 # all clients' places for the times at which the source sent the pieces
     uint64_t errors[ERROR_COUNT]
     uint64_t status[600]            # answers other than 200, by status
     uint64_t flowing                # clients that have had an event of the answer they have now
@@ -205,7 +212,8 @@ cdef struct ClientC:
     bint done                       # [DONE] has come
     bint finished                   # a finish_reason has come
     bint failed                     # an error has come inside the answer
-    bint spoilt                     # the event in `carry` began in an earlier read
+    bint spoilt                     # the event in `carry`, or the piece, began in an earlier read
+    bint altered                    # bytes of the piece that is coming were others than recorded
     uint32_t request_id             # of its request, unique in the generator's life
     uint32_t number                 # of the event that comes next
     uint32_t asked_bytes            # of the request, sent
@@ -217,7 +225,9 @@ cdef struct ClientC:
     int64_t left
     int64_t tokens                  # as the server says; -1 where it does not, -2 where nobody can believe it
     int64_t bytes                   # of the answer's content, framing and head excluded
-    uint64_t position               # in a flood
+    uint64_t position               # in a flood, or a recording
+    int64_t *stamps                 # when the source sent each piece of its answer, a part of plan.stamps
+    uint32_t stamped                # of them are known
     BodyC body                      # of the answer
     CarryC carry
     SourceC *source                 # that got its request, where it disconnects
@@ -237,10 +247,15 @@ cdef struct SourceC:
     uint32_t number
     int64_t next                    # when the next event is due
     size_t flood_at
+    size_t text_at                  # in a recording
+    TapeC *tape
+    int64_t begun                   # when the request of a replay came
+    int64_t freed                   # when its socket last had room again
+    bint held                       # a step that was begun is not all sent
     BodyC body                      # of the request
     CarryC inbox
     CarryC out                      # not yet taken by the socket
-    ClientC *client                 # that disconnects, and whose request it has
+    ClientC *client                 # that disconnects or is in a replay, and whose request it has
     SourceC *next_parked
     SourceC *all_next
     SourceC **all_back

@@ -47,6 +47,7 @@ cdef void source_accept(LoadC *load) noexcept nogil:
         if source is NULL:
             io_close(fd)
             return
+        io_nodelay(fd)          # with Nagle, an event would wait for the ACK of the one before, as no inference server lets it
         source.conn.fd = fd
         source.conn.kind = CONN_SOURCE
         source.all_next = load.all
@@ -119,6 +120,12 @@ cdef void source_end(LoadC *load, SourceC *source) noexcept nogil:
     if source.mode == MODE_WAIT:
         source_gone(load, source)
         return
+    if source.mode == MODE_REPLAY:
+        if replay_end(load, source) != RC_OK:
+            source_gone(load, source)
+        else:
+            source_finished(load, source)
+        return
     if source.mode == MODE_FLOOD and source.flood_at % load.plan.event_length:
         # The rest of the event that the last send cut.
         n = load.plan.event_length - source.flood_at % load.plan.event_length
@@ -140,8 +147,11 @@ cdef void source_begin(LoadC *load, SourceC *source) noexcept nogil:
                              b"Transfer-Encoding: chunked\r\n\r\n")
     source.answering = True
     source.number = 0
-    source.flood_at = 0
+    source.flood_at = source.text_at = 0
     if source.mode == MODE_WAIT:
+        return
+    if source.mode == MODE_REPLAY:
+        replay_begin(load, source)
         return
     n = strlen(head)
     memcpy(to, head, n)
@@ -166,6 +176,8 @@ cdef void source_begin(LoadC *load, SourceC *source) noexcept nogil:
         return
     if source_send(load, source, to, n) != RC_OK:
         source_gone(load, source)
+    elif load.finishing:
+        source_end(load, source)        # its request was on its way when the round ended
     elif source.mode == MODE_EVENTS:
         # Each stream has a phase of its own, or all would send at once.
         source.next += load_random_below(load, plan.interval) + 1
@@ -241,12 +253,16 @@ cdef void source_read_mark(LoadC *load, SourceC *source, HeadC *head) noexcept n
         if (text_same(field.line, field.name_length, b"x-request-id-bench") and field.value_length == 19
                 and mark_number(field.value, 8, &client) == RC_OK and mark_number(field.value + 9, 8, &request_id) == RC_OK
                 and client < <uint64_t>load.client_count and load.clients[client].request_id == request_id):
-            source.mode = <uint8_t>(field.value[18] - c"0")
+            # Recordings are all that there is in a replay, and nowhere else.
+            if load.plan.mode != MODE_REPLAY and field.value[18] < c"0" + MODE_REPLAY:
+                source.mode = <uint8_t>(field.value[18] - c"0")
             source.request_id = <uint32_t>request_id
             if load.clients[client].disconnects:
                 source.client = &load.clients[client]
                 source.client.source = source
                 client_reached(load, source.client)
+            elif source.mode == MODE_REPLAY:
+                source.client = &load.clients[client]
 
 cdef int source_read_head(LoadC *load, SourceC *source, const uint8_t *data, size_t n, size_t *used) noexcept nogil:
     # RC_OK a head was read, data[0:used]; RC_AGAIN; RC_BAD.
@@ -335,3 +351,5 @@ cdef void source_ready(LoadC *load, SourceC *source, bint writable) noexcept nog
             return
     if source.answering and source.mode == MODE_FLOOD and not source.ending and not source.out.used:
         source_flood(load, source)
+    elif source.answering and source.held and writable and not source.out.used:
+        replay_ready(load, source)

@@ -20,8 +20,10 @@ cdef inline int64_t exchange_deadline(WorkerC *w, ExchangeC *x, uint8_t *outcome
     if x.state == STATE_HEAD:
         return sooner(deadline, x.begun_at, w.settings.head_timeout, OUTCOME_TIMEOUT_HEAD, outcome)
     if x.state == STATE_MODEL:
-        # From the head on, and not from the last byte: what is kept of it others may need.
-        return sooner(deadline, x.head_at, limits.idle_timeout, OUTCOME_TIMEOUT_BODY, outcome)
+        # From the head on, and not from the last byte: what is kept of it others may need. Where its end alone is awaited, that is not
+        # for long (AWAIT_TIME).
+        return sooner(deadline, x.request_at if x.json is not NULL and x.json.awaited else x.head_at,
+                      limits.idle_timeout, OUTCOME_TIMEOUT_BODY, outcome)
     if x.up_body.done and not x.content and x.state != STATE_TUNNEL and (x.state != STATE_QUEUE or x.attempts):
         deadline = sooner(deadline, x.whole_at, limits.ttft_timeout, OUTCOME_TIMEOUT_TTFT, outcome)
     if x.state == STATE_QUEUE and x.ticket is not NULL:

@@ -36,7 +36,7 @@ cdef struct ExchangeC:
     uint8_t reason          # REASON_* of the last failure
     uint8_t looks           # LOOK_*: what is looked at in the pieces of its answer
     uint8_t adds_usage      # the request was made to ask for an event that its client has not asked for
-    uint8_t fresh           # content was in what response_measure has seen last
+    uint8_t fresh           # content was in the piece of the answer that was looked at last
     ExchangeC *ended_next   # in the list of those that ended in this turn
     TableC *table           # that its attempt began with, or before the first one the request
     PoolC *pool             # in that table
@@ -50,8 +50,8 @@ cdef struct ExchangeC:
     UsageC *usage           # what its answer tells of them; NULL where nothing was seen of that
     TicketC *ticket         # with which it waits, or has waited, for a place; NULL once a backend is connected
     TapeC *tape             # that it is recorded on; NULL for nearly all
-    SieveC *sieve           # takes the event with the usage out of its answer; NULL where the client asked for it
-    JsonC *json             # looks for the model in the body; NULL where it need not be found, or the body is over
+    SieveC *sieve           # takes the event with the usage out of its answer; NULL for nearly all
+    JsonC *json             # looks for the model, or for options, in the body; NULL where that need not be, or the body is over
     uint32_t head_length    # of the request, as it stands in `up`
     uint32_t kept           # bytes that count in the process's budget of what is kept
     int backend             # slot, -1 before the choice

@@ -47,6 +47,11 @@ cdef enum:
     OPTIONS_DECLINE = 4         # include_usage is there, and not true
     OPTIONS_ASK = 5             # it is true; or something that nobody can add to
 
+cdef enum:
+    OF_NOTHING = 0
+    OF_STREAM = 1
+    OF_OPTIONS = 2
+
 cdef struct JsonC:
     uint8_t state               # JSON_*
     uint8_t behind              # a string's end brings it there
@@ -62,8 +67,8 @@ cdef struct JsonC:
     uint8_t stream_seen         # there was such a key
     uint8_t options             # OPTIONS_*
     uint8_t in_options          # inside of that object
-    uint8_t twice               # what is said of a stream is said twice
-    uint8_t marks_end           # where this value ends is wanted
+    uint8_t leave               # what it says of a stream is said twice, or is no such thing: nobody adds to it
+    uint8_t literal             # OF_*: what the literal that is read is the value of
     uint8_t found               # the model's name is whole: text[0:length]
     uint8_t too_long            # it is longer than any name: no model has it
     uint8_t fault               # REASON_* of what makes it a broken one
@@ -125,27 +130,39 @@ cdef void json_option(JsonC *json) noexcept nogil:
         if json.options == OPTIONS_EMPTY:
             json.options = OPTIONS_OTHERS
         return
-    json.twice |= json.options > OPTIONS_OTHERS or not json_key_is(json, b"include_usage")
+    json.leave |= json.options > OPTIONS_OTHERS or not json_key_is(json, b"include_usage")
     json.member = MEMBER_USAGE
 
 cdef void json_member(JsonC *json, uint8_t c) noexcept nogil:
     # The first byte of the value of a member that is looked for, other than the model.
+    cdef bint literal = c == c"t" or c == c"f" or c == c"n"
     if json.member == MEMBER_STREAM:
-        json.streams = c == c"t"
-    elif json.member == MEMBER_USAGE:
-        json.options = OPTIONS_ASK if c == c"t" else OPTIONS_DECLINE
-        json.twice |= c != c"t" and c != c"f" and c != c"n"
-        json.options_from = json.at
-        json.marks_end = True
-    elif c == JSON_OPEN:
+        json.literal = OF_STREAM if literal else OF_NOTHING
+    elif json.member == MEMBER_OPTIONS and c == JSON_OPEN:
         json.options = OPTIONS_EMPTY
         json.options_from = json.options_to = json.at + 1
         json.in_options = True
     else:
-        json.options = OPTIONS_NULL if c == c"n" else OPTIONS_ASK
+        json.options = OPTIONS_ASK
         json.options_from = json.at
-        json.marks_end = True
+        json.literal = OF_OPTIONS if literal else OF_NOTHING
+    json.key[0] = c             # what there was is no longer wanted
+    json.key_length = 1
     json.member = MEMBER_OTHER
+
+cdef void json_literal_end(JsonC *json) noexcept nogil:
+    # A literal is whole that is the value of a member that is looked for.
+    cdef bint yes = json.key_length == 4 and memcmp(json.key, <const char *>b"true", 4) == 0
+    cdef bint none = json.key_length == 4 and memcmp(json.key, <const char *>b"null", 4) == 0
+    if not yes and not none and not (json.key_length == 5 and memcmp(json.key, <const char *>b"false", 5) == 0):
+        json.leave = True
+    elif json.literal == OF_STREAM:
+        json.streams = yes
+    elif not yes:
+        # Inside of the options it is include_usage; else it is the options themselves.
+        json.options = OPTIONS_DECLINE if json.in_options else OPTIONS_NULL if none else OPTIONS_ASK
+        json.options_to = json.at
+    json.literal = OF_NOTHING
 
 cdef int json_text_end(JsonC *json) noexcept nogil:
     # A string that was kept is whole. RC_OK or RC_BAD.
@@ -165,11 +182,11 @@ cdef int json_text_end(JsonC *json) noexcept nogil:
         json.member = MEMBER_MODEL
         json.seen = True
     elif text_same(json.key, json.key_length, b"stream"):
-        json.twice |= json.stream_seen != 0 or not json_key_is(json, b"stream")
+        json.leave |= json.stream_seen != 0 or not json_key_is(json, b"stream")
         json.stream_seen = True
         json.member = MEMBER_STREAM
     elif text_same(json.key, json.key_length, b"stream_options"):
-        json.twice |= json.options != OPTIONS_NONE or not json_key_is(json, b"stream_options")
+        json.leave |= json.options != OPTIONS_NONE or not json_key_is(json, b"stream_options")
         json.member = MEMBER_OPTIONS
     return RC_OK
 
@@ -340,12 +357,14 @@ cdef int json_scan(JsonC *json, const uint8_t *data, size_t n) noexcept nogil:
         json.at = begun + (p - data)
         if json.state == JSON_SCALAR:
             if c"a" <= text_lower[c] <= c"z" or text_class[c] & TEXT_DIGIT or c == c"-" or c == c"+" or c == c".":
+                if json.literal and json.key_length < KEY_ROOM:
+                    json.key[json.key_length] = c
+                    json.key_length += 1
                 p += 1
                 continue
             json.state = JSON_COMMA_OR_END
-            if json.marks_end:
-                json.options_to = json.at
-                json.marks_end = False
+            if json.literal:
+                json_literal_end(json)
         if JSON_TEXT <= json.state <= JSON_UNICODE:
             rc = json_text(json, c)
         elif c != c" " and c != c"\n" and c != c"\r" and c != c"\t":

@@ -114,11 +114,8 @@ cdef int pool_find_by_head(WorkerC *w, ExchangeC *x, HeadC *head, uint8_t *reaso
     # follows that; RC_DONE where no backend is needed: it asks which models there are; or the status to answer with, and why.
     cdef int kind = body_kind(head) if x.table.chooses or x.pool.limits.adds_usage else 0
     cdef int rc = pool_of_head(w, x, head, kind, reason)
-    cdef bint completes = head_asks_completion(head)
     cdef bint settled = rc == RC_OK
-    if settled and (not x.pool.limits.adds_usage or not completes or kind <= 0):
-        return rc
-    if not settled and rc != RC_AGAIN:
+    if (not settled or not x.pool.limits.adds_usage or not kind or kind == RC_BAD or not head_asks_completion(head)) and rc != RC_AGAIN:
         return rc
     x.json = <JsonC *>slab_get(&w.scans)
     if x.json is NULL:
@@ -126,7 +123,7 @@ cdef int pool_find_by_head(WorkerC *w, ExchangeC *x, HeadC *head, uint8_t *reaso
         return 503
     x.json.guessed = kind == 2
     x.json.settled = settled
-    x.json.completes = completes
+    x.json.completes = settled or head_asks_completion(head)
     return RC_AGAIN
 
 cdef int pool_find_by_model(WorkerC *w, ExchangeC *x, uint8_t *reason) noexcept nogil:

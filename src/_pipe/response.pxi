@@ -72,8 +72,11 @@ cdef int response_unframe(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n, siz
             memmove(w.unframed + out[0], piece, length)
             out[0] += length
     discard(&w.stats, DISCARD_USAGE, dropped)
+    if x.sieve is not NULL:
+        x.fresh |= x.sieve.fresh
+        x.sieve.fresh = x.fresh and x.sieve.held != 0
     if not out[0]:
-        x.fresh = False     # the client gets nothing of it
+        x.fresh = False     # the client gets nothing of it yet
     return RC_OK if rc == RC_AGAIN else rc
 
 cdef void content_came(WorkerC *w, ExchangeC *x) noexcept nogil:
@@ -299,9 +302,6 @@ cdef void response_read(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n) noexc
     x.event_stream = head.event_stream
     if x.pool.limits.reads_usage and head.status < 300 and (head.event_stream or head_is_json(head)):
         x.looks |= LOOK_USAGE
-    if x.tape is not NULL:
-        x.looks |= LOOK_TAPE
-        tape_head(x.tape, head.status, head_single(head, FIELD_CONTENT_TYPE))
     x.dechunk = head.chunked and x.minor == 0
     # A length that was announced leaves no room to take something out.
     if x.adds_usage and head.event_stream and head.status < 300 and head.framing != FRAMING_LENGTH:
@@ -322,6 +322,9 @@ cdef void response_read(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n) noexc
         response_broken(w, x, REASON_HEAD_TOO_LONG, n)
         return
     x.status = head.status
+    if x.tape is not NULL:
+        x.looks |= LOOK_TAPE
+        tape_head(x.tape, head.status, head_single(head, FIELD_CONTENT_TYPE))
     if head.unframed:
         exchange_blame(w, x, REASON_EMPTY_BODY, 0)      # the body that it announces is not read, whether it comes or not
     if x.client is not NULL:
@@ -334,8 +337,9 @@ cdef void response_read(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n) noexc
     rc = response_follow(w, x, data, n, &used, &out)
     if out:
         sys_add_counter(&w.stats.reads_forwarded, 1)
-        sys_add_counter(&w.stats.streaming_bytes, out)
-    response_write(w, x, data, out, rc)
+    length = w.out.used
+    response_write(w, x, w.unframed if x.unframed else data, out, rc)
+    sys_add_counter(&w.stats.streaming_bytes, w.out.used - length)
     discard(&w.stats, DISCARD_BROKEN if rc == RC_BAD else DISCARD_BEHIND_RESPONSE, n - used)
     pending_clear(w, &upstream.pending)
     response_forward(w, x, w.out.data, w.out.used, rc, used == n)

@@ -1,23 +1,25 @@
 # sieve: takes the event with the usage out of an event stream, where its client has not asked for that and the proxy has (rule Q2).
 #
 # An event is of no use to a client before its blank line, so an event that comes in parts is held until it is whole, and nothing is
-# late. One that is longer than the usage can be goes on as it comes.
+# late. One that is longer than the usage can be goes on as it comes, and so does a comment before an event: it keeps a connection.
 
 cdef enum:
     SIEVE_ROOM = 4096
 
 cdef struct SieveC:
     uint32_t held               # bytes of an event whose end has not come
+    uint8_t fresh               # there is content in what is held
     uint8_t passes              # the event is too long to be the one
     uint8_t in_line             # the line that is read has something in it
     uint8_t data[SIEVE_ROOM]
 
 cdef size_t sieve_event_end(SieveC *sieve, const uint8_t *p, size_t n) noexcept nogil:
-    # Where the event ends that goes on at p, its blank line included; 0 where that is not in p[0:n].
+    # Where the event ends that goes on at p, its blank line included, or the comment; 0 where that is not in p[0:n].
     cdef const uint8_t *line_end
     cdef size_t at = 0
     cdef size_t length
     cdef bint blank
+    cdef bint comment = not sieve.passes and (sieve.data[0] if sieve.held else p[0]) == c":"
     while at < n:
         line_end = <const uint8_t *>memchr(p + at, c"\n", n - at)
         length = n - at if line_end is NULL else line_end - (p + at)
@@ -26,38 +28,64 @@ cdef size_t sieve_event_end(SieveC *sieve, const uint8_t *p, size_t n) noexcept 
         if line_end is NULL:
             return 0
         at += length + 1
-        if blank:
+        if blank or comment:
             return at
     return 0
 
-cdef const uint8_t *event_member(const uint8_t *p, size_t n, const char *name) noexcept nogil:
-    # The first byte of a member's value; NULL where there is no such member. Its name has its quotes, which no text within a string
-    # has without a backslash.
-    cdef const uint8_t *end = p + n
-    cdef const uint8_t *at = <const uint8_t *>memmem(p, n, name, strlen(name))
-    if at is NULL:
-        return NULL
-    at = blank_skip(at + strlen(name), end)
-    if at == end or at[0] != c":":
-        return NULL
-    at = blank_skip(at + 1, end)
-    if at == end:
-        return NULL
-    return at
+cdef const uint8_t *white_skip(const uint8_t *p, const uint8_t *end) noexcept nogil:
+    while p < end and (p[0] == c" " or p[0] == c"\t" or p[0] == c"\n" or p[0] == c"\r"):
+        p += 1
+    return p
+
+cdef const uint8_t *string_skip(const uint8_t *p, const uint8_t *end) noexcept nogil:
+    # Behind the quote that ends a string, of which p is the first byte; `end` where it does not end.
+    while p < end and p[0] != c'"':
+        p += 2 if p[0] == c"\\" else 1
+    return p + 1 if p < end else end
 
 cdef bint event_is_usage(const uint8_t *p, size_t n) noexcept nogil:
-    # Whether an event has the usage and no choice: the one that `stream_options` adds.
-    cdef const uint8_t *at
-    if find_apart(p, p + n) is NULL:
+    # Whether an event is the one that `stream_options` adds: a line of data that is an object with a usage, no choice and no error.
+    cdef const uint8_t *end = p + n
+    cdef const uint8_t *line_end
+    cdef const uint8_t *name
+    cdef const uint8_t *name_end
+    cdef bint usage = False
+    cdef bint choices = False
+    cdef int depth = 0
+    if n < 5 or memcmp(p, <const char *>b"data:", 5) != 0 or find_apart(p, end) is NULL:
         return False
-    at = event_member(p, n, b'"usage"')
-    if at is NULL or at[0] != JSON_OPEN:
+    line_end = <const uint8_t *>memchr(p, c"\n", n)
+    if line_end is NULL or white_skip(line_end, end) != end:
+        return False            # there are other lines
+    p = blank_skip(p + 5, end)
+    end = line_end
+    if p == end or p[0] != JSON_OPEN:
         return False
-    at = event_member(p, n, b'"choices"')
-    if at is NULL or at[0] != c"[":
-        return False
-    at = blank_skip(at + 1, p + n)
-    return at < p + n and at[0] == c"]"
+    while p < end:
+        if p[0] == JSON_OPEN or p[0] == c"[":
+            depth += 1
+        elif p[0] == JSON_CLOSE or p[0] == c"]":
+            depth -= 1
+        elif p[0] == c'"':
+            name = p
+            name_end = string_skip(p + 1, end)
+            p = white_skip(name_end, end)
+            if depth != 1 or p == end or p[0] != c":":
+                continue        # a text, or a name further inside
+            p = white_skip(p + 1, end)
+            if p == end:
+                return False
+            if name_end - name == 7 and memcmp(name, <const char *>b'"usage"', 7) == 0:
+                usage = p[0] == JSON_OPEN
+            elif name_end - name == 9 and memcmp(name, <const char *>b'"choices"', 9) == 0:
+                if p[0] != c"[" or white_skip(p + 1, end) == end or white_skip(p + 1, end)[0] != c"]":
+                    return False
+                choices = True
+            elif name_end - name == 7 and memcmp(name, <const char *>b'"error"', 7) == 0 and p[0] != c"n":
+                return False
+            continue
+        p += 1
+    return usage and choices and depth == 0
 
 cdef size_t sieve_take(SieveC *sieve, const uint8_t *p, size_t n, uint8_t *to, size_t *dropped) noexcept nogil:
     # Takes the next piece of the body; puts what goes on at `to`, and says how much. `to` may lie in the same buffer, not behind p,

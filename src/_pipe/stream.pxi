@@ -59,6 +59,7 @@ cdef void response_ended(WorkerC *w, ExchangeC *x, ssize_t got) noexcept nogil:
         if x.sieve is not NULL and x.sieve.held:
             write_start(&w.out, w.out.data, w.out.size)
             response_write(w, x, NULL, 0, RC_DONE)
+            sys_add_counter(&w.stats.streaming_bytes, w.out.used)
             client_send(w, x, w.out.data, w.out.used)
             if x.state == STATE_ENDED:
                 return

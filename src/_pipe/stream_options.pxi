@@ -1,27 +1,27 @@
 # stream_options: has a backend tell the usage of a stream whose client has not asked for it (rule Q2).
 #
 # The request is sent when its body is whole, since the options may stand anywhere in it. A body that is no JSON object, that asks for
-# no stream, that says something twice, or that is longer than what may be kept, goes as it is.
+# no stream, to whose options nobody can add, or for which there is no room, goes as it is.
 
 cdef bint head_asks_completion(const HeadC *head) noexcept nogil:
     # Whether it is a POST to a path of OpenAI's API whose streams tell their usage only where they are asked.
     cdef const uint8_t *query = <const uint8_t *>memchr(head.target, c"?", head.target_length)
     cdef size_t n = head.target_length if query is NULL else query - head.target
     return (head_is(head.method, head.method_length, b"POST")
-            and ((n >= 17 and memcmp(head.target + n - 17, <const char *>b"/chat/completions", 17) == 0)
-                 or (n >= 12 and memcmp(head.target + n - 12, <const char *>b"/completions", 12) == 0)))
+            and n >= 12 and memcmp(head.target + n - 12, <const char *>b"/completions", 12) == 0)
 
 cdef bint request_gives_up(ExchangeC *x) noexcept nogil:
     # There is no room for more of a body whose pool is known already: it goes as it is. False where the pool is not known.
     if x.json is NULL or not x.json.awaited:
         return False
-    x.json.state = JSON_OTHER
+    x.json.completes = False        # it is looked at to its end still, for a second model
+    x.json.awaited = False
     return True
 
 cdef bint options_splice(const JsonC *json, SpliceC *splice) noexcept nogil:
     # What has to be put into the body, if anything.
     cdef const char *text = b"true"
-    if not json.streams or json.twice or json.options == OPTIONS_ASK:
+    if not json.streams or json.leave or json.options == OPTIONS_ASK:
         return False
     splice.from_at = json.options_from
     splice.to_at = json.options_to
@@ -48,6 +48,7 @@ cdef int request_prepare(WorkerC *w, ExchangeC *x, const ModelC *model) noexcept
     if x.pool.limits.adds_usage and json.completes and json.state != JSON_OTHER:
         json.awaited = not x.up_body.done
         if json.awaited:
+            exchange_rearm(w, x)        # the pool's time may be shorter
             return RC_AGAIN
         if json.state == JSON_END and options_splice(json, &splices[0]):
             x.adds_usage = True

@@ -9,6 +9,8 @@ cdef struct TapeC:
     uint8_t keeps_request       # the request's body too
     uint8_t answered            # the head of an answer came: else there is nothing to keep
     uint8_t cut
+    uint32_t round              # of what it was asked for in
+    int64_t requested           # bytes of the request's body on it
     uint16_t status             # that the backend gave
     uint8_t content_type_length
     uint8_t content_type[CONTENT_TYPE_ROOM]
@@ -27,6 +29,14 @@ cdef void tape_free(SharedC *shared, TapeC *tape) noexcept nogil:
     sys_add_shared_counter(&shared.tapes, <uint64_t>-<int64_t>(sizeof(TapeC) + tape.room))
     free(tape.data)
     free(tape)
+
+cdef void tapes_free(SharedC *shared, TapeC *tape) noexcept nogil:
+    # It, and those behind it.
+    cdef TapeC *following
+    while tape is not NULL:
+        following = tape.next
+        tape_free(shared, tape)
+        tape = following
 
 cdef bint tape_claim(SharedC *shared, size_t n) noexcept nogil:
     # Whether there is room for so many bytes more; then they are counted.
@@ -57,8 +67,11 @@ cdef void tape_begin(WorkerC *w, ExchangeC *x) noexcept nogil:
     if x.tape is NULL:
         if asked:
             sys_add_shared(&shared.tapes_asked, 1)      # another one takes its place
+        else:
+            sys_add_shared(&shared.tapes_dropped, 1)
         return
     x.tape.asked = asked
+    x.tape.round = sys_load_acquire(&shared.tape_round)
     x.tape.keeps_request = (bodies & (TAPE_BODIES_ASKED if asked else TAPE_BODIES_SHARE)) != 0
 
 cdef bint tape_grow(SharedC *shared, TapeC *tape, size_t n) noexcept nogil:
@@ -99,6 +112,8 @@ cdef void tape_note(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t n, bin
     memcpy(tape.data + tape.used, &piece, sizeof(piece))
     memcpy(tape.data + tape.used + sizeof(piece), data, n)
     tape.used += sizeof(piece) + n
+    if of_request:
+        tape.requested += n
 
 cdef void tape_head(TapeC *tape, int status, const FieldC *content_type) noexcept nogil:
     # The answer that will be forwarded begins; of its fields only that one is kept, NULL for none. A status that no server gives (RFC
@@ -116,10 +131,12 @@ cdef void tape_end(WorkerC *w, ExchangeC *x, const char *address, uint8_t phase,
     cdef TapeC *tape = x.tape
     x.tape = NULL
     if not tape.answered:
-        if tape.asked:
+        if tape.asked and tape.round == sys_load_acquire(&w.shared.tape_round):
             sys_add_shared(&w.shared.tapes_asked, 1)
         tape_free(w.shared, tape)
         return
+    if tape.keeps_request and (not x.up_body.done or tape.requested != x.up_body.total):
+        tape.cut = True         # what came of it behind the answer was thrown away
     record_fill(w, x, &tape.record, address, phase, outcome, close_time)
     sys_lock(&w.mail.taping)
     tape.next = w.mail.tapes

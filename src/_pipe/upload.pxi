@@ -204,6 +204,7 @@ cdef void step_model(WorkerC *w, ExchangeC *x) noexcept nogil:
     cdef ConnC *client = &x.client.conn
     cdef ssize_t got
     cdef size_t used = 0
+    cdef bint fits
     cdef int i
     if client.hung_up:
         client_left(w, x, 0)
@@ -216,7 +217,8 @@ cdef void step_model(WorkerC *w, ExchangeC *x) noexcept nogil:
         got = request_recv(w, x, &used)
         if got <= 0:
             return
-        if not request_fits(w, x, used) and not request_gives_up(x):
+        fits = request_fits(w, x, used)
+        if (not fits or w.now - x.head_at > AWAIT_TIME) and not request_gives_up(x) and not fits:
             discard(&w.stats, DISCARD_REQUEST, used)
             discard(&w.stats, DISCARD_BEHIND_REQUEST, got - used)
             x.client_keeps = False

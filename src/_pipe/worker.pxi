@@ -20,6 +20,7 @@ cdef enum:
     BULK_SIZE = 65536
     LENGTH_DIGITS = 24          # room for those of a Content-Length
     HOLD_MOST = 16384           # bytes of an event stream that wait for its first event
+    AWAIT_TIME = 30000000       # us that a body may take to come whole, where that is only waited for to add something
     BULK_LOOKS = 2              # a connection and turn
     LINGER_TIME = 30000000      # us that a linger lasts at most; the three are nginx's and HAProxy's order of magnitude
     LINGER_SILENCE = 5000000    # the same, without a byte
@@ -100,7 +101,7 @@ cdef struct WorkerC:
     LimitsC limits              # of a pool that says nothing else
     BufC *hot                   # every recv goes here
     uint8_t *bulk               # an unpaced stream is looked at here, BULK_SIZE bytes at once
-    uint8_t *unframed           # where response_measure has put what the client gets, where that is put together
+    uint8_t *unframed           # where response_unframe has put what the client gets
     BufSlabC bufs
     SlabC clients
     SlabC upstreams

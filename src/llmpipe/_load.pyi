@@ -1,5 +1,6 @@
 """The load generator's contract; see src/_load.pyx."""
 
+from collections.abc import Sequence
 from typing import Protocol, TypedDict, final
 
 EVENT_SIZE_LEAST: int
@@ -9,6 +10,14 @@ ANSWER_SIZE_MOST: int
 """Bytes of the longest answer that is sent in one piece."""
 CHUNK_SIZE_MOST: int
 """Bytes that a chunk adds to its event, at most."""
+REPLAY_SIZE_MOST: int
+"""Bytes of all recordings of a plan together, at most."""
+REPLAY_PIECES_MOST: int
+"""Pieces of one of them."""
+REPLAY_PIECE_SIZE_MOST: int
+"""Bytes of a piece."""
+REPLAY_STAMPS_MOST: int
+"""Clients, times the pieces of the longest recording."""
 TIMES: tuple[str, ...]
 """Names of the histograms."""
 COUNTS: tuple[str, ...]
@@ -33,7 +42,7 @@ class Plan(Protocol):
         """After an answer: 0 nothing, 1 ask again, 2 connect again, 3 wait for the next arrival."""
     @property
     def mode(self) -> int:
-        """What the source does: 0 events, 1 a flood, 2 one event and silence, 3 nothing."""
+        """What the source does: 0 events, 1 a flood, 2 one event and silence, 3 nothing, 4 the recordings in turn."""
     @property
     def events(self) -> int:
         """In an answer; 0 is endless."""
@@ -49,6 +58,12 @@ class Plan(Protocol):
     @property
     def timeout(self) -> int:
         """For one request; 0 is off."""
+    @property
+    def spread(self) -> int:
+        """Clients begin at random within it; 0 is all at once."""
+    @property
+    def recordings(self) -> Sequence[tuple[bytes, Sequence[tuple[int, bytes]], int]]:
+        """Of a replay, each the head as it is sent, the pieces with their times from the request, and the time of the end."""
     @property
     def marked(self) -> bool:
         """Whether the source is the generator's own: requests and events carry marks then."""

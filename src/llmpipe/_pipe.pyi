@@ -311,6 +311,10 @@ class Engine:
             ValueError: something is out of range.
         """
 
+    @property
+    def tapes_dropped(self) -> int:
+        """Answers of the share that were not recorded because there was no room, of all engines that share what is decided."""
+
     def take_tapes(self) -> list[Tape]:
         """What was recorded by this engine and has ended since this was called last. May be called by one thread."""
 

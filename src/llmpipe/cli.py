@@ -548,7 +548,15 @@ def mock_(**options: Any) -> None:
     type=click.IntRange(1, 10000),
     default=8,
 )
-@bench_option("--timeout", "How long a request may take; 0 is off.", type=DURATION, default="60s")
+@bench_option(
+    "--replay", "A file of recordings, of the shape replay.", type=click.Path(), metavar="FILE", show_default="none"
+)
+@bench_option(
+    "--replay-speed", "How many times as fast they are played.", type=click.FloatRange(0.01, 1000), default=1.0
+)
+@bench_option(
+    "--timeout", "How long a request may take, beside what a recording takes; 0 is off.", type=DURATION, default="60s"
+)
 @bench_option("--duration", "How long each round measures.", type=DURATION, default="10s")
 @bench_option("--settle", "How long each round runs before it measures.", type=DURATION, default="2s")
 @bench_option("--rounds", "Rounds; targets take turns in each.", type=click.IntRange(1, 1000), default=3)
@@ -575,6 +583,7 @@ def bench(**options: Any) -> None:
       hold        streams that stay silent after their first event: memory
       churn       clients that open a new connection for each request
       disconnect  clients that leave in random phases: how soon the backend is told
+      replay      recorded answers, played back to many clients at once
 
     \b
     A proxy: start it with the token source as its only backend, then measure.
@@ -584,6 +593,10 @@ def bench(**options: Any) -> None:
     \b
     An inference server, through anything or nothing:
       llmpipe bench requests --url http://127.0.0.1:8000 --model NAME --tokens 128 --streams 8
+
+    \b
+    What was recorded, with the time of each piece; without --proxy it measures how exact the replay is.
+      llmpipe bench replay --replay answers.jsonl --streams 1000 --proxy 127.0.0.1:8080
 
     Exit code 0, 1 where a request failed, 2 if the options cannot work, 130 after Ctrl-C, which prints what there is.
     """

@@ -356,6 +356,9 @@ class Source(Protocol):
     def take_tapes(self) -> None:
         """Has those that have ended taken."""
 
+    def tapes_dropped(self) -> int:
+        """Those for which there was no room."""
+
 
 class Recorder:
     """Hands each recording to who wants it. It belongs to the control plane's event loop; counters may be read by other threads."""
@@ -394,7 +397,7 @@ class Recorder:
             ("written", written),
             ("cut", cut),
             ("failed", failed),
-            ("dropped", dropped + self.dropped),
+            ("dropped", dropped + self.dropped + self._source.tapes_dropped()),
             ("sent", self.sent),
         )
 
@@ -447,7 +450,7 @@ class Recorder:
         else:
             self.dropped += 1
         if asking.left == 0:
-            # One of them may have been asked for by who was there before: then the engines still look for one.
+            # One of them may have been asked for by who was there before: then the engines still look for one, at every request.
             self._source.record_next(0)
             self._asking = None
             asking.end()

@@ -369,6 +369,10 @@ class Runner:
             for tape in engine.take_tapes():
                 self._on_tape(tape)
 
+    def tapes_dropped(self) -> int:
+        """Answers that were chosen and not recorded, because there was no room. May be called by any thread."""
+        return self.engines[0].tapes_dropped
+
     def record_next(self, count: int, *, request_bodies: bool = False) -> None:
         """Has the next answers recorded, whichever engines they pass (`Engine.record_next`)."""
         self.engines[0].record_next(count, request_bodies=request_bodies)

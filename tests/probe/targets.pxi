@@ -314,7 +314,7 @@ cdef void target_json(const uint8_t *data, size_t n) noexcept nogil:
         target_same("JSON: quotes", 0 < whole.from_at <= whole.to_at < <int64_t>n and data[whole.from_at - 1] == c'"'
                     and data[whole.to_at] == c'"', whole.from_at)
     if rc[0] == RC_OK:
-        target_same("JSON: a stream", whole.streams == cut.streams and whole.twice == cut.twice, cut.streams)
+        target_same("JSON: a stream", whole.streams == cut.streams and whole.leave == cut.leave, cut.streams)
         target_same("JSON: its options", whole.options == cut.options, cut.options)
         target_same("JSON: where they are", whole.end_at == cut.end_at and whole.options_from == cut.options_from
                     and whole.options_to == cut.options_to, cut.options_from)

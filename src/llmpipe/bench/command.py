@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from llmpipe.bench import display, generator, measure, process, report
+from llmpipe.bench import display, generator, measure, process, replay, report
 from llmpipe.bench.measure import Outcome, Schedule, Target
+from llmpipe.bench.replay import Replay
 from llmpipe.bench.workload import NEEDS_SOURCE, SHAPES, Request, Workload
 from llmpipe.config import format_address, parse_address
 from llmpipe.errors import UsageError
@@ -153,7 +154,7 @@ def read_targets(options: dict[str, Any]) -> tuple[list[Target], str]:
     for text in options["url"]:
         target, path = parse_url(text)
         targets.append(target)
-    if not targets:
+    if not targets and not (shape == "replay" and options["direct"]):
         raise UsageError(
             "nothing to measure; name a proxy whose backend is the bundled source with --proxy HOST:PORT, or an OpenAI "
             "endpoint with --url http://HOST:PORT"
@@ -161,7 +162,7 @@ def read_targets(options: dict[str, Any]) -> tuple[list[Target], str]:
     if shape in NEEDS_SOURCE and any(not target.marked for target in targets):
         usable = ", ".join(name for name in SHAPES if name not in NEEDS_SOURCE)
         raise UsageError(f"{shape} needs the bundled token source behind the target; for others there are {usable}")
-    if any(target.marked for target in targets) and options["direct"]:
+    if options["direct"] and (not targets or any(target.marked for target in targets)):
         host, port = options["source"]
         targets.insert(0, Target("direct", "direct", _numeric(host, port, "--source"), host=format_address(host, port)))
     names = [target.name for target in targets]
@@ -172,6 +173,21 @@ def read_targets(options: dict[str, Any]) -> tuple[list[Target], str]:
     return targets, path
 
 
+def read_replay(options: dict[str, Any]) -> Replay | None:
+    """What the shape replay plays; None of other shapes.
+
+    Raises:
+        UsageError: the options do not belong together, or the file cannot be played.
+    """
+    if options["shape"] != "replay":
+        if options["replay"]:
+            raise UsageError(f"--replay is of the shape replay, and this is {options['shape']}")
+        return None
+    if not options["replay"]:
+        raise UsageError("replay needs recordings to play; name their file with --replay FILE")
+    return replay.read(Path(options["replay"]), options["replay_speed"])
+
+
 def run(options: dict[str, Any]) -> int:
     """Runs one shape against the targets; the process's exit code: 0, 1 where a request failed, 130 after Ctrl-C.
 
@@ -179,6 +195,7 @@ def run(options: dict[str, Any]) -> int:
         UsageError: what was asked for cannot work.
     """
     targets, path = read_targets(options)
+    played = read_replay(options)
     has_source = any(target.marked for target in targets)
     workload = Workload(
         shape=options["shape"],
@@ -191,11 +208,18 @@ def run(options: dict[str, Any]) -> int:
         timeout=options["timeout"],
         sourced=has_source,
         request=_read_request(options, path),
+        replay=played,
     )
     if options["html"]:
         load_page()
     _check_descriptors(workload, has_source)
     _pin(options["cpu"])
+    if played and played.left_out:
+        every = played.left_out + len(played.tapes)
+        print(
+            f"{played.name}: {played.left_out} of {every} recordings are left out; their status is not 200",
+            file=sys.stderr,
+        )
     schedule = Schedule(options["rounds"], options["settle"], options["duration"])
     outcome: Outcome | None = None
     complete = True

@@ -128,7 +128,7 @@ def _main_time(workload: Workload, target: Target) -> tuple[str, ...]:
     """The histograms whose percentiles say how it goes."""
     if workload.shape == "disconnect":
         return tuple(f"close:{phase}" for phase in LEAVE_PHASES)
-    return ("latency",) if workload.endless and target.marked else ("ttft",)
+    return ("latency",) if workload.by_events and target.marked else ("ttft",)
 
 
 def _interval(load: Load, names: tuple[str, ...], before: Pairs) -> tuple[Pairs, Pairs]:
@@ -141,7 +141,7 @@ def _watch(load: Load, workload: Workload, target: Target, duration: float, watc
     """Waits while it measures; the series of its intervals."""
     series: list[dict[str, float]] = []
     names = _main_time(workload, target)
-    counted = "events" if workload.endless else "answers"
+    counted = "events" if workload.by_events else "answers"
     start = last = time.monotonic()
     pairs: Pairs = []
     events = 0
@@ -161,10 +161,10 @@ def _watch(load: Load, workload: Workload, target: Target, duration: float, watc
     return series
 
 
-def _time_figures(histograms: dict[str, tuple[Pairs, int]]) -> dict[str, float]:
+def _time_figures(workload: Workload, histograms: dict[str, tuple[Pairs, int]]) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, (pairs, most) in histograms.items():
-        if name == "late" or not pairs:
+        if not pairs or (name == "late" and workload.shape != "replay"):
             continue
         for label, percent in PERCENTILES.items():
             value = histogram.percentile(pairs, percent)
@@ -182,7 +182,7 @@ def _warnings(
     errors: dict[str, int],
 ) -> list[str]:
     found = [f"{name}: {meaning}" for name, meaning in MEANINGS.items() if name in errors]
-    if not workload.endless and not counts["answers"]:
+    if not workload.by_events and not counts["answers"]:
         found.append("no answer was complete within the time that was measured")
     late = histogram.percentile(histograms["late"][0], 99.0) if "late" in histograms else None
     if late is not None and late > LATE_LIMIT:  # a coarse number, so that rounds share a warning
@@ -211,9 +211,9 @@ def _rate_figures(
     if not target.marked:
         found["tokens_per_second"] = counts["tokens"] / elapsed
     if target.pids:
-        if workload.endless and workload.shape != "disconnect" and counts["events"]:
+        if workload.by_events and workload.shape != "disconnect" and counts["events"]:
             found["cpu_per_event"] = cpu / counts["events"]
-        if not workload.endless and counts["answers"]:
+        if not workload.by_events and counts["answers"]:
             found["cpu_per_request"] = cpu / counts["answers"]
     return found
 
@@ -240,7 +240,7 @@ def run_round(
                 f"only {flowing:,} of {workload.streams:,} streams began within {quantity(generator.READY_TIME, 's')}"
             )
         watcher.phase(target, number, "settling")
-        time.sleep(schedule.settle)
+        time.sleep(max(schedule.settle, workload.spread))  # before that, not all clients have begun
         watcher.phase(target, number, "measuring")
         pids = target.tree()
         cpu, start = process.cpu_seconds(pids), time.monotonic()
@@ -262,8 +262,8 @@ def run_round(
     closes = [found for name, found in histograms.items() if name.startswith("close:")]
     if closes:
         histograms["close"] = histogram.merge(pairs for pairs, _ in closes), max(most for _, most in closes)
-    measured = _time_figures(histograms) | _rate_figures(workload, target, counts, elapsed, cpu)
-    if target.pids and workload.endless and workload.streams and target.resident_before is not None:
+    measured = _time_figures(workload, histograms) | _rate_figures(workload, target, counts, elapsed, cpu)
+    if target.pids and workload.by_events and workload.streams and target.resident_before is not None:
         measured["memory_per_stream"] = max(0, resident - target.resident_before) / workload.streams
     fidelity = {name: counts[name] for name in figures.FIDELITY}
     result = Round(

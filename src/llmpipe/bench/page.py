@@ -129,6 +129,7 @@ def _workload(workload: Json, plots: Plots) -> Json:
         "plan": [(key.replace("_", " "), _plan_value(key, value)) for key, value in workload["plan"].items()],
         "table": _table(workload),
         "health": _health(targets),
+        "replay_errors": [_capital(line) for line in report.replay_errors(workload)],
         "warnings": _warnings(targets),
         "curves": _curves(targets, plots),
         "times": _times(workload, plots),
@@ -151,6 +152,8 @@ def _columns(targets: Sequence[Json]) -> list[Figure]:
     shown = []
     for name in sorted(names, key=figures.place):
         found = figures.time_of(name)
+        if found and found[0].name == "late":
+            continue  # no target is the cause
         wanted = ("p50", "p99", "p99.9", "max") if found and found[0].name == main else ("p50", "p99")
         if found is None or found[1] in wanted:
             shown.append(figures.of(name))

@@ -39,6 +39,10 @@ COLUMNS = {
         "latency_p50",
         "latency_p99",
     ),
+    "replay": (
+        *("latency_p50", "latency_p99", "latency_p99.9", "jitter_p99", "events_per_second", "cpu_per_event"),
+        "memory_per_stream",
+    ),
 }
 
 SERVER_COLUMNS = ("itl_p50", "itl_p99", "tokens_per_second")
@@ -47,6 +51,9 @@ SERVER_COLUMNS = ("itl_p50", "itl_p99", "tokens_per_second")
 USER_COLUMNS = ("user_cpu_per_request",)
 """Of targets whose work outside of the kernel was looked at."""
 
+REPLAY_ERROR = ("late_p50", "late_p99")
+"""How much later than recorded the source sent, of a replay: the generator's own, and so no column of the targets' table."""
+
 ATTACK_COLUMNS = ("attackers_open", "attacks_per_second")
 """Of targets that were attacked meanwhile."""
 
@@ -54,7 +61,9 @@ ATTACK_COLUMNS = ("attackers_open", "attacks_per_second")
 def columns_of_round(workload: Workload, result: Round) -> list[str]:
     """The figures of its shape that a round has."""
     wanted = (
-        COLUMNS[workload.shape] if result.fidelity or workload.endless else (*COLUMNS[workload.shape], *SERVER_COLUMNS)
+        COLUMNS[workload.shape]
+        if result.fidelity or workload.by_events
+        else (*COLUMNS[workload.shape], *SERVER_COLUMNS)
     )
     return [name for name in (*wanted, *USER_COLUMNS, *ATTACK_COLUMNS) if name in result.figures]
 
@@ -63,6 +72,8 @@ def line(workload: Workload, result: Round) -> str:
     """A round's most telling figures, on one line."""
     shown = (figures.of(name) for name in columns_of_round(workload, result))
     parts = [f"{figure.label} {quantity(result.figures[figure.name], figure.unit)}" for figure in shown]
+    if all(name in result.figures for name in REPLAY_ERROR):
+        parts += [f"replay error {name[5:]} {quantity(result.figures[name], 's')}" for name in REPLAY_ERROR]
     if result.errors:
         parts.append("errors: " + ", ".join(f"{count:,} {name}" for name, count in result.errors.items()))
     return ", ".join(parts + result.warnings)
@@ -150,7 +161,7 @@ def _add_differences(targets: list[dict[str, Any]]) -> None:
         target["added"] = {
             name: figure["median"] - direct["figures"][name]["median"]
             for name, figure in target["figures"].items()
-            if figure["unit"] == "s" and name in direct["figures"]
+            if figure["unit"] == "s" and name in direct["figures"] and not name.startswith("late_")
         }
 
 
@@ -264,6 +275,17 @@ def warnings(workload: dict[str, Any]) -> list[str]:
     ]
 
 
+def replay_errors(workload: dict[str, Any]) -> list[str]:
+    """A line for each target of a replay: how many pieces a second, and how much later than recorded the source sent them."""
+    return [
+        f"replay error, {target['name']}: "
+        + ", ".join(f"{name[5:]} {spread(target['figures'][name])}" for name in REPLAY_ERROR)
+        + f"; pieces {spread(target['figures']['events_per_second'])}"
+        for target in workload["targets"]
+        if all(name in target["figures"] for name in REPLAY_ERROR)
+    ]
+
+
 def markdown_table(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     """A table in Markdown."""
     lines = ["| " + " | ".join(headings) + " |", "|" + " --- |" * len(headings)]
@@ -296,7 +318,7 @@ def markdown(report: Report) -> str:
     for workload in report["workloads"]:
         text = f"## {workload['title']}\n\n" + markdown_table(*rows(workload))
         text += f"\n\n{workload['rounds']} rounds of {workload['duration']:g} s, each after {workload['settle']:g} s of settling."
-        notes = warnings(workload)
+        notes = replay_errors(workload) + warnings(workload)
         if notes:
             text += "\n\n" + "\n".join(f"- {note}" for note in notes)
         parts.append(text)
@@ -308,6 +330,7 @@ def text(report: Report) -> str:
     parts = []
     for workload in report["workloads"]:
         lines = [workload["title"], "", text_table(*rows(workload))]
+        lines += replay_errors(workload)
         lines += [f"! {note}" for note in warnings(workload)]
         parts.append("\n".join(lines))
     return "\n\n".join(parts)

@@ -5,12 +5,19 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 
-from llmpipe._load import ANSWER_SIZE_MOST, CHUNK_SIZE_MOST, EVENT_SIZE_LEAST, EVENT_SIZE_MOST
+from llmpipe._load import (
+    ANSWER_SIZE_MOST,
+    CHUNK_SIZE_MOST,
+    EVENT_SIZE_LEAST,
+    EVENT_SIZE_MOST,
+    REPLAY_STAMPS_MOST,
+)
+from llmpipe.bench.replay import Replay, Tape
 from llmpipe.config import format_address
 from llmpipe.errors import UsageError
 
 NEVER, ASK, CONNECT, ARRIVAL = range(4)
-EVENTS, FLOOD, SILENT = range(3)
+EVENTS, FLOOD, SILENT, _, REPLAY = range(5)
 
 SHAPES = {
     "paced": "streams that send events at a steady pace",
@@ -20,9 +27,13 @@ SHAPES = {
     "hold": "streams that stay silent after their first event",
     "churn": "clients that open a new connection for each request",
     "disconnect": "clients that leave in random phases, beside paced streams that stay",
+    "replay": "clients that ask again and again, and get recorded answers in turn, each piece when it came then",
 }
 
-NEEDS_SOURCE = frozenset({"paced", "flood", "hold", "disconnect"})
+ENDLESS = frozenset({"paced", "flood", "hold", "disconnect"})
+"""Shapes whose answers end only when the measurement does."""
+
+NEEDS_SOURCE = ENDLESS | {"replay"}
 """Shapes that mean something only where the answers' pace is the generator's own."""
 
 DEFAULT_PROMPT = "Explain in detail how a reverse proxy forwards a stream of tokens."
@@ -67,6 +78,8 @@ class Workload:
     about: str = ""
     """What it is, for the title, where the numbers do not tell it."""
     request: Request = field(default_factory=Request)
+    replay: Replay | None = None
+    """What is played, of `replay`."""
 
     def __post_init__(self) -> None:
         if not EVENT_SIZE_LEAST <= self.event_size <= EVENT_SIZE_MOST:
@@ -75,7 +88,14 @@ class Workload:
             raise UsageError("--rate: paced streams need a rate; use the shape flood for no pace")
 
         most = ANSWER_SIZE_MOST // (self.event_size + CHUNK_SIZE_MOST)
-        if not self.endless and not self.rate and self.tokens > most:
+        if self.replay is not None:
+            kept = self.streams * self.replay.most_pieces
+            if kept > REPLAY_STAMPS_MOST:
+                raise UsageError(
+                    f"--streams {self.streams}: with {self.replay.most_pieces:,} pieces each that are {kept:,} times to keep, and "
+                    f"at most {REPLAY_STAMPS_MOST:,} are kept; start at most {REPLAY_STAMPS_MOST // self.replay.most_pieces:,}"
+                )
+        elif not self.endless and not self.rate and self.tokens > most:
             raise UsageError(
                 f"--tokens: an answer in one piece has at most {most} events of this size; give it a --rate"
             )
@@ -83,12 +103,22 @@ class Workload:
     @property
     def endless(self) -> bool:
         """Whether an answer ends only when the measurement does."""
-        return self.shape in NEEDS_SOURCE
+        return self.shape in ENDLESS
+
+    @property
+    def by_events(self) -> bool:
+        """Whether it is about events, and not about whole answers."""
+        return self.endless or self.shape == "replay"
+
+    @property
+    def spread(self) -> float:
+        """Seconds over which clients begin."""
+        return self.replay.spread / 1e9 if self.replay else 0.0
 
     @property
     def asked_tokens(self) -> int:
         """What a request says. An endless answer has no number of tokens; routers want to see one."""
-        return 1_000_000 if self.endless else self.tokens
+        return 1_000_000 if self.by_events else self.tokens
 
     @property
     def body_size(self) -> int:
@@ -112,6 +142,10 @@ class Workload:
             "churn": f"a new connection for each request, {clients}, {answer}{pace}",
             "disconnect": f"clients that leave, beside {streams} x {self.rate:g} events/s",
         }
+        if self.replay:
+            count, speed = len(self.replay.tapes), self.replay.speed
+            titles["replay"] = f"replay of {self.replay.name}, {count:,} recording{'s' * (count != 1)}"
+            titles["replay"] += f", {streams}" + (f", {speed:g} times as fast" if speed != 1 else "")
         return (self.about or titles.get(self.shape, self.shape)) + (f", beside {self.beside}" if self.beside else "")
 
     @property
@@ -129,6 +163,15 @@ class Workload:
             names = ("streams", "body_size")
         if self.shape == "arrivals":
             names = ("arrivals", *names)
+        if self.replay:
+            return {
+                "streams": self.streams,
+                "file": self.replay.name,
+                "recordings": len(self.replay.tapes),
+                "left_out": self.replay.left_out,
+                "speed": self.replay.speed,
+                "spread": round(self.spread, 3),
+            }
         return {name: getattr(self, name) for name in names}
 
 
@@ -146,6 +189,8 @@ class LoadPlan:
     interval: int
     arrival: int
     timeout: int
+    spread: int
+    recordings: tuple[Tape, ...]
     marked: bool
     prefix: bytes
     suffix: bytes
@@ -181,18 +226,23 @@ def make_plan(workload: Workload, target: tuple[str, int], marked: bool) -> Load
     if workload.shape == "churn":
         head.append("Connection: close")
     text = "\r\n".join(head).encode("latin-1") + b"\r\n"
-    again = {"requests": ASK, "churn": CONNECT, "arrivals": ARRIVAL}.get(workload.shape, NEVER)
+    again = {"requests": ASK, "churn": CONNECT, "arrivals": ARRIVAL, "replay": ASK}.get(workload.shape, NEVER)
+    replay = workload.replay
+    timeout = 0 if workload.endless else int(workload.timeout * 1e9)
     return LoadPlan(
         target=target,
         clients=workload.streams,
         disconnecting=workload.disconnecting if workload.shape == "disconnect" else 0,
         again=again,
-        mode={"flood": FLOOD, "hold": SILENT}.get(workload.shape, EVENTS),
-        events=0 if workload.endless else workload.tokens,
+        mode={"flood": FLOOD, "hold": SILENT, "replay": REPLAY}.get(workload.shape, EVENTS),
+        events=0 if workload.by_events else workload.tokens,
         event_size=workload.event_size,
         interval=int(1e9 / workload.rate) if workload.rate and (workload.endless or workload.tokens > 1) else 0,
         arrival=int(1e9 / workload.arrivals),
-        timeout=0 if workload.endless else int(workload.timeout * 1e9),
+        # What a recording takes by itself is no fault of the target.
+        timeout=timeout + replay.longest if timeout and replay else timeout,
+        spread=replay.spread if replay else 0,
+        recordings=replay.tapes if replay else (),
         marked=marked,
         prefix=text + b"X-Request-ID-Bench: " if marked else text,
         suffix=(b"\r\n\r\n" if marked else b"\r\n") + body,

@@ -529,8 +529,10 @@ cdef object _tape(TapeC *tape, int64_t now):
             request.append(data)
         else:
             pieces.append((piece.at, data))
-    return Tape(_record(&tape.record, now), bool(tape.asked), tape.status, (<char *>tape.content_type)[:tape.content_type_length], bool(tape.cut),
-                b"".join(request) if tape.keeps_request else None, tuple(pieces))
+    return Tape(
+        _record(&tape.record, now), bool(tape.asked), tape.status, (<char *>tape.content_type)[:tape.content_type_length],
+        bool(tape.cut), b"".join(request) if tape.keeps_request else None, tuple(pieces),
+    )
 
 
 cdef class Engine:
@@ -990,7 +992,6 @@ cdef class Engine:
         cdef WorkerC *w = self.w
         cdef Engine engine
         cdef TapeC *tape
-        cdef TapeC *following
         if w is NULL:
             return
         if self.running:

@@ -115,7 +115,8 @@ cdef int pool_find_by_head(WorkerC *w, ExchangeC *x, HeadC *head, uint8_t *reaso
     cdef int kind = body_kind(head) if x.table.chooses or x.pool.limits.adds_usage else 0
     cdef int rc = pool_of_head(w, x, head, kind, reason)
     cdef bint settled = rc == RC_OK
-    if (not settled or not x.pool.limits.adds_usage or not kind or kind == RC_BAD or not head_asks_completion(head)) and rc != RC_AGAIN:
+    if rc != RC_AGAIN and (not settled or not x.pool.limits.adds_usage or not kind or kind == RC_BAD
+                           or not head_asks_completion(head)):
         return rc
     x.json = <JsonC *>slab_get(&w.scans)
     if x.json is NULL:

@@ -32,8 +32,8 @@ ctypedef void (*ResponseLookF)(WorkerC *w, ExchangeC *x, const uint8_t *piece, s
 cdef ResponseLookF response_looker = response_look      # as with usage_reader: nobody is recorded in most cases
 
 cdef inline int response_measure(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n, size_t *used) noexcept nogil:
-    # Follows the response body's framing: data[0:used] belongs to it, and x.fresh says whether there is content in it. RC_OK more is to
-    # come, RC_DONE, RC_BAD.
+    # Follows the response body's framing: data[0:used] belongs to it, and x.fresh says whether there is content in it. RC_OK more is
+    # to come, RC_DONE, RC_BAD.
     cdef const uint8_t *piece = NULL
     cdef size_t length = 0
     cdef int rc

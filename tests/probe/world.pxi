@@ -1231,7 +1231,8 @@ cdef uint64_t world_account_up(WorkerC *w, ExchangeC *x, LedgerC *ledger, uint8_
     cdef size_t head
     cdef size_t sent
     cdef sim_bytes went
-    if (x.upstream is NULL or x.up_broken or upstream.lost or x.adds_usage or outcome == OUTCOME_BAD_REQUEST or outcome == OUTCOME_OVERLOAD
+    if (x.upstream is NULL or x.up_broken or upstream.lost or x.adds_usage
+            or outcome == OUTCOME_BAD_REQUEST or outcome == OUTCOME_OVERLOAD
             or (x.state != STATE_WAIT and x.state != STATE_STREAM and x.state != STATE_TUNNEL)):
         return 0    # it takes no more, or the request was broken or could not be held: what came since is thrown away
     memset(&went, 0, sizeof(went))

@@ -1,9 +1,8 @@
-# json: finds the `model` of a request's JSON object in the pieces in which it comes, without a tree (RFC 8259), and on the way whether
-# it asks for a stream, and for its usage.
+# json: finds the `model` of a request's JSON object in the pieces in which it comes, without a tree (RFC 8259).
 #
 # What is read here must be what the backend reads, whatever its reader is. So a body is refused in which two readers could find two
-# models: one that is not well-formed, one with two such names, and one where a name differs from "model" in its case only (Go's
-# reader, and so Ollama, does not tell them apart). Numbers and literals are only told from what they are not: they hold no name.
+# models: not well-formed, with two such names, or with one that differs from "model" in its case only (Go's reader, and so Ollama,
+# does not tell them apart). Numbers and literals are only told from what they are not: they hold no name.
 
 cdef enum:
     JSON_DEPTH = 1024           # readers give up at depths from 200 (jiter) to 1,024 (orjson)
@@ -29,28 +28,6 @@ cdef enum:
     JSON_UNICODE = 11           # the same, behind \u
     JSON_END = 12               # white space behind the object
     JSON_OTHER = 13             # it is something else than an object, which it need not be
-
-# The member whose value comes next: one of the object itself, or of its stream_options.
-cdef enum:
-    MEMBER_OTHER = 0
-    MEMBER_MODEL = 1
-    MEMBER_STREAM = 2
-    MEMBER_OPTIONS = 3
-    MEMBER_USAGE = 4            # include_usage
-
-# What the object says of stream_options so far.
-cdef enum:
-    OPTIONS_NONE = 0
-    OPTIONS_NULL = 1
-    OPTIONS_EMPTY = 2           # an object without members
-    OPTIONS_OTHERS = 3          # one without include_usage
-    OPTIONS_DECLINE = 4         # include_usage is there, and not true
-    OPTIONS_ASK = 5             # it is true; or something that nobody can add to
-
-cdef enum:
-    OF_NOTHING = 0
-    OF_STREAM = 1
-    OF_OPTIONS = 2
 
 cdef struct JsonC:
     uint8_t state               # JSON_*
@@ -119,50 +96,6 @@ cdef void json_keep_half(JsonC *json) noexcept nogil:
     if json.high:
         json_keep_code(json, json.high)
         json.high = 0
-
-cdef bint json_key_is(const JsonC *json, const char *name) noexcept nogil:
-    # Whether a key that is the same but for its case is so in its case too: not every reader tells them apart.
-    return memcmp(json.key, name, strlen(name)) == 0
-
-cdef void json_option(JsonC *json) noexcept nogil:
-    # The name of a member of the options is whole.
-    if not text_same(json.key, json.key_length, b"include_usage"):
-        if json.options == OPTIONS_EMPTY:
-            json.options = OPTIONS_OTHERS
-        return
-    json.leave |= json.options > OPTIONS_OTHERS or not json_key_is(json, b"include_usage")
-    json.member = MEMBER_USAGE
-
-cdef void json_member(JsonC *json, uint8_t c) noexcept nogil:
-    # The first byte of the value of a member that is looked for, other than the model.
-    cdef bint literal = c == c"t" or c == c"f" or c == c"n"
-    if json.member == MEMBER_STREAM:
-        json.literal = OF_STREAM if literal else OF_NOTHING
-    elif json.member == MEMBER_OPTIONS and c == JSON_OPEN:
-        json.options = OPTIONS_EMPTY
-        json.options_from = json.options_to = json.at + 1
-        json.in_options = True
-    else:
-        json.options = OPTIONS_ASK
-        json.options_from = json.at
-        json.literal = OF_OPTIONS if literal else OF_NOTHING
-    json.key[0] = c             # what there was is no longer wanted
-    json.key_length = 1
-    json.member = MEMBER_OTHER
-
-cdef void json_literal_end(JsonC *json) noexcept nogil:
-    # A literal is whole that is the value of a member that is looked for.
-    cdef bint yes = json.key_length == 4 and memcmp(json.key, <const char *>b"true", 4) == 0
-    cdef bint none = json.key_length == 4 and memcmp(json.key, <const char *>b"null", 4) == 0
-    if not yes and not none and not (json.key_length == 5 and memcmp(json.key, <const char *>b"false", 5) == 0):
-        json.leave = True
-    elif json.literal == OF_STREAM:
-        json.streams = yes
-    elif not yes:
-        # Inside of the options it is include_usage; else it is the options themselves.
-        json.options = OPTIONS_DECLINE if json.in_options else OPTIONS_NULL if none else OPTIONS_ASK
-        json.options_to = json.at
-    json.literal = OF_NOTHING
 
 cdef int json_text_end(JsonC *json) noexcept nogil:
     # A string that was kept is whole. RC_OK or RC_BAD.
@@ -315,8 +248,7 @@ cdef int json_next(JsonC *json, uint8_t c) noexcept nogil:
         return RC_OK
     if json.state != JSON_KEY and c == (c"]" if json_in_array(json) else JSON_CLOSE):
         json.depth -= 1
-        if json.depth <= 1:
-            json.in_options = False
+        json.in_options = json.in_options and json.depth > 1
         if not json.depth:
             json.end_at = json.at
         json.state = JSON_COMMA_OR_END if json.depth else JSON_END
@@ -333,14 +265,6 @@ cdef bint json_whole(JsonC *json) noexcept nogil:
         return True
     json.fault = REASON_JSON
     return False
-
-cdef int json_refused(JsonC *json) noexcept nogil:
-    # The body is none that can be read: the status to answer with; RC_OK where that concerns its backend alone.
-    if not json.settled:
-        return 400
-    json.fault = REASON_NONE
-    json.state = JSON_OTHER
-    return RC_OK
 
 cdef int json_scan(JsonC *json, const uint8_t *data, size_t n) noexcept nogil:
     # Looks at the next bytes of the body. RC_OK, or RC_BAD with json.fault.

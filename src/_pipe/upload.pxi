@@ -5,6 +5,14 @@ cdef void request_skip(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t n) 
     if body_waste(w, &x.up_body, data, n, DISCARD_REQUEST):
         x.whole_at = w.now
 
+cdef int json_refused(JsonC *json) noexcept nogil:
+    # The body is none that can be read: the status to answer with; RC_OK where that concerns its backend alone.
+    if not json.settled:
+        return 400
+    json.fault = REASON_NONE
+    json.state = JSON_OTHER
+    return RC_OK
+
 cdef int request_follow(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t n, size_t *used) noexcept nogil:
     # Follows the request body's framing: data[0:used] belongs to it. RC_OK, or the status to answer with: then all of the bytes
     # are counted as thrown away.

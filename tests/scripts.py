@@ -17,6 +17,10 @@ from llmpipe.record_kinds import ExchangeEnded
 TOKEN = re.compile(rb"q-([0-9a-f]{4})-")
 UNFRAMED = re.compile(rb"(?i)HTTP/1\.1 200 [^\r]*\r\n(?:(?!content-length|transfer-encoding)[^\r]+\r\n)*\r\n")
 """A head whose body only the end of the connection ends."""
+ADDED = re.compile(rb',"stream_options":\{"include_usage":true\}|"include_usage":true,')
+"""What a request that asks for a stream has more where its usage is forced; no client of a script says so itself."""
+USAGE = b'data: {"choices":[],"usage":{"a":1}}\n\n'
+"""The event that is taken out of its answer then."""
 FINAL_HEAD = re.compile(rb"HTTP/1\.1 (?:101|[2-5])")
 
 SETTINGS = {
@@ -188,6 +192,17 @@ def is_honest(answer: Answer, given: list[Answer]) -> bool:
     return status >= 400 or any(status == other and data.startswith(body) for other, data, _ in given)
 
 
+def sift(answer: Answer) -> Answer:
+    """An answer without its events with a usage. A comment between events stands for itself."""
+    kept, event = b"", b""
+    for line in re.findall(rb"[^\n]*\n|[^\n]+$", answer[1]):
+        event += line
+        if line == b"\n" or (event == line and line[:1] == b":" and line[-1:] == b"\n"):
+            kept += b"" if event == USAGE else event
+            event = b""
+    return answer[0], kept + event, answer[2]
+
+
 def answers_its_requests(upstream: Any) -> bool:
     """Whether a backend sent at most one answer to each of its requests, in their order."""
     requests = requests_in(upstream.got)
@@ -206,6 +221,9 @@ def check_honest(run: Run, leaves: bool = False) -> None:
         for peer in run["upstreams"]
         for answer in read_answers(peer.sent, peer.left, methods_of(peer.got), False)
     ]
+    forced = run["settings"].include_usage == "force"
+    if forced:
+        given += [sift(answer) for answer in given if USAGE in answer[1]]
     # A backend that sends what nobody asked for may be taken for one that answers; nobody can tell.
     answers_only = all(map(answers_its_requests, run["upstreams"]))
     asked = {request for peer in run["clients"] for request in requests_in(peer.sent)}
@@ -229,8 +247,9 @@ def check_honest(run: Run, leaves: bool = False) -> None:
         places = [mine.index(token) for token in TOKEN.findall(peer.got) if token != b"none"]
         assert places == sorted(places), "another's answer"
     for peer in run["upstreams"]:
-        for request in requests_in(peer.got):
-            assert request in asked, "a request that nobody sent"
+        for method, target, body in requests_in(peer.got):
+            sent = ADDED.sub(b"", body) if forced else body
+            assert (method, target, sent) in asked, "a request that nobody sent"
 
 
 def check_outcomes(run: Run) -> None:

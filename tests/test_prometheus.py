@@ -453,6 +453,8 @@ class World:
         self.folder = folder
         self.stack = stack
         self.stopping = threading.Event()
+        self.is_crowded = threading.Event()
+        """Set when the clients of the crowded proxy have had their answers, which it gives none while its backend is drained."""
         self.errors: list[BaseException] = []
         enter = stack.enter_context
         mocks = {
@@ -581,6 +583,7 @@ class World:
         for _ in range(3):
             with Client(self.crowded) as client:
                 assert client.request(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n").status == 503
+        self.is_crowded.set()
 
     def leave_nobody_to_read(self) -> None:
         """So many exchanges that their lines do not fit into a pipe and a queue."""
@@ -610,6 +613,9 @@ class World:
         """A backend that comes and goes, for the crowded proxy: drained and resumed, three times."""
         backend = self.mocks["firm"].url
         path = f"/backends/{urllib.parse.quote(backend, safe='')}"
+        while not self.is_crowded.wait(0.1):
+            if self.stopping.is_set():
+                return
         for _ in range(3):
             for verb, up in (("drain", 0), ("resume", 1)):
                 connection = http.client.HTTPConnection("127.0.0.1", self.crowded.admin_port, timeout=TIMEOUT)

@@ -66,8 +66,8 @@ cdef struct SharedC:
     uint64_t kept               # bytes of requests that are kept to be sent again
     uint64_t kept_most          # 0 is no limit
     uint32_t waiting            # for a place, in all queues
-    uint32_t recording          # whether any answer is to be recorded; the control plane's, as the next ones but for the first
-    uint32_t tapes_asked        # answers that are asked for still
+    uint32_t recording          # whether any answer is to be recorded; the control plane's, as the next ones up to the bytes
+    uint32_t tapes_asked        # answers that are asked for still; written by workers too
     uint32_t tape_round         # changes each time that somebody asks
     uint64_t tape_share         # of all others, in 2^32ths
     uint32_t tape_size          # bytes of one

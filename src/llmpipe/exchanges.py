@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl
 
 from msgspec import Struct, msgpack
 
@@ -21,6 +20,7 @@ from llmpipe._pipe import OUTCOMES, PHASES, REASONS
 from llmpipe.access_log import request_line
 from llmpipe.config import parse_count
 from llmpipe.errors import UsageError
+from llmpipe.query import parse_parameters
 from llmpipe.record_kinds import ExchangeEnded
 
 if TYPE_CHECKING:
@@ -60,12 +60,7 @@ def parse_query(text: str) -> Query:
     Raises:
         UsageError: a parameter is unknown, empty or there twice, or its value cannot be.
     """
-    pairs = parse_qsl(text, keep_blank_values=True)
-    given = dict(pairs)
-    if unknown := [name for name in given if name not in PARAMETERS]:
-        raise UsageError(f"the parameter {unknown[0]!r} is unknown; there are {', '.join(PARAMETERS)}")
-    if len(given) < len(pairs):
-        raise UsageError("each parameter may be there once only")
+    given = parse_parameters(text, PARAMETERS)
     if empty := [name for name, value in given.items() if not value]:
         raise UsageError(f"the parameter {empty[0]} is empty; leave it out")
     if given.get("outcome", "ok") not in OUTCOMES:

@@ -97,8 +97,9 @@ class EngineCollector(Collector):
         snapshots = self._runner.stats()
         yield from self._totals(snapshots)
         yield from self._outcomes(snapshots)
-        yield from self._histograms(snapshots)
-        yield from self._tokens(snapshots)
+        series = self._series(snapshots)
+        yield from self._histograms(series)
+        yield from self._tokens(snapshots, series)
         yield from self._per_backend(snapshots)
         yield from self._per_pool(snapshots[0]["pools"])
         build = GaugeMetricFamily("llmpipe_build_info", "The version that runs; always 1.", labels=["version"])
@@ -204,8 +205,7 @@ class EngineCollector(Collector):
                     found.setdefault((pool.decode(), server.name if server else ""), []).append(series)
         return found
 
-    def _histograms(self, snapshots: list[Stats]) -> Iterable[Metric]:
-        found = self._series(snapshots)
+    def _histograms(self, found: Mapping[tuple[str, str], list[Series]]) -> Iterable[Metric]:
         labels = ["pool", "backend"]
         examples = self._examples()
         for name, key, text in TIMES:
@@ -241,7 +241,8 @@ class EngineCollector(Collector):
                     found.setdefault(key, {}).setdefault(bisect_right(BUCKETS, value), Exemplar(label, value, at))
         return found
 
-    def _tokens(self, snapshots: list[Stats]) -> Iterable[Metric]:
+    @staticmethod
+    def _tokens(snapshots: list[Stats], found: Mapping[tuple[str, str], list[Series]]) -> Iterable[Metric]:
         by_model = CounterMetricFamily(
             "llmpipe_tokens",
             "Tokens that backends said their answers took, by model as the file names it, and kind; cached ones are of the prompt's.",
@@ -256,7 +257,7 @@ class EngineCollector(Collector):
             "The same by the pool and the backend that answered.",
             labels=["pool", "backend", "kind"],
         )
-        for of, several in self._series(snapshots).items():
+        for of, several in found.items():
             if of[1]:
                 _add_tokens(by_backend, of, [series["tokens"] for series in several])
         yield by_backend

@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import parse_qsl
 
 from msgspec import Struct
 
 from llmpipe.config import parse_count, parse_duration
 from llmpipe.errors import UsageError
+from llmpipe.query import parse_parameters
 from llmpipe.recorder import Asking, as_bytes
 
 if TYPE_CHECKING:
@@ -58,12 +58,7 @@ def parse_wish(query: str, most_wait: float) -> Wish:
     Raises:
         UsageError: a parameter is unknown or there twice, or its value cannot be.
     """
-    pairs = parse_qsl(query, keep_blank_values=True)
-    given = dict(pairs)
-    if unknown := [name for name in given if name not in PARAMETERS]:
-        raise UsageError(f"the parameter {unknown[0]!r} is unknown; there are {', '.join(PARAMETERS)}")
-    if len(given) < len(pairs):
-        raise UsageError("each parameter may be there once only")
+    given = parse_parameters(query, PARAMETERS)
     count = parse_count(given.get("count", "1"))
     if not 1 <= count <= MOST_ANSWERS:
         raise UsageError(f"count is from 1 to {MOST_ANSWERS}, not {count}")

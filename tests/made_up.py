@@ -8,6 +8,7 @@ from llmpipe._pipe import OUTCOMES, PHASES, REASONS
 from llmpipe.config import parse_backend
 from llmpipe.fleet import Fleet, Server
 from llmpipe.record_kinds import Attempt, ExchangeEnded
+from llmpipe.recording import Piece, Recording
 
 OUTCOME, PHASE, REASON = OUTCOMES.index, PHASES.index, REASONS.index
 
@@ -57,5 +58,27 @@ def record(**changes: Any) -> ExchangeEnded:
         cached_tokens=0,
         traceparent=TRACEPARENT,
         failed=(Attempt(1, 1.55, REASON("ECONNREFUSED")),),
+    )
+    return whole._replace(**changes)
+
+
+def recording(**changes: Any) -> Recording:
+    """Of a stream of two pieces; with some changes."""
+    whole = Recording(
+        request_id="f61d808d1577045480b0582d0cec9f02",
+        started="2026-01-02T03:04:05.678Z",
+        method="POST",
+        path="/v1/chat/completions",
+        model="m",
+        pool="p",
+        backend="gpu1",
+        status=200,
+        content_type="text/event-stream",
+        outcome="ok",
+        reason="",
+        cut=False,
+        end=3000,
+        request_body=None,
+        pieces=(Piece(1000, b"data: 1\n\n"), Piece(2000, b"data: 2\n\n")),
     )
     return whole._replace(**changes)

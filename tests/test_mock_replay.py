@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import made_up
 import openai
 import pytest
 from harness import Mock, Proxy, Stream, split_head, values
@@ -33,24 +34,13 @@ CUT = "data: \N{GRINNING FACE}\n\n".encode()
 
 def recorded(name: str, *pieces: tuple[int, bytes], end: int = 0, **changes: Any) -> Recording:
     last = pieces[-1][0] if pieces else 0
-    found = Recording(
-        request_id=name,
-        started="2026-01-02T03:04:05.678Z",
-        method="POST",
-        path="/v1/chat/completions",
-        model="m",
-        pool="p",
-        backend="gpu1",
-        status=200,
-        content_type="text/event-stream; charset=utf-8",
-        outcome="ok",
-        reason="",
-        cut=False,
-        end=max(end, last),
-        request_body=None,
-        pieces=tuple(Piece(*piece) for piece in pieces),
-    )
-    return found._replace(**changes)
+    own = {
+        "request_id": name,
+        "content_type": "text/event-stream; charset=utf-8",
+        "end": max(end, last),
+        "pieces": tuple(Piece(*piece) for piece in pieces),
+    }
+    return made_up.recording(**own | changes)
 
 
 STREAM = recorded(

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import made_up
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -21,23 +22,7 @@ from llmpipe.recording import LATEST, Piece, Recording, read, write
 
 set_hypothesis_home_dir("build/hypothesis")  # not the folder that tests are looked for in
 
-PLAIN = Recording(
-    request_id="f61d808d1577045480b0582d0cec9f02",
-    started="2026-01-02T03:04:05.678Z",
-    method="POST",
-    path="/v1/chat/completions",
-    model="m",
-    pool="p",
-    backend="gpu1",
-    status=200,
-    content_type="text/event-stream",
-    outcome="ok",
-    reason="",
-    cut=False,
-    end=3000,
-    request_body=None,
-    pieces=(Piece(1000, b"data: 1\n\n"), Piece(2000, b"data: 2\n\n")),
-)
+PLAIN = made_up.recording()
 
 
 def write_file(file: Path, *recordings: Recording) -> Path:

@@ -13,7 +13,7 @@ from harness import Backend, Client, Connection, answer_all, chunk, respond, sse
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 MB = 1 << 20
-SLACK = (24 if "asan" in os.environ.get("LD_PRELOAD", "") else 2) * MB
+SLACK = (24 if "asan" in os.environ.get("LD_PRELOAD", "") else 4) * MB
 """What resident memory may move by itself: a sanitizer has shadows and a quarantine of its own."""
 
 PIECE = bytes(range(256)) * 4096  # 1 MB

@@ -83,7 +83,7 @@ class Asker:
         self._answer(found)
 
     def _answer(self, backend: Peer) -> None:
-        backend.hear(BODY)
+        backend.hear_request()
         backend.say(ANSWER)
         self._proxy.turn()
         self._client.hear(ANSWER_BODY)

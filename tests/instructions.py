@@ -193,7 +193,7 @@ class Proxy:
         self.turn_until(lambda: readable(self.backend))
         backend = self.accept()
         self.turn_until(lambda: readable(backend.socket))
-        backend.hear(BODY)
+        backend.hear_request()
         backend.say(ANSWER)
         self.turn_until(lambda: readable(client.socket))
         client.hear(ANSWER_BODY)
@@ -308,6 +308,18 @@ class Peer:
             data += more
         return data
 
+    def hear_request(self) -> None:
+        """A whole request, whatever its body has become on the way."""
+        data = b""
+        while True:
+            more = self.socket.recv(65536)
+            if not more:
+                raise CountError(f"the proxy closed a connection after {data!r}")
+            data += more
+            head, end, body = data.partition(b"\r\n\r\n")
+            if end and len(body) == int(re.findall(rb"(?i)\ncontent-length: (\d+)", head)[0]):
+                return
+
     def hear_end(self) -> None:
         with contextlib.suppress(ConnectionResetError):
             if data := self.socket.recv(65536):
@@ -326,7 +338,7 @@ def open_stream(proxy: Proxy) -> tuple[Peer, Peer]:
     proxy.turn()
     backend = proxy.accept()
     proxy.turn()
-    backend.hear(BODY)
+    backend.hear_request()
     backend.say(STREAM_HEAD + EVENT)
     proxy.turn()
     client.hear(EVENT)
@@ -371,7 +383,7 @@ def measure(proxy: Proxy) -> Iterator[tuple[str, Cost]]:
     proxy.turn()
 
     def answer(client: Peer) -> None:
-        backend.hear(BODY)
+        backend.hear_request()
         backend.say(ANSWER)
         proxy.turn()
         client.hear(ANSWER_BODY)

@@ -148,6 +148,11 @@ cdef void answer_error(WorkerC *w, ExchangeC *x, int status, uint8_t outcome) no
     if x.state != STATE_ENDED:
         response_flush(w, x)
 
+cdef void answer_no_memory(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # Nothing was forwarded, and there is no memory to go on with.
+    exchange_blame(w, x, REASON_NO_MEMORY, ENOMEM)
+    answer_error(w, x, 503, OUTCOME_OVERLOAD)
+
 cdef void answer_models(WorkerC *w, ExchangeC *x) noexcept nogil:
     # The list of the table's models (rule J3), which needs no backend.
     cdef const uint8_t *data = x.table.listing
@@ -200,7 +205,6 @@ cdef void response_truncate(WorkerC *w, ExchangeC *x, uint8_t outcome) noexcept 
     cdef WriterC event
     cdef WriterC data
     cdef uint8_t text[512]
-    cdef char size[16]
     # At the start of an event, and of a chunk; what is sifted goes on by whole events, and has chunks of ours.
     cdef bint between = x.down_body.sse == SSE_EVENT_START
     upstream_drop(w, x)
@@ -216,8 +220,7 @@ cdef void response_truncate(WorkerC *w, ExchangeC *x, uint8_t outcome) noexcept 
         write_error_event(&data, x, outcome)
         write_start(&event, room, sizeof(room))
         if not x.reset:
-            snprintf(size, sizeof(size), "%x\r\n", <unsigned int>data.used)
-            write_text(&event, size)
+            write_chunk_size(&event, data.used)
         write_bytes(&event, data.data, data.used)
         if not x.reset:
             write_text(&event, b"\r\n")

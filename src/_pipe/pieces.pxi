@@ -112,10 +112,8 @@ cdef void response_write(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t o
     # Adds what response_follow has measured to w.out: where an event may have been taken out of it, with chunks of our own around it.
     cdef bint chunked = x.sieve is not NULL and x.down_body.framing == FRAMING_CHUNKED and not x.dechunk
     cdef size_t held = x.sieve.held if x.sieve is not NULL and rc == RC_DONE else 0
-    cdef char size[24]
     if chunked and out + held:
-        snprintf(size, sizeof(size), "%zx\r\n", out + held)
-        write_text(&w.out, size)
+        write_chunk_size(&w.out, out + held)
     write_bytes(&w.out, data, out)
     if held:
         write_bytes(&w.out, x.sieve.data, held)

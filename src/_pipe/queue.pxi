@@ -155,8 +155,7 @@ cdef void queue_enter(WorkerC *w, ExchangeC *x) noexcept nogil:
     if fresh:
         ticket = ticket_make(w, x)
         if ticket is NULL:
-            exchange_blame(w, x, REASON_NO_MEMORY, 0)
-            answer_error(w, x, 503, OUTCOME_OVERLOAD)
+            answer_no_memory(w, x)
             return
     sys_lock(&queue.lock)
     queue_look(w, x)
@@ -178,8 +177,7 @@ cdef void queue_enter(WorkerC *w, ExchangeC *x) noexcept nogil:
     elif late:
         queue_refuse(w, x, OUTCOME_QUEUE_TIMEOUT, REASON_TOO_LATE)
     elif not added:
-        exchange_blame(w, x, REASON_NO_MEMORY, 0)
-        answer_error(w, x, 503, OUTCOME_OVERLOAD)
+        answer_no_memory(w, x)
     else:
         exchange_set_state(w, x, STATE_QUEUE)
         timer_arm(w, &w.queue_conn, w.now + QUEUE_LOOK)

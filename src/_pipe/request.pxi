@@ -111,7 +111,7 @@ cdef void request_read(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t len
         discard(&w.stats, DISCARD_BEHIND_REQUEST, n - length - used)
         pending_clear(w, &client.pending)
         x.client_keeps = False
-        answer_error(w, x, 503, OUTCOME_OVERLOAD)
+        answer_no_memory(w, x)
         return
     if x.json is NULL:
         exchange_set_state(w, x, STATE_ROUTE)
@@ -139,7 +139,7 @@ cdef void request_await(WorkerC *w, ClientC *client) noexcept nogil:
             if got == -EAGAIN:
                 return
             if got == -ENOMEM and x is not NULL:
-                answer_error(w, x, 503, OUTCOME_OVERLOAD)
+                answer_no_memory(w, x)
                 return
             if got <= 0:
                 if x is NULL:
@@ -184,7 +184,7 @@ cdef void request_await(WorkerC *w, ClientC *client) noexcept nogil:
             return
         length = pending.scanned      # pending_keep starts a new count
         if pending_keep(w, pending, data, n) != RC_OK:
-            answer_error(w, x, 503, OUTCOME_OVERLOAD)
+            answer_no_memory(w, x)
             return
         pending.scanned = <uint32_t>length
 

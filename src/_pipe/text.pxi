@@ -169,6 +169,21 @@ cdef void write_bytes(WriterC *out, const void *p, size_t n) noexcept nogil:
 cdef void write_text(WriterC *out, const char *text) noexcept nogil:
     write_bytes(out, text, strlen(text))
 
+cdef void write_chunk_size(WriterC *out, size_t n) noexcept nogil:
+    # The line in front of a chunk (RFC 9112 section 7.1). No snprintf: it costs a third of all that is done for an event.
+    cdef const char *digits = b"0123456789abcdef"
+    cdef char line[18]
+    cdef int at = 16
+    line[16] = c"\r"
+    line[17] = c"\n"
+    while True:
+        at -= 1
+        line[at] = digits[n & 15]
+        n >>= 4
+        if not n:
+            break
+    write_bytes(out, line + at, <size_t>(18 - at))
+
 cdef void write_number(WriterC *out, int64_t value) noexcept nogil:
     cdef char digits[24]
     write_bytes(out, digits, <size_t>snprintf(digits, sizeof(digits), "%lld", <long long>value))

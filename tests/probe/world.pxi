@@ -1085,6 +1085,13 @@ cdef void probe_open(WorkerC *w, int slot, int address, uint8_t tried) noexcept 
     engine_probe_open(w, slot, address, tried)
     world.probing = False
 
+cdef bint outcome_has_reason(uint8_t outcome) noexcept nogil:
+    # Where the outcome alone does not say why (rule E4). Those of clients, of a drain and of a pool without backends do.
+    return outcome not in (
+        OUTCOME_OK, OUTCOME_CLIENT_ABORT, OUTCOME_NO_BACKEND, OUTCOME_SHUTDOWN, OUTCOME_TIMEOUT_SEND, OUTCOME_TIMEOUT_HEAD,
+        OUTCOME_TIMEOUT_BODY,
+    )
+
 cdef void exchange_end(WorkerC *w, ExchangeC *x, uint8_t phase, uint8_t outcome) noexcept nogil:
     # In front of the engine's own, while it still has all that it holds.
     cdef size_t asks = 0
@@ -1100,6 +1107,8 @@ cdef void exchange_end(WorkerC *w, ExchangeC *x, uint8_t phase, uint8_t outcome)
             missing = world_account_down(w, x, ledger, outcome) + world_account_up(w, x, ledger, outcome)
         if outcome == OUTCOME_OK and x.state == STATE_TUNNEL and (x.up_broken or x.deaf):
             sim_fail("a tunnel of which one side took no more ends well", b"state", x.state)
+        if x.reason == REASON_NONE and outcome_has_reason(outcome):
+            sim_fail("ended badly for no reason", outcome_words[outcome].name, x.state)
     engine_exchange_end(w, x, phase, outcome)
     world.ended += 1
     # Its pointers may not be used any more: AddressSanitizer tells of it.

@@ -275,13 +275,24 @@ def test_i1_what_contradicts_the_file(write: Any, words: list[str], says: str) -
 def test_i1_a_file_of_the_process_alone_goes_with_a_backend(write: Any) -> None:
     path = write("workers = 1\n")
     done = llmpipe("serve", "--config", path)
-    assert (done.returncode, done.stderr) == (2, f"Error: {path} has no pool; add [[pools.NAME.backends]] with a url\n")
+    text = "has no pool; add [[pools.NAME.backends]] with a url, or name a backend with --backend http://HOST:PORT"
+    assert (done.returncode, done.stderr) == (2, f"Error: {path} {text}\n")
     with (
         Backend(answer_all) as backend,
         Proxy(backend.url, options=("--config", path)) as proxy,
         Client(proxy) as client,
     ):
         assert client.request(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").status == 200
+
+
+def test_i1_a_file_of_the_process_alone_goes_with_the_demo(write: Any) -> None:
+    path = write('drain_timeout = "7s"\n')
+    with Proxy(options=("--config", path, "--demo")) as proxy, Client(proxy) as client:
+        proxy.signal(signal.SIGHUP)
+        proxy.wait_log("reloaded")
+        assert client.request(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n").status == 200
+        proxy.signal(signal.SIGTERM)
+        assert proxy.wait_log("draining")["seconds"] == 7.0
 
 
 def test_j3_the_openai_client_lists_the_models_of_the_file(write: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes.util
 import json
 import os
@@ -12,20 +13,27 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tools
+import yaml
 from generations import Generations
 from harness import Backend, Client, Proxy, answer_all, free_port
 
 from llmpipe.cli import cli
 from llmpipe.config import parse_duration
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "docs/deploy"
+EXAMPLES = ROOT / "docs/examples"
 INSTALLED = "/opt/llmpipe/bin/llmpipe"
 UNITS = ("llmpipe.service", "llmpipe.socket", "llmpipe-admin.socket")
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -286,7 +294,10 @@ def test_the_image_is_built_in_stages_and_runs_as_nobody_special() -> None:
     assert build == f"{final} AS build"
     last_stage = instructions()[[argument for _, argument in instructions()].index(final) :]
     assert not [argument for name, argument in last_stage if name == "RUN"]
-    assert all(argument.startswith("--from=build ") for name, argument in last_stage if name == "COPY")
+    assert [argument for name, argument in last_stage if name == "COPY"] == [
+        "--from=build /opt/llmpipe /opt/llmpipe",
+        f"docs/deploy/container.toml {image_variables()['LLMPIPE_CONFIG']}",
+    ]
     user = [argument for name, argument in last_stage if name == "USER"]
     assert user
     assert all(part.isdigit() and int(part) > 0 for part in user[-1].split(":"))
@@ -310,6 +321,7 @@ def test_the_image_builds_from_what_it_copies(tmp_path: Path) -> None:
         if (ROOT / path).is_dir():
             shutil.copytree(ROOT / path, source / path, ignore=shutil.ignore_patterns("*.so", "*.c", "*.egg-info"))
         else:
+            (source / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / path, source / path)
     environment = {name: value for name, value in os.environ.items() if name not in ("LD_PRELOAD", "LLMPIPE_BUILD")}
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir"]
@@ -331,16 +343,115 @@ def test_the_image_builds_from_what_it_copies(tmp_path: Path) -> None:
     assert "llmpipe/cli.py" in listing
 
 
-@pytest.fixture
-def image_environment() -> Iterator[dict[str, str]]:
-    """What the image sets, with ports that are free here."""
+def image_variables() -> dict[str, str]:
+    """What the image sets."""
     words = [word.partition("=") for argument in arguments("ENV") for word in shlex.split(argument)]
-    environment = {name: value for name, _, value in words}
-    assert {name for name in environment if name.startswith("LLMPIPE_")} <= serve_variables()
-    assert environment["LLMPIPE_LISTEN"] == "0.0.0.0:8080"
-    assert environment["LLMPIPE_ADMIN"] == "127.0.0.1:9090"
+    return {name: value for name, _, value in words}
+
+
+@pytest.fixture
+def image_environment(tmp_path: Path) -> dict[str, str]:
+    """The same with its file at a path of this machine."""
+    variables = image_variables()
+    found = tmp_path / Path(variables["LLMPIPE_CONFIG"]).name
+    shutil.copy(DEPLOY / "container.toml", found)
+    return {**variables, "LLMPIPE_CONFIG": str(found)}
+
+
+def checked(environment: dict[str, str], *words: str, **more: str) -> dict[str, tuple[str, str]]:
+    """What `llmpipe check` says of the file that is named there: each setting's value, and where it is from."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("LLMPIPE_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "llmpipe", "check", environment["LLMPIPE_CONFIG"], *words],
+        env={**inherited, **environment, **more},
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = re.findall(r"(?m)^(\w+) = (.*?) +# (.*)$", done.stdout)
+    return {name: (value, source) for name, value, source in lines}
+
+
+def test_the_image_has_defaults_of_its_own_and_whatever_is_said_counts_more(image_environment: dict[str, str]) -> None:
+    assert {name for name in image_environment if name.startswith("LLMPIPE_")} == {"LLMPIPE_CONFIG"}
+    assert serve_variables() >= {"LLMPIPE_CONFIG"}
+    path = image_environment["LLMPIPE_CONFIG"]
+    found = checked(image_environment, LLMPIPE_BACKEND="http://127.0.0.1:8000")
+    assert {name: value for name, (value, source) in found.items() if source == path} == {
+        "listen": "0.0.0.0:8080",
+        "admin": "127.0.0.1:9090",
+        "log_format": "json",
+    }
     assert arguments("EXPOSE") == ["8080"]
-    return environment
+    more = {"LLMPIPE_BACKEND": "http://127.0.0.1:8000", "LLMPIPE_ADMIN": "0.0.0.0:9091"}
+    found = checked(image_environment, "--log-format", "text", **more)
+    assert found["admin"] == ("0.0.0.0:9091", "LLMPIPE_ADMIN")
+    assert found["log_format"] == ("text", "--log-format")
+    assert found["listen"] == ("0.0.0.0:8080", path)
+
+
+def sketch(example: str) -> dict[str, Any]:
+    """The YAML in the comments at the top of an example."""
+    comments = [line[1:] for line in (EXAMPLES / example).read_text().partition("\n\n")[0].splitlines()]
+    found: dict[str, Any] = {}
+    # Text stands at the left, YAML further in, and something else than that may be there too.
+    for block in re.findall(r"(?m)(?:^   .*\n?)+", "\n".join(comments)):
+        with contextlib.suppress(yaml.YAMLError):
+            parsed = yaml.safe_load(block)
+            found |= parsed if isinstance(parsed, dict) else {}
+    return found
+
+
+def test_examples_put_their_file_where_the_image_looks_for_it() -> None:
+    place = Path(image_variables()["LLMPIPE_CONFIG"])
+    service = sketch("compose.toml")["services"]["llmpipe"]
+    assert service["volumes"] == [f"./compose.toml:{place}:ro"]
+    assert not {"command", "entrypoint", "environment"} & set(service), "the file says all"
+    (container,) = sketch("kubernetes.toml")["containers"]
+    assert [mount["mountPath"] for mount in container["volumeMounts"]] == [str(place.parent)]
+    assert place.name in (EXAMPLES / "kubernetes.toml").read_text()
+    assert not {"command", "args", "env"} & set(container)
+
+
+@pytest.mark.parametrize("example", ["compose.toml", "kubernetes.toml"])
+def test_a_file_in_the_place_of_the_image_s_own_is_what_counts(image_environment: dict[str, str], example: str) -> None:
+    text = (EXAMPLES / example).read_text()
+    path = Path(image_environment["LLMPIPE_CONFIG"])
+    path.write_text(re.sub(r'(?m)^(url = )".*"', r'\1"http://127.0.0.1:8000"', text))
+    said = tomllib.loads(text)
+    found = checked(image_environment)
+    for name in ("listen", "admin", "log_format"):
+        value = said[name][0] if isinstance(said[name], list) else said[name]
+        assert found[name] == (value, str(path)), name
+    other = path.with_name("other.toml")
+    other.write_text('log_format = "text"\n[[pools.p.backends]]\nurl = "http://127.0.0.1:8000"\n')
+    found = checked({**image_environment, "LLMPIPE_CONFIG": str(other)})
+    assert [found[name][1] for name in ("listen", "admin", "log_format")] == ["default", "default", str(other)]
+
+
+def test_a_file_that_is_mounted_is_served(image_environment: dict[str, str]) -> None:
+    """As the entry point starts it, with nothing said beside the file."""
+    port, admin = free_port(), free_port()
+    with Backend(answer_all) as backend:
+        Path(image_environment["LLMPIPE_CONFIG"]).write_text(
+            f'listen = ["127.0.0.1:{port}"]\nadmin = "127.0.0.1:{admin}"\nlog_format = "text"\n'
+            f'[[pools.p.backends]]\nurl = "{backend.url}"\n'
+        )
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("LLMPIPE_")}
+        command = [sys.executable, "-m", "llmpipe", *json.loads(arguments("ENTRYPOINT")[0])[1:]]
+        environment = {**inherited, **image_environment}
+        with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            try:
+                lines = [process.stderr.readline() for _ in range(2)]
+                assert f" listening address=127.0.0.1:{port} " in lines[0]
+                assert f" admin listening address=127.0.0.1:{admin}\n" in lines[1]
+            finally:
+                process.send_signal(signal.SIGTERM)
+                process.communicate(timeout=30)
+    assert process.returncode == 0
 
 
 def test_the_image_starts_what_the_command_line_takes_and_finds_it_healthy(image_environment: dict[str, str]) -> None:
@@ -349,7 +460,7 @@ def test_the_image_starts_what_the_command_line_takes_and_finds_it_healthy(image
     check = json.loads(arguments("HEALTHCHECK")[0].partition(" CMD ")[2])
     assert check[0] == str(Path(INSTALLED).with_name("python"))
     with Backend(answer_all) as backend:
-        # Proxy gives the two addresses as options, which win over the image's variables.
+        # Proxy gives the two addresses as options, which count more than the image's file.
         with Proxy(backend.url, env=image_environment, options=entry[2:]) as proxy:
             words = [sys.executable, *(word.replace(":9090/", f":{proxy.admin_port}/") for word in check[1:])]
             assert subprocess.run(words, timeout=30, check=False).returncode == 0

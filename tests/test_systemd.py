@@ -1,6 +1,6 @@
 """The units of docs/deploy under systemd itself, which runs as the first process of namespaces of its own where that is allowed.
 
-It shares the machine's network and programs. /etc, /run, /tmp and /dev are its own and end with it, /opt/llmpipe is what is installed
+It shares the machine's network and programs. /etc, /run, /tmp, /var/lib and /dev are its own and end with it, /opt/llmpipe is what is installed
 here, and it knows no unit of the machine. The units are those of the documentation, with other ports.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -66,6 +67,7 @@ mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mkdir /run/llmpipe-log
 mount --bind "$folder/out" /run/llmpipe-log
 mount -t tmpfs -o mode=1777 tmpfs /var/tmp
+mount -t tmpfs -o mode=755 tmpfs /var/lib
 mount -t tmpfs -o mode=1777 tmpfs /tmp
 cd /
 exec env -i container=podman PATH=/usr/sbin:/usr/bin:/sbin:/bin SYSTEMD_UNIT_PATH=/run/units \
@@ -381,6 +383,40 @@ def test_what_cannot_work_is_not_tried_again(systemd: Systemd) -> None:
         assert "LLMPIPE_BACKEND" in systemd.lines() or "nonsense" in systemd.lines()
     finally:
         systemd.inside("sh", "-c", f"cat > /etc/llmpipe/llmpipe.env <<'END'\n{variables}\nEND")
+
+
+def blocks(heading: str) -> list[str]:
+    """What stands between fences below a heading of the page."""
+    behind = (DEPLOY / "README.md").read_text().partition(f"\n{heading}\n")[2]
+    return re.findall(r"(?ms)^```\n(.*?)^```$", re.split(r"(?m)^##", behind)[0])
+
+
+def test_a_file_and_a_folder_for_recordings_as_the_page_has_them(systemd: Systemd) -> None:
+    variables = systemd.inside("cat", "/etc/llmpipe/llmpipe.env").stdout
+    backend = re.search(r'(?m)^LLMPIPE_BACKEND="(.*)"$', variables)
+    assert backend
+    (said,) = re.findall(r"(?m)^echo .* > /etc/llmpipe/llmpipe\.env$", blocks("### With a file")[0])
+    _, drop_in = blocks("### Folders to write to")
+    text = f'listen = ["127.0.0.1:{systemd.port}"]\nlog_format = "json"\nadmin = "off"\nrecord_share = 1\n'
+    text += f'[[pools.p.backends]]\nurl = "{backend[1]}"\n'
+    place = "/run/units/llmpipe.service.d/folder.conf"
+    try:
+        for path, lines in (("/etc/llmpipe/llmpipe.toml", text), (place, drop_in)):
+            made = systemd.inside("sh", "-c", f"cat > {path} <<'END'\n{lines}\nEND")
+            assert made.returncode == 0, made.stderr
+        assert systemd.inside("sh", "-c", said).returncode == 0
+        systemd.ctl("daemon-reload")
+        systemd.ctl("start", "llmpipe")
+        assert systemd.ask(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}").endswith(
+            b"ok"
+        )
+        recorded = ("sh", "-c", "cat /var/lib/llmpipe/answers/*.jsonl")
+        wait_until(lambda: '"ok"' in systemd.inside(*recorded).stdout, LONG, "the recording")
+    finally:
+        systemd.inside("sh", "-c", f"cat > /etc/llmpipe/llmpipe.env <<'END'\n{variables}\nEND")
+        systemd.inside("rm", "-f", place, "/etc/llmpipe/llmpipe.toml")
+        systemd.ctl("stop", "llmpipe")
+        systemd.ctl("daemon-reload")
 
 
 @contextlib.contextmanager

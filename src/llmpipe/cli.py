@@ -222,8 +222,8 @@ def serve(context: click.Context, /, **options: Any) -> None:
     Sockets that a service manager hands over (LISTEN_FDS) are used instead of --listen and, if one is named admin, --admin.
     """
     path = options["config"] or ""
-    if options["demo"] and (options["backends"] or path):
-        _refuse(f"--demo brings its own backend; leave out {'--config' if path else '--backend'}, or leave out --demo")
+    if options["demo"] and options["backends"]:
+        _refuse("--demo brings its own backend; leave out --backend, or leave out --demo")
     if not options["demo"] and not options["backends"] and not path:
         _refuse("no backend; name one with --backend http://HOST:PORT or a file with --config, or try --demo")
     if options["watch"] and not path:
@@ -234,9 +234,10 @@ def serve(context: click.Context, /, **options: Any) -> None:
         settings = effective.load()
     except UsageError as error:
         _refuse_all(error)
-    config = ServeConfig(
-        settings=settings, demo=options["demo"], path=path, seen=seen, reload=effective.load if path else None
-    )
+    demo = options["demo"]
+    # The file of a demo has no pools: there is nothing in it that a reload could change.
+    reload = effective.load if path and not demo else None
+    config = ServeConfig(settings=settings, demo=demo, path=path, seen=seen, reload=reload)
     shown = {"log_format": settings.process.log_format, "log_level": settings.process.log_level}
     sys.exit(_run_logged(shown, lambda lines: server.run(config, lines)))
 

@@ -47,6 +47,7 @@ class Effective:
         }
         self._sources = {name: context.get_parameter_source(name) for name in self._settings}
         self._path = path
+        self._demo = bool(context.params.get("demo"))
         self._file = config_file.File(path=path, values={}, pools=(), routes=(), default_pool="")
         """As it was read last; one without a word where there is none."""
 
@@ -67,13 +68,17 @@ class Effective:
         if not self._path:
             return Settings(process=self._make(ProcessSettings, {}), pool=self._make(PoolSettings, {}))
         file = config_file.read(self._path)
+        if file.pools and self._demo:
+            raise UsageError("--demo brings its own backend; leave out --config, or leave out --demo")
         if file.pools and self._said("backends"):
             raise UsageError(f"{self._path} has pools of its own; leave out {self._shown_source('backends')}")
         settings = file.settings(
             lambda values: self._make(ProcessSettings, values), lambda values: self._make(PoolSettings, values)
         )
-        if not settings.backends:
-            raise UsageError(f"{self._path} has no pool; add [[pools.NAME.backends]] with a url")
+        if not settings.backends and not self._demo:
+            raise UsageError(
+                f"{self._path} has no pool; add [[pools.NAME.backends]] with a url, or name a backend with --backend http://HOST:PORT"
+            )
         self._file = file
         return settings
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import os
@@ -9,22 +10,26 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import metrics_page
 import pytest
 import yaml
 from harness import Proxy, free_port
 
-from llmpipe._pipe import OUTCOMES, PHASES, REASONS
+from llmpipe._pipe import DISCARDS, OUTCOMES, PHASES, REASONS, RETRIES
 from llmpipe.bench.figures import quantity
 from llmpipe.status import STATES
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 TROUBLESHOOTING = DOCS / "operations" / "troubleshooting.md"
+LISTS = ("## Lines of the log", "## Outcomes", "## Reasons")
+"""Of this page, what is no symptom."""
 CONFIGURATION: dict[str, Any] = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
 
 LOADING = {
@@ -117,10 +122,49 @@ def test_every_example_is_listed() -> None:
     assert sorted(listed) == sorted(path.name for path in DOCS.glob("examples/*.toml"))
 
 
+def log_calls() -> Iterator[tuple[str, bool, set[str]]]:
+    """Of each call that writes a line of `llmpipe serve`: what it says, whether it may be a warning or an error, and the fields that the
+    call itself names."""
+    for path in sorted((ROOT / "src/llmpipe").glob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if path.name.startswith("mock") or not isinstance(call, ast.Call) or not call.args:
+                continue
+            writer = ast.unparse(call.func)
+            if not re.search(r"\blog\.(info|warning|error|event)\b", writer) and writer not in ("warning", "event"):
+                continue
+            first = call.args[0]
+            says = first if texts_in(first) or len(call.args) == 1 else call.args[1]
+            level = ast.unparse(first) if says is not first else writer
+            fields = {keyword.arg for keyword in call.keywords if keyword.arg} - {"at"}
+            fields |= {
+                ast.literal_eval(key) for arg in call.args if isinstance(arg, ast.Dict) for key in arg.keys if key
+            }
+            for text in texts_in(says):
+                yield text, bool(re.search("(?i)warning|error|level", level)), fields
+
+
+def texts_in(node: ast.expr) -> list[str]:
+    """The texts that it may be: one, or one of two."""
+    chosen = (node.body, node.orelse) if isinstance(node, ast.IfExp) else (node,)
+    return [found.value for found in chosen if isinstance(found, ast.Constant) and isinstance(found.value, str)]
+
+
+def test_every_line_of_the_log_is_explained() -> None:
+    loud, _, quiet = section(TROUBLESHOOTING.read_text(), "## Lines of the log").partition("At the level `info`")
+    known = {row[0].strip("`"): set(re.findall(r"`(\w+)`", row[1])) for row in rows(loud)}
+    assert list(known) == sorted(known)
+    calls = list(log_calls())
+    # Two have a level that is worked out; this one is never a warning.
+    assert {text for text, is_loud, _ in calls if is_loud} - {"backend back"} == set(known)
+    assert [(text, fields) for text, _, fields in calls if text in known and not fields <= known[text]] == []
+    others = [name for row in rows(quiet) for name in re.findall("`([^`]+)`", row[0])]
+    assert sorted(others) == sorted({text for text, _, _ in calls} - set(known) - {"access"})
+
+
 def test_every_symptom_has_a_check() -> None:
     """Something to type, and what it shows or what to do about it."""
     text = TROUBLESHOOTING.read_text()
-    symptoms = [heading for heading in re.findall(r"(?m)^## .+$", text) if heading not in ("## Outcomes", "## Reasons")]
+    symptoms = [heading for heading in re.findall(r"(?m)^## .+$", text) if heading not in LISTS]
     assert len(symptoms) >= 12
     assert [heading for heading in symptoms if "```\n" not in section(text, heading)] == []
 
@@ -134,6 +178,56 @@ def test_every_metric_that_is_named_is_there() -> None:
     there = set(re.findall(r"(?m)^(?:# TYPE )?(llmpipe_[a-z_]+)", text))
     # One that has no sample yet has no buckets either.
     assert sorted(name for name in named if not {name, re.sub("_(bucket|sum|count)$", "", name)} & there) == []
+
+
+def test_the_page_of_metrics_has_each_as_it_is_shown() -> None:
+    """Its name, its type, its labels and its meaning, of each that a proxy shows, and no other one."""
+    page = metrics_page.PAGE.read_text()
+    command = "PYTHONPATH=tests .venv/bin/python tests/metrics_page.py --write"
+    assert metrics_page.filled(page) == page, f"run {command}"
+    shown = {family.name for family in metrics_page.families(metrics_page.live())}
+    assert {"llmpipe_spans", "llmpipe_hook_calls", "llmpipe_abort_calls", "llmpipe_itl_seconds"} <= shown
+
+
+def test_the_page_of_metrics_has_each_value_of_a_label() -> None:
+    live = metrics_page.values(metrics_page.live())
+    listed: dict[tuple[str, str], list[str]] = {}
+    for metric, label, value, _ in rows(section(metrics_page.PAGE.read_text(), "## Values of labels")):
+        listed.setdefault((metric.strip("`"), label.strip("`")), []).append(value.strip("`"))
+    assert listed[("llmpipe_discarded_bytes_total", "reason")] == list(DISCARDS)
+    assert listed[("llmpipe_retries_total", "cause")] == list(RETRIES)
+    assert listed[("llmpipe_pool_backends", "state")] == list(STATES)
+    elsewhere = {
+        ("llmpipe_exchanges_total", "outcome"),
+        ("llmpipe_duration_seconds", "outcome"),
+        ("llmpipe_streaming_errors_total", "reason"),
+    }
+    assert all(live[of] <= set(OUTCOMES) for of in elsewhere)
+    assert live[("llmpipe_failures_total", "reason")] == set(REASONS[1:])
+    assert {of: sorted(found) for of, found in listed.items()} == {
+        of: sorted(found)
+        for of, found in live.items()
+        if of not in elsewhere and of != ("llmpipe_failures_total", "reason")
+    }
+
+
+def test_the_look_at_backends_names_what_there_is(tmp_path: Path) -> None:
+    (filter_,) = re.findall(
+        r"jq -c '(.pools.*)'", section(TROUBLESHOOTING.read_text(), "## The load goes to one backend")
+    )
+    (names,) = re.findall(r"\{(.*)\}", filter_)
+    path = tmp_path / "llmpipe.toml"
+    path.write_text(
+        '[pools.p]\nhealth = { path = "/", interval = "100ms", fall = 1 }\n'
+        f'[[pools.p.backends]]\nurl = "http://127.0.0.1:{free_port()}"\n'
+        '[[pools.p.backends]]\nurl = "http://no-such-host.invalid:1"\n'
+    )
+    with Proxy(options=("--config", str(path))) as proxy:
+        proxy.wait_log("backend unhealthy")
+        shown = json.loads(proxy.admin("/status")[1])["pools"][0]["backends"]
+    assert {row["state"] for row in shown} == {"down", "unresolved"}
+    assert set(names.split(", ")) <= {key for row in shown for key in row}
+    assert [row["why"] for row in shown if "why" in row] == [["health checks"]]
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ class EngineCollector(Collector):
         yield _counter("connect_errors", "Upstream connects that failed.", total(lambda s: s["connect_errors"]))
         yield _counter(
             "access_lines_dropped",
-            "Log lines lost because a ring or the queue was full.",
+            "Lines of the log and of the access log that were lost: they came faster than they could be written.",
             total(lambda s: s["records_dropped"]) + self._dropped_lines(),
         )
         yield _gauge(
@@ -173,7 +173,11 @@ class EngineCollector(Collector):
 
     def _outcomes(self, snapshots: list[Stats]) -> Iterable[Metric]:
         exchanges = CounterMetricFamily("llmpipe_exchanges", "Ended exchanges by outcome.", labels=["outcome"])
-        errors = CounterMetricFamily("llmpipe_streaming_errors", "Forwarding failures by reason.", labels=["reason"])
+        errors = CounterMetricFamily(
+            "llmpipe_streaming_errors",
+            "Exchanges that ended with another outcome than ok and client_abort; the label has the outcome.",
+            labels=["reason"],
+        )
         for index, outcome in enumerate(OUTCOMES):
             count = sum(stats["outcomes"][index] for stats in snapshots)
             exchanges.add_metric([outcome], count)
@@ -268,7 +272,7 @@ class EngineCollector(Collector):
             ("in_flight", "Exchanges that a backend works on now.", lambda b: b["in_flight"]),
             (
                 "backend_up",
-                "1 for a usable backend, 0 for one that failed, fails its health checks, is drained, or whose name has no address.",
+                "1 for a usable backend, 0 for one that failed, fails its health checks, hangs, is drained, or whose name has no address.",
                 lambda b: float(backend_state(b) == "up"),
             ),
             ("backend_drained", "1 for a backend that gets no new exchange.", lambda b: float(b["drained"])),

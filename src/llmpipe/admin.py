@@ -86,7 +86,7 @@ def parse_wait(query: str, action: str) -> float:
         raise UsageError("the only parameter there is is wait, of a drain, once: /backends/NAME/drain?wait=30")
     seconds = parse_duration(pairs[0][1])
     if seconds > MOST_WAIT:
-        raise UsageError(f"wait is at most {MOST_WAIT:.0f} seconds; ask again behind it")
+        raise UsageError(f"wait is at most {MOST_WAIT:.0f} seconds; then ask again")
     return seconds
 
 

@@ -580,7 +580,8 @@ class ProcessSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         Address | None,
         _other(
             "HOST:PORT or off",
-            "Where /metrics, /status, /exchanges, /healthz and /readyz are, and a page that shows them, or 'off'.",
+            "Where /metrics, /status, /history, /events, /exchanges, /healthz and /readyz are, a page that shows them, and the POSTs that "
+            "drain and resume backends, reload and record; or 'off'.",
         ),
     ] = (
         "127.0.0.1",
@@ -724,7 +725,7 @@ class ProcessSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         str,
         _other(
             "FIELD",
-            "Field of a request's head that says who sends it: those who wait in a queue take turns by it, however many requests each "
+            "Field of a request's head that says who sends it: in a queue the senders take turns, however many requests each "
             "sends. Empty: all are one.",
         ),
     ] = ""
@@ -732,8 +733,8 @@ class ProcessSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         str,
         _other(
             "FIELD",
-            "Field that says how urgent a request is: high, normal or low. In a queue higher ones go first; one in eight is of the "
-            "lowest. Empty: all are normal.",
+            "Field that says how urgent a request is: high, normal or low. In a queue higher ones go first; of every eight places one goes "
+            "to a lower one that waits. Empty: all are normal.",
         ),
     ] = ""
     record: Annotated[
@@ -807,11 +808,12 @@ class PoolSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         tuple[Backend, ...],
         _other(
             "URL",
-            "An inference server: http://HOST:PORT, http://[V6]:PORT or unix:/PATH; a path behind HOST:PORT is put before the "
-            "client's. Of several, the policy chooses one. ?on-abort=finish behind it lets it finish an answer whose client has left; ?host=backend gives "
+            "An inference server: http://HOST:PORT, http://[V6]:PORT or unix:/PATH; a path after HOST:PORT is put before the "
+            "client's. Of several, the policy chooses one. ?on-abort=finish after it lets it finish an answer whose client has left; ?host=backend gives "
             "it its own name in the Host field (Ollama wants that), ?host=NAME another one; ?weight=2 gives it twice as much as "
-            "others; ?tier=1 keeps it for when none of tier 0 is usable; ?name=NAME is what logs and metrics call it. Each address of a "
-            "HOST is a server of its own; ?addresses=first uses the first that answers.",
+            "others; ?tier=1 keeps it for when none of tier 0 is usable; ?max-in-flight=64 lets it work on no more exchanges at a time; "
+            "?name=NAME is what logs and metrics call it. Each address of a HOST is a server of its own; ?addresses=first uses the first "
+            "that answers.",
             flag="--backend",
             maxItems=MAX_MEMBERS,
         ),

@@ -18,7 +18,8 @@ class Explanation(NamedTuple):
 
 _CLIENT_HTTP = "Correct the client, or what stands between it and the proxy."
 _BACKEND_HTTP = "Correct the backend, or update it; its answers cannot be read safely."
-_EITHER_HTTP = "With a status of 4xx the client is to be corrected, otherwise the backend."
+_BACKEND_ENDS = "Correct the backend when you can: the client got its answer, only the connection is lost."
+_EITHER_HTTP = "Correct the client if the status is 4xx, otherwise the backend."
 _ALIVE = "Look whether the backend still runs, and at its log around this time: it may have crashed or been restarted."
 _NETWORK = "Look at the backend's address, at routes and at firewalls between the proxy and it."
 _CAPACITY = "Add a backend, raise max_in_flight if the backends have room, or send less at a time."
@@ -41,7 +42,7 @@ OUTCOMES: Mapping[str, Explanation] = {
         "No backend could be connected.", "Start a backend, or correct its address. " + _NETWORK
     ),
     "no_backend": Explanation(
-        "No backend of the pool takes requests: each is drained, down, or its name has no address.",
+        "No backend of the pool may be asked: each is drained or its name has no address; or all are down, and the request waited in vain.",
         "Look at /status, which says why each is not used.",
     ),
     "timeout_connect": Explanation(
@@ -65,7 +66,7 @@ OUTCOMES: Mapping[str, Explanation] = {
     ),
     "timeout_head": Explanation(
         "The client did not send the whole head of its request within head_timeout.",
-        "Look at the network to the client. A connection that somebody opens and does not use ends like this too.",
+        "Look at the network to the client.",
     ),
     "timeout_body": Explanation(
         "The client stopped in the middle of the body of its request for idle_timeout.",
@@ -114,7 +115,7 @@ REASONS: Mapping[str, Explanation] = {
         "A head is longer than max_head allows for a request, or max_response_head for an answer.",
         "Send fewer or shorter fields (cookies, most often), or raise the limit.",
     ),
-    "bytes behind the end": Explanation("The backend sent bytes behind the end of its answer.", _BACKEND_HTTP),
+    "bytes behind the end": Explanation("The backend sent bytes after the end of its answer.", _BACKEND_ENDS),
     "bytes before the request": Explanation("The backend sent bytes that nobody had asked for.", _BACKEND_HTTP),
     "101 without a request to upgrade": Explanation(
         "The backend changed the protocol, which the request had not asked for.", _BACKEND_HTTP
@@ -129,7 +130,7 @@ REASONS: Mapping[str, Explanation] = {
     ),
     "TLS": Explanation("Somebody spoke TLS to a port that has plain HTTP.", "Write http:// in the client's URL."),
     "bare LF": Explanation("A line of a head ends with LF instead of CRLF.", _EITHER_HTTP),
-    "bare CR": Explanation("A head has a CR without an LF behind it.", _EITHER_HTTP),
+    "bare CR": Explanation("A head has a CR without an LF after it.", _EITHER_HTTP),
     "control character": Explanation("A head has a control character in it.", _EITHER_HTTP),
     "folded line": Explanation("A field of a head goes on in a second line, which HTTP/1.1 forbids.", _EITHER_HTTP),
     "space before the colon": Explanation("A head has white space between a field's name and its colon.", _EITHER_HTTP),
@@ -169,14 +170,12 @@ REASONS: Mapping[str, Explanation] = {
         "The backend sent an interim answer that has a body, which none may have.", _BACKEND_HTTP
     ),
     "204 with a body": Explanation(
-        "The backend sent a body with a status that has none; it was left out.", _BACKEND_HTTP
+        "The backend sent a body with a status that has none; it was left out.", _BACKEND_ENDS
     ),
     "bad chunk size": Explanation("A chunk of a body does not begin with its size.", _EITHER_HTTP),
-    "bad chunk extension": Explanation("What stands behind the size of a chunk cannot be read.", _EITHER_HTTP),
+    "bad chunk extension": Explanation("What follows the size of a chunk cannot be read.", _EITHER_HTTP),
     "no line end behind a chunk": Explanation("A chunk is not as long as it says.", _EITHER_HTTP),
-    "bad trailer": Explanation(
-        "What stands behind the last chunk is no field, or one that may not stand there.", _EITHER_HTTP
-    ),
+    "bad trailer": Explanation("What follows the last chunk is no field, or one that may not be there.", _EITHER_HTTP),
     "connections of one address": Explanation(
         "The client's address has as many connections as max_connections_per_ip allows.",
         "Raise it, or name the proxy before this one in trusted_proxies.",

@@ -64,7 +64,7 @@ def parse_wish(query: str, most_wait: float) -> Wish:
         raise UsageError(f"count is from 1 to {MOST_ANSWERS}, not {count}")
     wait = parse_duration(given["wait"]) if "wait" in given else DEFAULT_WAIT
     if not 0 < wait <= most_wait:
-        raise UsageError(f"wait is more than 0 and at most {most_wait:.0f} seconds; ask again behind it")
+        raise UsageError(f"wait is more than 0 and at most {most_wait:.0f} seconds; then ask again")
     body = given.get("request_body", "0")
     if body not in ("0", "1"):
         raise UsageError("request_body is 1 for what clients send, or 0")

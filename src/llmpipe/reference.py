@@ -16,8 +16,8 @@ HEAD = f"""# Configuration
 
 <!-- `llmpipe config reference` makes this page of the descriptions in src/llmpipe/config.py. Change them, not this. -->
 
-Each setting of `llmpipe serve` is a flag, an environment variable and a key of the file that `--config` names. A flag counts more than a
-variable, and a variable more than the file. White space at the ends of a variable is cut, and an empty one counts as none.
+Each setting of `llmpipe serve` is a flag, an environment variable and a key of the file that `--config` or `LLMPIPE_CONFIG` names. A flag
+counts more than a variable, and a variable more than the file. White space at the ends of a variable is cut, and an empty one counts as none.
 
 {UNITS}
 
@@ -25,7 +25,7 @@ A list is a flag that is repeated; in its variable spaces stand between the memb
 `true` or `false`. A secret stands in a file that the flag names, in the variable, or where the file says: `{{ env = "NAME" }}` or
 `{{ file = "PATH" }}`. What cannot work is refused in one line, with exit code 2.
 
-`--demo` (`LLMPIPE_DEMO`) runs a mock inference server in the place of the backends.
+`--demo` (`LLMPIPE_DEMO`) runs a mock inference server instead of backends.
 
 ## The file
 
@@ -88,8 +88,8 @@ say; `health.path` is `path` in the table `health`: `health = {{ path = "/health
 | `default_pool` | the pool of requests that nothing else leads anywhere |
 
 A request goes to the pool of the first route that fits; else to the pool that has its model: by the whole name, then by an alias, then by
-the longest name with a `*` that fits; else to the default pool. Without one the answer is 404. Where there is one pool without models and
-routes, it gets every request, and bodies are not looked at.
+the longest name with a `*` that fits; else to the default pool. Without one the answer is 404, or 400 for JSON that names no model. Where
+there is one pool without models and routes, it gets every request, and bodies are not looked at.
 
 `GET /v1/models` lists the names and aliases of the file. Behind a `*`, and in the default pool and pools without names, it lists what the
 backends list themselves, of which they are asked every 30 s, without credentials; what one listed stays while it is down. If no pool has
@@ -103,7 +103,8 @@ no stream is cut. A name that cannot be resolved is a warning: its backend is `u
 
 ## Clients that leave
 
-When a client leaves, the connection to its backend is closed, which is what most servers stop at. For one that goes on, there is a call:
+When a client leaves, the connection to its backend is closed, and most servers then stop generating. A server that does not can be told by
+a call:
 
 ```toml
 [[pools.llama.backends]]

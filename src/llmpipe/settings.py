@@ -40,8 +40,8 @@ from llmpipe.errors import UsageError
 S = TypeVar("S", bound=Struct)
 
 UNITS = (
-    "Durations are seconds, or a number with ms, s, m or h behind it; sizes are bytes, or a number with KB, MB or GB "
-    "(of 1024) behind it."
+    "Durations are seconds, or a number with ms, s, m or h after it; sizes are bytes, or a number with KB, MB or GB "
+    "(of 1024) after it."
 )
 """How durations and sizes are written."""
 

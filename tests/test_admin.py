@@ -195,10 +195,116 @@ def test_it_only_answers_questions(proxy: Proxy, path: str) -> None:
 
 
 def test_garbage_does_not_hurt_it(proxy: Proxy) -> None:
-    with socket.create_connection(("127.0.0.1", proxy.admin_port), timeout=TIMEOUT) as sock:
-        sock.sendall(b"\x00\xff not http\r\n\r\n")
-        assert sock.recv(100).startswith(b"HTTP/1.1 400 ")
+    for garbage in (
+        b"\x00\xff not http",
+        b"GET /metrics HTTP/1.1\r\nHost: a\r\nHost: b",
+        b"GET /\xff HTTP/1.1\r\nHost: a",
+    ):
+        assert ask_odd(proxy, garbage + b"\r\n\r\n").startswith(b"HTTP/1.1 400 ")
     assert proxy.admin("/healthz")[0] == 200
+
+
+ODD_PATHS = (
+    *(b"/", b"/status.js", b"/metrics", b"/status", b"/history", b"/events", b"/exchanges", b"/healthz", b"/readyz"),
+    *(b"/reload", b"/record", b"/backends/x/drain", b"/backends/%ff%fe/resume", b"/backends//drain"),
+    *(b"/nothing", b"/%", b"/%zz", b"/%ff", b"/%00", b"//[", b"/[", b"*", b"http://[/x", b"/" + 9000 * b"%ff"),
+)
+ODD_FIELDS = (
+    *(b"Accept: \xff", b"Accept:", b"Accept: ;;;=;=", b"Accept: " + 3000 * b",", b"Accept: a\r\nAccept: \xff"),
+    *(
+        b"Accept: text/plain;version=abc",
+        b"Accept: text/plain;version=1.x",
+        b"Accept: text/plain;version=" + 5000 * b"9",
+    ),
+    *(b"Accept: application/openmetrics-text;version=x", b"Accept: application/openmetrics-text;version=2.\xe9"),
+    *(b"Accept: application/openmetrics-text;escaping=\xff", b'Accept: application/openmetrics-text;version="1.0.0"'),
+    *(
+        b"Accept-Encoding: \xff",
+        b"Accept-Encoding: gzip\r\nAccept-Encoding: \xff",
+        b"Accept-Charset: \xff",
+        b"Range: \xff",
+    ),
+    *(
+        b"Last-Event-ID: \xff",
+        b"Last-Event-ID: " + 5000 * b"9",
+        b"If-None-Match: \xff",
+        b"Cookie: \xff",
+        b"Expect: \xff",
+    ),
+    *(
+        b"Content-Length: " + 19 * b"9",
+        b"Content-Length: " + 5000 * b"9",
+        b"Content-Length: -1",
+        b"Content-Length: \xff",
+    ),
+    *(
+        b"Content-Length: 1\r\nContent-Length: 2",
+        b"Transfer-Encoding: \xff",
+        b"Transfer-Encoding: chunked\r\nContent-Length: 5",
+    ),
+    *(b"Connection: \xff", b"Connection: upgrade\r\nUpgrade: \xff", b"Connection: upgrade\r\nUpgrade: websocket"),
+    *(b"Authorization: \xff", b"Authorization: Bearer \xff", b"Authorization: a\r\nAuthorization: b", b"X-\xff: 1"),
+    *(
+        b"Origin: \xff",
+        b"Origin: http://[",
+        b"Origin: http://a:\xff",
+        b"Origin: http://\xe2\x84\x80",
+        b"Sec-Fetch-Site: \xff",
+    ),
+    *(b"Host: \xff", b"Host: [", b"Host: [::1%\xff]", b"Host: \xb2.1.1.1", b"Host: 127.0.0.1%\xff", b"Host:"),
+)
+ODD_QUERIES = (
+    *(b"%", b"%zz=%zz", b"%ff", b"a=%ff%fe", b"&&&=&=", b";;", b"a=b#%ff", 5000 * b"a=1&", b"%E2%80%A8", b"\xff"),
+    *(b"name[]=%ff", b"name[]=", b"name[]=llmpipe_clients", b"limit=" + 5000 * b"9", b"limit=%C2%B2", b"limit=%D9%A3"),
+    *(b"limit=-1", b"id=%00", b"id=%ff%fe%fd%fc%fb%fa%f9%f8", b"id=%ed%a0%80aaaaaaaa", b"outcome=%ff", b"model=%ff%00"),
+    *(b"wait=" + 5000 * b"9", b"wait=nan", b"wait=inf", b"wait=1e999", b"wait=%C2%B2", b"wait=%D9%A3", b"wait=-1"),
+    *(b"count=%C2%B2", b"count=" + 5000 * b"9", b"request_body=%ff"),
+)
+ODD_METHODS = (b"GET", b"HEAD", b"OPTIONS", b"POST", b"CONNECT", b"TRACE", b"X-ODD")
+
+
+def ask_odd(proxy: Proxy, request: bytes) -> bytes:
+    """The head of the answer to some bytes, and what comes with it."""
+    with admin_connection(proxy) as sock:
+        sock.sendall(request)
+        answer = b""
+        while b"\r\n\r\n" not in answer and (more := sock.recv(65536)):
+            answer += more
+    return answer
+
+
+@pytest.mark.parametrize("path", ODD_PATHS, ids=lambda path: path[:30].decode())
+def test_no_path_fails_on_what_it_does_not_understand(odd: Proxy, path: bytes) -> None:
+    """Whatever bytes a request has, what is asked for it answers, at once, and says that it is wrong where it is."""
+    host, end = b"Host: localhost\r\n", b"Connection: close\r\n\r\n"
+    requests = [b"%b %b HTTP/1.1\r\n%b%b" % (method, path, host, end) for method in ODD_METHODS]
+    for method in (b"GET", b"HEAD", b"POST"):
+        # A POST to /record that is right waits for an answer to record.
+        query = b"?wait=0.001" if (method, path) == (b"POST", b"/record") else b""
+        for fields in ODD_FIELDS:
+            others = (b"" if fields.startswith(b"Host:") else host) + fields
+            last = b"\r\n\r\n" if b"Connection:" in fields else b"\r\n" + end
+            requests.append(b"%b %b%b HTTP/1.1\r\n%b%b" % (method, path, query, others, last))
+        requests += [b"%b %b?%b HTTP/1.1\r\n%b%b" % (method, path, query, host, end) for query in ODD_QUERIES]
+    for request in requests:
+        answers: list[bytes] = []
+
+        def answered(request: bytes = request, answers: list[bytes] = answers) -> bool:
+            answers.append(ask_odd(odd, request))
+            return (
+                b"event streams already" not in answers[-1]
+            )  # where it has not seen yet that those of before have left
+
+        wait_until(answered)
+        answer = answers[-1]
+        assert b"HTTP/1.1 200" <= answer < b"HTTP/1.1 500", (request[:200], answer[:200])
+    assert not [line for line in odd.log if line["level"] == "error"]
+
+
+@pytest.fixture(scope="module")
+def odd() -> Iterator[Proxy]:
+    with Backend(answer_all) as backend, Proxy(backend.url) as proxy:
+        yield proxy
 
 
 def test_off() -> None:
@@ -443,6 +549,12 @@ def test_openmetrics_has_an_example_for_each_bucket(proxy_to) -> None:
         ((b"application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.3,*/*;q=0.1",), 1),
         ((b"text/html", b"application/openmetrics-text"), 1),
         ((b"application/openmetrics-text; version=0.0.1", b"text/plain; version=1.0.0"), 0),
+        ((b"application/openmetrics-text; version=x",), 0),
+        ((b"application/openmetrics-text; version=1.x",), 0),
+        ((b"text/plain; version=abc",), 0),
+        ((b"text/plain; version=abc", b"application/openmetrics-text; version=1.0.0"), 1),
+        ((b'Application/OpenMetrics-Text; Version="1.0.0"',), 1),
+        ((b"\xff, application/openmetrics-text; version=10.0",), 1),
     ],
 )
 def test_examples_are_looked_for_only_where_they_are_shown(accept: tuple[bytes, ...], examples: int) -> None:

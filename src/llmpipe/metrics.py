@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from prometheus_client import CollectorRegistry, ProcessCollector, make_asgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
@@ -481,6 +481,37 @@ def make_registry(*collectors: Collector) -> CollectorRegistry:
     return registry
 
 
+OPEN_METRICS = b"application/openmetrics-text"
+TEXT = b"text/plain"
+NEW_TEXT = b"text/plain; version=1.0.0"
+
+_VERSION_1 = re.compile(rb"[1-9][0-9]{0,8}(\.[0-9]+)*")
+"""1.0 and what came behind it."""
+
+
+def choose_form(accept: bytes) -> bytes:
+    """The form that an Accept field asks for: OPEN_METRICS or NEW_TEXT, whichever is named first, else TEXT. What cannot be read of it
+    names nothing: the field can be anything, and prometheus_client fails on versions that are no numbers.
+    """
+    for element in accept.lower().split(b","):
+        kind, *parameters = (part.strip() for part in element.split(b";"))
+        named = (parameter.partition(b"=") for parameter in parameters)
+        version = next((value.strip(b' "') for name, _, value in named if name == b"version"), b"")
+        if kind == OPEN_METRICS and (not version or _VERSION_1.fullmatch(version)):
+            return OPEN_METRICS
+        if kind == TEXT and _VERSION_1.fullmatch(version):
+            return NEW_TEXT
+    return TEXT
+
+
+def _accepts_gzip(accept_encoding: bytes) -> bool:
+    return any(coding.partition(b";")[0].strip().lower() == b"gzip" for coding in accept_encoding.split(b","))
+
+
+async def _no_body() -> dict[str, Any]:
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
 def make_app(text: CollectorRegistry, open_metrics: CollectorRegistry) -> App:
     """What answers at /metrics. A collector is not told what becomes of what it yields, so each form has a registry of its own.
 
@@ -490,9 +521,16 @@ def make_app(text: CollectorRegistry, open_metrics: CollectorRegistry) -> App:
     """
     as_text, as_open_metrics = make_asgi_app(text), make_asgi_app(open_metrics)
 
-    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        accepted = b",".join(value for name, value in scope["headers"] if name == b"accept")
-        _, kind = choose_encoder(accepted.decode("latin-1"))
-        await (as_open_metrics if "openmetrics" in kind else as_text)(scope, receive, send)
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001
+        def field(name: bytes) -> bytes:
+            return b",".join(value for key, value in scope["headers"] if key == name)
+
+        # The library gets what it understands, and waits for no body.
+        form = choose_form(field(b"accept"))
+        headers = [(b"accept", form)]
+        if _accepts_gzip(field(b"accept-encoding")):
+            headers.append((b"accept-encoding", b"gzip"))
+        app = as_open_metrics if form == OPEN_METRICS else as_text
+        await app({**scope, "headers": headers}, _no_body, send)
 
     return answer

@@ -501,9 +501,9 @@ cdef object _record(RecordC *record, int64_t now):
             _tokens(record.prompt), _tokens(record.completion), _tokens(record.cached),
             (<char *>record.story.trace)[:record.story.trace_length], failed,
         )
-        return found if record.kind == RECORD_EXCHANGE else ExchangeLive(found)
+        return found if record.kind == RECORD_EXCHANGE else ExchangeLive(found, record.list_number)
     if record.kind == RECORD_LIVE_END:
-        return LiveEnd(age)
+        return LiveEnd(age, record.list_number)
     if record.kind == RECORD_BACKEND_DOWN:
         return BackendDown(age, record.backend, record.duration / 1e6, record.reason, record.error)
     if record.kind == RECORD_BACKEND_UP:
@@ -956,8 +956,10 @@ cdef class Engine:
             tapes_free(w.shared, tape)
         return found[::-1]
 
-    def list_live(self):
-        mail_command(&self._open().mail, COMMAND_LIST)
+    def list_live(self, uint32_t number):
+        cdef MailC *mail = &self._open().mail
+        sys_store_release(&mail.list_asked, number)
+        io_wake_post(mail.in_fd, &mail.in_wake_pending)
 
     def flows(self):
         cdef WorkerC *w = self._open()

@@ -44,7 +44,9 @@ cdef void loop_list(WorkerC *w) noexcept nogil:
     cdef ExchangeC *x
     cdef RecordC *record = NULL
     cdef const char *address
+    cdef uint32_t number = sys_load_acquire(&w.mail.list_asked)
     cdef int64_t left = MAIL_OUT // 2 - <int64_t>(w.mail.out_tail - sys_load_acquire(&w.mail.out_head))
+    w.mail.list_told = number
     while conn is not NULL and left > 0:
         x = conn.exchange
         if x is not NULL and (conn.kind == CONN_CLIENT or x.client is NULL):
@@ -55,6 +57,7 @@ cdef void loop_list(WorkerC *w) noexcept nogil:
             if x.client is not NULL:
                 address = x.client.address
             record.kind = RECORD_LIVE
+            record.list_number = number
             record_fill(w, x, record, address, <uint8_t>exchange_phase(x), OUTCOME_OK, -1)
             if x.state == STATE_QUEUE:
                 record.queued += <uint32_t>w.now
@@ -64,6 +67,7 @@ cdef void loop_list(WorkerC *w) noexcept nogil:
     record = mail_next_record(&w.mail)
     if record is not NULL:
         record.kind = RECORD_LIVE_END
+        record.list_number = number
         record.at = w.now
         mail_post(&w.mail, True)
 
@@ -96,7 +100,7 @@ cdef void loop_mail(WorkerC *w) noexcept nogil:
         client_adopt(w, &w.mail.adopts[head & (MAIL_IN - 1)])
         head += 1
         sys_store_release(&w.mail.in_head, head)
-    if commands & COMMAND_LIST:
+    if sys_load_acquire(&w.mail.list_asked) != w.mail.list_told:
         loop_list(w)
     if commands & COMMAND_STOP:
         w.stopping = True

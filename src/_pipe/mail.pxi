@@ -14,7 +14,6 @@ cdef enum:
     COMMAND_DRAIN = 1
     COMMAND_STOP = 2
     COMMAND_END_LISTENING = 4   # accept what waits, and no more
-    COMMAND_LIST = 16           # records of the exchanges that go on
     COMMAND_MAKE_ROOM = 8       # clients that are idle for long are to give way
 
 # Kinds of records; llmpipe.record_kinds has a tuple for each, with the fields that mean something there.
@@ -78,6 +77,7 @@ cdef struct RecordC:
     uint32_t connected
     uint32_t responded
     uint32_t pieces
+    uint32_t list_number        # of the list that it belongs to: an exchange that goes on, and what is behind those
     StoryC story
     char pool[NAME_ROOM]
     char address[ADDRESS_ROOM]
@@ -98,6 +98,8 @@ cdef struct MailC:
     uint64_t adopted            # clients that the worker was given; written by the worker that accepts
     uint64_t refused            # of those, with a refusal; the same
     uint64_t quiet              # us, since when the longest idle client is; 0 where none is. Written by the worker
+    uint32_t list_asked         # number of the list of exchanges that was asked for last; written by the control plane
+    uint32_t list_told          # the same of the one that was told last; written by the worker
     uint32_t wake_on_abort      # the control plane is woken for a client that left; written by it
     uint32_t closed             # it accepts no more; written by the worker, once
     uint32_t granting           # a lock: of the list that follows

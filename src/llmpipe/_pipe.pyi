@@ -318,9 +318,13 @@ class Engine:
     def take_tapes(self) -> list[Tape]:
         """What was recorded by this engine and has ended since this was called last. May be called by one thread."""
 
-    def list_live(self) -> None:
+    def list_live(self, number: int) -> None:
         """Asks for an `ExchangeLive` of each exchange that goes on, of 2,048 at most, and a `LiveEnd` behind them, among the next records.
-        Where the ring of records is full, some do not come."""
+        Where the ring of records is full, some do not come.
+
+        Args:
+            number: of the list, which these records have; another one than that of the list before, and not 0.
+        """
 
     @property
     def records_fd(self) -> int:

@@ -118,15 +118,23 @@ class ExchangeLive(NamedTuple):
 
     Attributes:
         exchange: its outcome says nothing yet; its phase is the present one.
+        number: of the list that it is of.
     """
 
     exchange: ExchangeEnded
+    number: int
 
 
 class LiveEnd(NamedTuple):
-    """All that `Engine.list_live` asked for were told."""
+    """All that `Engine.list_live` asked for were told.
+
+    Attributes:
+        age: since then.
+        number: of the list.
+    """
 
     age: float
+    number: int
 
 
 class BackendDown(NamedTuple):

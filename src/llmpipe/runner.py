@@ -6,7 +6,6 @@ Everything that crosses to the data plane passes here, but for the accepted desc
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -127,7 +126,10 @@ class Runner:
         self._on_tape = on_tape
         self._loop = asyncio.get_running_loop()
         self._records_timer: asyncio.TimerHandle | None = None
-        self._listing_live: asyncio.Future[None] | None = None
+        self._listing_live: asyncio.Task[list[ExchangeEnded]] | None = None
+        self._live_number = 0
+        """Of the list that was asked for last: what an engine tells late, of one before, belongs to no list any more."""
+        self._live_told = self._loop.create_future()
         self._live: list[ExchangeEnded] = []
         self._live_ends = 0
         self._running = 0
@@ -318,29 +320,34 @@ class Runner:
 
     async def live(self) -> list[ExchangeEnded]:
         """Exchanges that have not ended, the newest first: records as they would be if they ended now, without an outcome. Of each engine
-        2,048 at most, and none of one that does not tell within LIVE_TIME.
+        2,048 at most, and none of one that does not tell within LIVE_TIME. Who asks while a list is made gets that one.
         """
         if self._listing_live is None:
-            told = self._listing_live = self._loop.create_future()
-            self._live = []
-            self._live_ends = 0
+            self._listing_live = self._loop.create_task(self._list_live())
+        return await asyncio.shield(self._listing_live)  # it goes on for the others where one waits no more
+
+    async def _list_live(self) -> list[ExchangeEnded]:
+        self._live_number += 1
+        self._live_told = self._loop.create_future()
+        self._live = []
+        self._live_ends = 0
+        try:
             for engine in self.engines:
-                engine.list_live()
-        else:
-            told = self._listing_live  # somebody has just asked: what is told is told to both
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(asyncio.shield(told), LIVE_TIME)
-        if self._listing_live is told:
+                engine.list_live(self._live_number)
+            await asyncio.wait((self._live_told,), timeout=LIVE_TIME)
+            return sorted(self._live, key=lambda record: record.duration)
+        finally:
             self._listing_live = None
-        return sorted(self._live, key=lambda record: record.duration)
 
     def _take_live(self, record: ExchangeLive | LiveEnd) -> None:
+        if record.number != self._live_number:
+            return
         if isinstance(record, ExchangeLive):
             self._live.append(record.exchange)
             return
         self._live_ends += 1
-        if self._live_ends == len(self.engines) and self._listing_live is not None and not self._listing_live.done():
-            self._listing_live.set_result(None)
+        if self._live_ends == len(self.engines) and not self._live_told.done():
+            self._live_told.set_result(None)
 
     def content_age(self, name: str) -> float:
         """Seconds since a byte of content came from a server; infinite for never."""

@@ -210,6 +210,30 @@ def test_the_timer_takes_samples_until_it_is_closed(monkeypatch: pytest.MonkeyPa
     asyncio.run(asyncio.wait_for(run(), 30))
 
 
+def test_a_sample_that_cannot_be_taken_is_not_the_last_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("llmpipe.history.INTERVAL", 0.01)
+    engines = Engines()
+
+    async def run() -> None:
+        history = History(Fleet())
+        history.start(engines)
+        monkeypatch.delattr(engines, "streams")
+        while not caplog.records:
+            await asyncio.sleep(0.01)
+        monkeypatch.undo()
+        taken = len(history.samples)
+        while len(history.samples) < taken + 2:
+            await asyncio.sleep(0.01)
+        history.close()
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+    line = caplog.records[0]
+    assert line.getMessage() == "sample not taken"
+    assert "has no attribute 'streams'" in vars(line)["fields"]["error"]
+
+
 def ended(number: int, outcome: str, age: float = 0.0, **changed: object) -> ExchangeEnded:
     plain = dict.fromkeys(ExchangeEnded._fields, 0) | {
         "age": age,

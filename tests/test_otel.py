@@ -264,6 +264,25 @@ def test_a_method_of_no_standard_and_a_unix_socket() -> None:
     assert "server.port" not in found
 
 
+def test_a_span_that_cannot_be_made_is_counted_and_not_the_last_one(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, value in collector.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "2")
+    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "1")
+    tracing = otel.Tracing(log_query=False)
+    for number in range(1, 4):  # more than may wait: they do not wait for ever
+        tracing.write(record(backend=77), FLEET)
+        wait_until(lambda number=number: tracing.failed == number)
+    tracing.write(record(), FLEET)
+    tracing.close()
+    assert (tracing.sent, tracing.failed, tracing.dropped) == (1, 3, 0)
+    found = [(line.getMessage(), vars(line).get("fields")) for line in caplog.records if line.levelname == "ERROR"]
+    assert found == [("span not made", {"error": "KeyError(77)"})] * 3
+    assert [line.getMessage() for line in caplog.records if line.levelname == "WARNING"] == ["spans lost"]
+
+
 def test_events_are_in_their_order() -> None:
     late = record(failed=(Attempt(1, 1.62, 5), Attempt(2, 0.01, 5)))
     times = [at for at, _, _ in otel.events(late, FLEET)]

@@ -1,9 +1,11 @@
-"""What the runner makes of the engines' records: lists of the exchanges that go on."""
+"""What the runner makes of the engines' records: it takes them for ever, knows what they name, and lists the exchanges that go on."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -13,9 +15,10 @@ from engines import Engines
 from harness import wait_until
 
 from llmpipe import runner
-from llmpipe.config import Settings
+from llmpipe.config import PoolSettings, Settings, parse_backend
 from llmpipe.fleet import Fleet
-from llmpipe.record_kinds import ExchangeEnded, ExchangeLive, LiveEnd, Record, Tape
+from llmpipe.record_kinds import BackendDown, ExchangeEnded, ExchangeLive, LiveEnd, Record, Tape
+from llmpipe.resolve import Names, Resolver
 from llmpipe.runner import Runner
 
 LONG = 30.0
@@ -31,11 +34,32 @@ class Told:
     """An engine that tells what a test wants."""
 
     def __init__(self, *_: object) -> None:
-        self.records_fd = socket.socket()
+        self.records_fd, self._other_end = socket.socketpair()
         self.lists: list[int] = []
         """Numbers of the lists that were asked for."""
         self.records: list[Record] = []
         self.tapes: list[Tape] = []
+        self.failure: Exception | None = None
+        """What the next look at its records, or the next table, ends with."""
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        self._stopped.wait(LONG)
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def _fail(self) -> None:
+        failure, self.failure = self.failure, None
+        if failure is not None:
+            raise failure
+
+    def configure(self, table: list[tuple[Any, ...]], routing: object) -> list[int]:
+        self._fail()
+        return [int(authority.rpartition(b":")[2]) for _, authority, *_ in table]
+
+    def mark_drained(self, number: int, drained: bool) -> None:
+        pass
 
     def list_live(self, number: int) -> None:
         self.lists.append(number)
@@ -47,6 +71,7 @@ class Told:
         self.records.append(LiveEnd(0.0, number))
 
     def take_records(self) -> list[Record]:
+        self._fail()
         found, self.records = self.records, []
         return found
 
@@ -55,7 +80,9 @@ class Told:
         return found
 
     def close(self) -> None:
+        self.stop()
         self.records_fd.close()
+        self._other_end.close()
 
 
 @pytest.fixture
@@ -165,3 +192,97 @@ def test_what_an_engine_tells_has_the_number_of_its_list() -> None:
             assert told() == []
     finally:
         engines.close()
+
+
+async def until(reached: Callable[[], bool]) -> None:
+    while not reached():
+        await asyncio.sleep(0.01)
+
+
+def down(number: int) -> BackendDown:
+    return BackendDown(0.0, number, 1.0, 0, 0)
+
+
+def tape(number: int) -> Tape:
+    return Tape(exchange(number), False, 200, b"", False, None, ())
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[str, dict[str, Any]]]:
+    """Event and fields of each line about what went wrong."""
+    return [(line.getMessage(), vars(line)["fields"]) for line in caplog.records if line.levelno >= logging.ERROR]
+
+
+def test_one_that_cannot_be_taken_keeps_no_other_from_being_taken(make, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither a record nor a tape: not those behind it, nor those of the other engine, nor those that come later."""
+    records: list[int] = []
+    tapes: list[int] = []
+
+    def on_record(record: Any) -> None:
+        records.append(record.backend)
+        if record.backend == 1:
+            raise KeyError("no name")
+
+    def on_tape(tape: Tape) -> None:
+        tapes.append(int(tape.exchange.request_id))
+        if tapes[-1] == 1:
+            raise ValueError("no folder")
+
+    async def run() -> None:
+        made, engines = make(on_record, on_tape)
+        made.start()
+        engines[0].records = [down(1), down(2)]
+        engines[1].records = [down(3)]
+        engines[0].tapes = [tape(1), tape(2)]
+        engines[1].tapes = [tape(3)]
+        await until(lambda: len(records) + len(tapes) == 6)
+        assert (records, tapes) == ([1, 2, 3], [1, 2, 3])
+        engines[0].records, engines[0].tapes = [down(4)], [tape(4)]
+        await until(lambda: len(records) + len(tapes) == 8)
+        made.stop()
+        made.close()
+
+    asyncio.run(asyncio.wait_for(run(), LONG))
+    assert lines(caplog) == [
+        ("record not taken", {"record": "BackendDown", "error": "KeyError('no name')"}),
+        ("recording not taken", {"error": "ValueError('no folder')"}),
+    ]
+
+
+def test_a_look_that_fails_is_not_the_last_one(make) -> None:
+    taken: list[Record] = []
+
+    async def run() -> None:
+        failures: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context["exception"]))
+        made, engines = make(taken.append)
+        made.start()
+        engines[0].failure = failure = MemoryError()
+        await until(lambda: bool(failures))
+        assert failures == [failure]
+        engines[0].records = [down(1)]
+        await until(lambda: bool(taken))
+        made.stop()
+        made.close()
+
+    asyncio.run(asyncio.wait_for(run(), LONG))
+
+
+def test_a_server_is_known_as_soon_as_one_engine_may_speak_of_it(make) -> None:
+    """Even where another one has no memory for the table."""
+    names: list[str] = []
+    backends = tuple(parse_backend(f"http://127.0.0.1:{number}") for number in (1, 2))
+
+    async def run() -> None:
+        made, engines = make(lambda record: names.append(made.fleet.name(record.backend)))
+        resolver = Resolver(Names())
+        await resolver.take(backends)
+        made.configure(resolver, Settings(pool=PoolSettings(backends=backends[:1])))
+        engines[1].failure = MemoryError()
+        with pytest.raises(MemoryError):
+            made.configure(resolver, Settings(pool=PoolSettings(backends=backends[:2])))
+        engines[0].records = [down(2)]
+        made.take_records()
+        assert names == [backends[1].name]
+        assert made.fleet.names == [backends[0].name], "it is not taken for one of the table"
+
+    asyncio.run(asyncio.wait_for(run(), LONG))

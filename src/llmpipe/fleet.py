@@ -42,9 +42,13 @@ class Fleet:
 
     def number(self, numbers: Sequence[int], servers: Sequence[Server], unresolved: Mapping[str, str]) -> None:
         """Notes the numbers of the servers of a table, as `Engine.configure` returned them, and the backends that have none."""
+        self.know(numbers, servers)
         self._numbered = tuple(zip(numbers, servers, strict=True))
-        self._known.update(self._numbered)
         self.unresolved = unresolved
+
+    def know(self, numbers: Sequence[int], servers: Sequence[Server]) -> None:
+        """Notes the numbers of the servers of a table that some engine has, and others perhaps not: so that its records can be read."""
+        self._known.update(zip(numbers, servers, strict=True))
 
     def name(self, number: int) -> str:
         """What the server with that number is called."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Protocol
 
+from llmpipe import log
 from llmpipe._pipe import EDGES, OUTCOMES, PHASES, REASONS
 from llmpipe.histogram import Counts, quantile, since, total
 from llmpipe.metrics import NO_ERROR
@@ -229,13 +230,21 @@ class History:
         """Takes the first snapshot now, and one each INTERVAL from then on."""
         loop = asyncio.get_running_loop()
 
-        def next_one(due: float) -> None:
-            self.take(source)
+        def wait(due: float) -> None:
             # Later than it should be by more than an interval: the process stood still.
             due = max(due, loop.time() - INTERVAL) + INTERVAL
             self._timer = loop.call_at(due, next_one, due)
 
-        next_one(loop.time())
+        def next_one(due: float) -> None:
+            try:
+                self.take(source)
+            except Exception as error:  # else there would be none any more
+                log.error("sample not taken", error=repr(error))
+            finally:
+                wait(due)
+
+        self.take(source)
+        wait(loop.time())
 
     def close(self) -> None:
         """Takes no snapshot any more."""

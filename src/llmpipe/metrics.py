@@ -463,7 +463,7 @@ class SpanCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         spans = CounterMetricFamily(
             "llmpipe_spans",
-            "Spans of exchanges: sent to a collector, taken by none, or dropped because too many waited.",
+            "Spans of exchanges: sent to a collector, taken by none or not made, or dropped because too many waited.",
             labels=["result"],
         )
         spans.add_metric(["sent"], self._tracing.sent)

@@ -219,6 +219,7 @@ class Tracing:
         self._shown = log.mask_user if log_query else log.mask_secrets
         self._taken = 0
         self._unsampled = 0
+        self._unmade = 0
         self._records: queue.SimpleQueue[tuple[ExchangeEnded, Fleet, int] | None] = queue.SimpleQueue()
         self._most = _queue_size(os.environ)
         logging.getLogger(OTLPSpanExporter.__module__).filters = [_Seldom()]
@@ -243,8 +244,8 @@ class Tracing:
 
     @property
     def failed(self) -> int:
-        """Spans that no collector took."""
-        return self._exporter.failed
+        """Spans that no collector took, or that could not be made."""
+        return self._exporter.failed + self._unmade
 
     def write(self, record: ExchangeEnded, fleet: Fleet) -> None:
         """Has the span of an exchange made. It waits for nothing.
@@ -262,7 +263,14 @@ class Tracing:
 
     def _run(self) -> None:
         while (found := self._records.get()) is not None:
-            self._make(*found)
+            self._take(*found)
+
+    def _take(self, record: ExchangeEnded, fleet: Fleet, end: int) -> None:
+        try:
+            self._make(record, fleet, end)
+        except Exception as error:  # else no span would be made any more
+            self._unmade += 1
+            log.error("span not made", error=repr(error))
 
     def _make(self, record: ExchangeEnded, fleet: Fleet, end: int) -> None:
         begin = end - round(record.duration * 1e9)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from llmpipe.fleet import Fleet, Server
     from llmpipe.record_kinds import ExchangeEnded, Record, Tape
     from llmpipe.resolve import Resolver, Servers
+    from llmpipe.routing import Routing
 
 RECORD_INTERVAL = 0.1
 """Seconds between two looks at records that nobody was woken for."""
@@ -186,11 +187,11 @@ class Runner:
         drained = {server for server in new if _is_drained(server, drains)}
         if drained:
             # They are in no pool before they are marked: nothing begins there, not even in between.
-            numbers = self.engines[0].configure(table, make_routing(settings, servers, listing, drained))
+            numbers = self._hand_out(self.engines[0], table, make_routing(settings, servers, listing, drained), servers)
             self._mark_new(numbers, servers, drained, drained=True)
         routing = make_routing(settings, servers, listing)
         for engine in self.engines:
-            numbers = engine.configure(table, routing)  # which all engines give alike
+            numbers = self._hand_out(engine, table, routing, servers)  # which all engines give alike
         # One that comes back may do so before its last exchange of then has ended.
         self._mark_new(numbers, servers, new - drained, drained=False)
         backed = {server.backend for server in servers}
@@ -203,6 +204,14 @@ class Runner:
         if left_out and left_out != self._left_out:
             log.warning("servers left out", used=len(servers), left_out=left_out)
         self._left_out = left_out
+
+    def _hand_out(
+        self, engine: Engine, table: list[EngineBackend], routing: Routing, servers: list[Server]
+    ) -> list[int]:
+        numbers = engine.configure(table, routing)
+        # Its records may name them from now on, even where another engine has no memory for the table.
+        self.fleet.know(numbers, servers)
+        return numbers
 
     def _mark_new(self, numbers: list[int], servers: list[Server], those: set[Server], *, drained: bool) -> None:
         for number, server in zip(numbers, servers, strict=True):
@@ -359,10 +368,16 @@ class Runner:
 
     def _take_records(self, engine: Engine) -> None:
         for record in engine.take_records():
+            self._take_record(record)
+
+    def _take_record(self, record: Record) -> None:
+        try:
             if isinstance(record, ExchangeLive | LiveEnd):
                 self._take_live(record)
             else:
                 self._on_record(record)
+        except Exception as error:  # else those behind it would be lost
+            log.error("record not taken", record=type(record).__name__, error=repr(error))
 
     def take_records(self) -> None:
         """Takes the records that nobody was woken for, and what was recorded."""
@@ -374,7 +389,13 @@ class Runner:
         """Takes what was recorded and has ended."""
         for engine in self.engines:
             for tape in engine.take_tapes():
-                self._on_tape(tape)
+                self._take_tape(tape)
+
+    def _take_tape(self, tape: Tape) -> None:
+        try:
+            self._on_tape(tape)
+        except Exception as error:  # likewise
+            log.error("recording not taken", error=repr(error))
 
     def tapes_dropped(self) -> int:
         """Answers that were chosen and not recorded, because there was no room. May be called by any thread."""
@@ -389,8 +410,10 @@ class Runner:
         self.engines[0].record_share(share, size, request_bodies=request_bodies)
 
     def _take_records_for_ever(self) -> None:
-        self.take_records()
-        self._records_timer = self._loop.call_later(RECORD_INTERVAL, self._take_records_for_ever)
+        try:
+            self.take_records()
+        finally:
+            self._records_timer = self._loop.call_later(RECORD_INTERVAL, self._take_records_for_ever)
 
     def close(self) -> None:
         """Takes the last records and tapes, and frees the engines, which must have ended."""

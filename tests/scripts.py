@@ -282,6 +282,7 @@ def judge(world: ModuleType, run: Run, script: bytes) -> None:
         check_counts(run, names)
         check_tunnels(world, run, names)
         check_ends(run, names)
+        check_resets(run, names)
 
 
 # ------------------------------------------------------------------------------------- counts, tunnels, ends of connections
@@ -308,6 +309,21 @@ def check_counts(run: Run, names: set[str]) -> None:
         if ours and not run["injected"] and not names & {"stop", "drain", "end_listening"} and not announced:
             assert not answers or not answers[-1][2] or len(answers) > last, "a request without an answer"
             assert answers or not requests, "a request without an answer"
+
+
+def check_resets(run: Run, names: set[str]) -> None:
+    """Whether a client that was to see a broken end got all bytes in front of it, unless it took none for the send time-out."""
+    if (
+        run["injected"]
+        or names & {"stop", "drain", "setting"}
+        or {"timeout_send", "timeout_total"} & run["outcomes"].keys()
+    ):
+        return
+    for trace in run["client_traces"]:
+        if trace.destroyed:
+            assert trace.closed - trace.told >= run["settings"].send_timeout * 1e6, (
+                f"an RST destroyed {trace.destroyed} bytes that a client had time to read"
+            )
 
 
 def check_tunnels(world: ModuleType, run: Run, names: set[str]) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import random
 import socket
 import threading
 import time
@@ -16,6 +17,7 @@ from harness import (
     Backend,
     Client,
     Connection,
+    Proxy,
     answer_all,
     chunk,
     free_port,
@@ -432,6 +434,84 @@ def test_e2_what_was_held_for_a_slow_client_comes_before_the_end(proxy_to):
         client.read_head()
         assert client.read_eof() == body
     assert proxy.access()[0]["outcome"] == "upstream_abort"
+
+
+HELD_BY_KERNELS = {
+    "until close": (GET, b"HTTP/1.1 200 OK\r\n\r\n"),
+    "chunks for 1.0": (b"GET / HTTP/1.0\r\n\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"),
+    "tunnel": (
+        b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n",
+        b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n",
+    ),
+}
+
+
+class SmallWindow(Client):
+    """A client that has room for little, so that most of an answer lies with the proxy's kernel."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        super().__init__(proxy)
+        self.sock.close()
+        self.sock = socket.socket()
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        self.sock.connect(("127.0.0.1", proxy.port))
+        self.sock.settimeout(30)
+
+
+@pytest.mark.parametrize("how", HELD_BY_KERNELS)
+def test_e2_an_rst_comes_behind_what_the_kernel_holds_for_a_slow_client(proxy_to, how):
+    request, head = HELD_BY_KERNELS[how]
+    body = random.Random(1).randbytes(1 << 20)
+    sent = chunk(body) if "chunked" in head.decode() else body
+    go = threading.Event()
+
+    def script(conn: Connection) -> None:
+        conn.read_request()
+        conn.send(head + sent)
+        go.wait(60)
+        conn.reset()
+
+    proxy = proxy_to(script)
+    with SmallWindow(proxy) as client:
+        client.send(request)
+        # All of it was sent, and nothing is held: it is with the kernel.
+        proxy.wait_metric("llmpipe_streaming_bytes_forwarded_total", len(body))
+        wait_until(lambda: proxy.metric("llmpipe_buffers_held") == 0)
+        go.set()
+        assert proxy.access()[0]["outcome"] == "upstream_abort"
+        assert proxy.metric("llmpipe_clients") == 1
+        client.read_head()
+        got = bytes(client.buffer)
+        client.buffer.clear()
+        with pytest.raises(ConnectionResetError):
+            while data := client.sock.recv(65536):
+                got += data
+        assert got == body
+        proxy.settled()
+
+
+def test_e2_an_rst_does_not_wait_for_ever_for_a_client_that_reads_nothing(proxy_to):
+    go = threading.Event()
+
+    def script(conn: Connection) -> None:
+        conn.read_request()
+        conn.send(b"HTTP/1.1 200 OK\r\n\r\n" + bytes(1 << 20))
+        go.wait(60)
+        conn.reset()
+
+    proxy = proxy_to(script, options=["--send-timeout", "2s"])
+    with SmallWindow(proxy) as client:
+        client.send(GET)
+        proxy.wait_metric("llmpipe_streaming_bytes_forwarded_total", 1 << 20)
+        wait_until(lambda: proxy.metric("llmpipe_buffers_held") == 0)
+        started = time.monotonic()
+        go.set()
+        assert proxy.access()[0]["outcome"] == "upstream_abort"
+        proxy.wait_metric("llmpipe_clients", 0, 30)
+        assert time.monotonic() - started > 1.9
+        with pytest.raises(ConnectionResetError):
+            while client.sock.recv(65536):
+                pass
 
 
 def error_events(data: bytes) -> list[dict]:

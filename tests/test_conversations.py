@@ -206,6 +206,25 @@ def test_a_client_resets_a_tunnel_while_the_backend_does_not_read(any_world):
     assert run["upstream_traces"][0].closed - run["client_traces"][0].left < 1000
 
 
+def test_an_rst_comes_behind_what_lies_with_the_clients_kernel(any_world):
+    # All was sent, and an RST would destroy it.
+    script = tunnel(any_world).client_lazy(0, 1).upstream_fill(0, 40).upstream_reset(0).time(0, 10)
+    run = check(any_world, script.client_lazy(0, 0).time(0, 20))
+    client, trace = run["clients"][0], run["client_traces"][0]
+    assert run["outcomes"] == {"upstream_abort": 1}
+    assert client.got.endswith(run["upstreams"][0].sent[-10240:])
+    assert client.ended == "reset"
+    assert (trace.lost, trace.destroyed) == (0, 0)
+
+
+def test_an_rst_does_not_wait_for_ever_for_a_client_that_reads_nothing(any_world):
+    script = tunnel(any_world).client_lazy(0, 1).upstream_fill(0, 40).upstream_reset(0).time(0, 110)
+    run = check(any_world, script)
+    assert run["clients"][0].ended == "reset"
+    assert run["client_traces"][0].destroyed >= 10240
+    assert run["client_traces"][0].closed - run["client_traces"][0].told >= run["settings"].send_timeout * 1e6
+
+
 def test_a_backend_resets_a_tunnel_while_the_client_does_not_read(any_world):
     # What we hold for the client goes first.
     script = tunnel(any_world, 1).upstream_fill(0, 40).upstream_reset(0).time(0, 50).client_room(0, 255).time(0, 1)

@@ -19,6 +19,7 @@ from harness import (
     Connection,
     Proxy,
     Stream,
+    answer_all,
     chunk,
     leave,
     respond,
@@ -118,6 +119,18 @@ def test_the_upstream_is_closed(proxy_to, phase, how, record_property):
     assert proxy.metric("llmpipe_backend_up", backend=proxy.log[0]["backends"]) == 1
     assert sum(n for name, n in proxy.metrics().items() if name.startswith("llmpipe_streaming_errors_total")) == 0
     assert proxy.metric("llmpipe_upstreams") == 0
+
+
+def test_a_client_that_leaves_before_it_has_a_backend_stops_none(proxy_to):
+    """There is no time from its disconnect to the close of an upstream: it would be one of microseconds, and hide the others."""
+    proxy = proxy_to(answer_all)
+    with Client(proxy) as client:
+        client.send(WHOLE[:-10])
+        proxy.wait_metric("llmpipe_clients", 1)
+    (line,) = proxy.access()
+    assert (line["outcome"], line["close_ms"]) == ("client_abort", None)
+    proxy.settled()
+    assert proxy.metric("llmpipe_disconnect_seconds_count") == 0
 
 
 @pytest.mark.parametrize("phase", ["wait", "silent", "stream", "blocked"])
@@ -305,6 +318,15 @@ class TestOnAbortFinish:
             line = proxy.access()[0]
             assert (line["outcome"], line["status"], line["phase"]) == ("client_abort", 499, "finish")
             proxy.settled()
+            # What is thrown away was not forwarded, and nobody waited for it.
+            streamed = phase == "stream"
+            forwarded = len(chunk(b"data: 1\n\n")) if streamed else 0
+            assert proxy.metric("llmpipe_streaming_bytes_forwarded_total") == forwarded
+            assert proxy.metric("llmpipe_events_forwarded_total") == streamed
+            assert proxy.metric("llmpipe_discarded_bytes_total", reason="response") >= len(chunk(b"data: 2\n\n")) * 1000
+            assert proxy.metric("llmpipe_ttft_seconds_count") == streamed
+            assert proxy.metric("llmpipe_itl_seconds_count") == 0
+            assert (line["ttft_ms"] is not None, line["events"]) == (streamed, int(streamed))
             with Client(proxy) as other:
                 assert other.request(WHOLE).status == 200
             assert len(backend.connections) == 1

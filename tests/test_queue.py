@@ -10,7 +10,20 @@ from pathlib import Path
 
 import openai
 import pytest
-from harness import Backend, Client, Connection, Proxy, answer_all, free_port, leave, respond, wait_until
+from harness import (
+    LAST_CHUNK,
+    Backend,
+    Client,
+    Connection,
+    Proxy,
+    answer_all,
+    chunk,
+    free_port,
+    leave,
+    respond,
+    sse_head,
+    wait_until,
+)
 
 GET = b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n"
 LONG = 60.0
@@ -206,6 +219,44 @@ def test_m4_a_deadline_in_the_queue(gate: Gate, proxy_to: Callable[..., Proxy]) 
         (line,) = proxy.access(1, path="/1")
         assert (line["outcome"], line["reason"], line["status"]) == ("queue_timeout", "deadline", 429)
         proxy.settled()
+
+
+@pytest.mark.slow
+def test_m3_comments_do_not_make_a_backend_look_faster(proxy_to: Callable[..., Proxy]) -> None:
+    """What it has needed until its first content counts from the whole request, whatever kept its client patient meanwhile."""
+    go = threading.Event()
+
+    def prefills(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(sse_head())
+        for _ in range(8):
+            connection.send(chunk(b": prefill\n\n"))
+            time.sleep(0.15)
+        connection.send(chunk(b"data: x\n\n") + LAST_CHUNK)
+        connection.read_request()
+        assert go.wait(LONG)
+        respond(connection)
+
+    with Backend(prefills) as backend:
+        proxy = proxy_to(limited(backend, 1), options=("--queue-timeout", "6s", "--comments-count-as-content"))
+        with Client(proxy) as client:
+            client.send(GET % 0)
+            client.read_head()
+            client.read_chunked()
+        first = ask(proxy, 1)
+        wait_until(lambda: proxy.metric("llmpipe_in_flight", backend=backend.url) == 1, LONG)
+        # Of its 8 s, nearly half are needed for the answer: so it gives up before one that has no time of its own, and waits for 6 s.
+        with Client(proxy) as hurried, Client(proxy) as other:
+            hurried.send(b"GET /2 HTTP/1.1\r\nHost: a\r\nx-request-timeout: 8\r\n\r\n")
+            wait_waiting(proxy, 1)
+            other.send(GET % 3)
+            assert hurried.read_response().status == 429
+            assert other.read_response().status == 429
+        lines = [line["path"] for line in proxy.access(3) if line["status"] == 429]
+        assert lines == ["/2", "/3"]
+        go.set()
+        assert first.read_response().status == 200
+        first.close()
 
 
 def test_m1_a_long_body_waits_in_its_socket(proxy_to: Callable[..., Proxy], gate: Gate) -> None:

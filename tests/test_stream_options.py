@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from harness import Backend, Client, Connection, Proxy, Request, chunk, sse_head
+from harness import Backend, Client, Connection, Proxy, Request, chunk, respond, sse_head
 from seeds import seeds
 
 FORCE = ("--include-usage", "force")
@@ -318,19 +318,26 @@ def test_q2_whatever_the_framing(proxy_to: Any, framing: str, version: bytes) ->
 
 
 @pytest.mark.parametrize("framing", ["chunked", "close"])
-def test_q2_an_event_that_never_becomes_whole_is_forwarded_at_the_end(proxy_to: Any, framing: str) -> None:
+@pytest.mark.parametrize("first", [EVENTS[0], b""], ids=["behind another", "alone"])
+def test_q2_an_event_that_never_becomes_whole_is_forwarded_at_the_end(
+    proxy_to: Any, framing: str, first: bytes
+) -> None:
     def script(connection: Connection) -> None:
         connection.read_request()
         head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
         if framing == "chunked":
-            connection.send(sse_head() + chunk(EVENTS[0]) + chunk(b"data: half") + b"0\r\n\r\n")
+            connection.send(sse_head() + (chunk(first) if first else b"") + chunk(b"data: half") + b"0\r\n\r\n")
             connection.wait_eof(30)
         else:
-            connection.send(head + b"\r\n" + EVENTS[0] + b"data: half")
+            connection.send(head + b"\r\n" + first + b"data: half")
             connection.half_close()
 
     proxy = proxy_to(script, options=FORCE)
-    assert ask(proxy, post(b'{"stream":true}')) == EVENTS[0] + b"data: half"
+    assert ask(proxy, post(b'{"stream":true}')) == first + b"data: half"
+    (line,) = proxy.access()
+    assert line["ttft_ms"] is not None
+    if not first:
+        assert line["events"] == 1
 
 
 @pytest.mark.parametrize("rest", [b"", b"data: hal", b"data: " + b"x" * 5000])
@@ -555,6 +562,29 @@ def test_q2_a_body_that_comes_slowly_and_goes_on_is_waited_for(proxy_to: Any) ->
             client.send(bytes([byte]))
         assert client.read_response().body == b"".join(EVENTS)
     assert b"include_usage" in server.requests[0].body
+
+
+@pytest.mark.slow
+def test_q2_a_body_that_stops_for_thirty_seconds_goes_as_it_is(proxy_to: Any) -> None:
+    request = post(b'{"stream":true,"n":1}')
+    came = threading.Event()
+
+    def script(connection: Connection) -> None:
+        got = connection.read_head()
+        got += connection.read(11)
+        came.set()
+        got += connection.read(10)
+        assert got.endswith(b'\r\n\r\n{"stream":true,"n":1}')
+        respond(connection)
+
+    proxy = proxy_to(script, options=FORCE)
+    with Client(proxy) as client:
+        started = time.monotonic()
+        client.send(request[:-10])
+        assert came.wait(120)
+        assert time.monotonic() - started > 29
+        client.send(request[-10:])
+        assert client.read_response().status == 200
 
 
 def test_q2_a_body_in_another_charset_goes_as_it_is(proxy_to: Any) -> None:

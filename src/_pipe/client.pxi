@@ -2,8 +2,10 @@
 
 # What a client that lingers still sends. Few do at a time, and streams would have to carry it: so it is no part of ClientC.
 cdef struct LingerC:
-    int64_t heard           # when the last byte came
+    int64_t heard           # when the last byte came; where it is to be reset, when its kernel last took one
     BodyC body              # of the request that it still sends
+    int unsent              # bytes that its kernel had not taken then
+    uint8_t resets          # it gets an RST, when its kernel has taken all; else a FIN, at once
     uint8_t reason          # DISCARD_*
     uint8_t closes          # the client said that it sends no further request
 
@@ -92,27 +94,48 @@ cdef void client_linger(WorkerC *w, ClientC *client, const LingerC *rest) noexce
     # Sends our FIN and throws away what still comes, so that no RST destroys an answer that the client has not read: the
     # rest of its request, and what stands behind that, until its FIN (rule A6).
     pending_drop(w, &client.pending, DISCARD_BEHIND_REQUEST)
-    if client.conn.hung_up and not client.conn.readable:
+    if client.conn.hung_up and not client.conn.readable and not rest.resets:
         client_close(w, client, False)
         return
     client.linger = <LingerC *>slab_get(&w.lingers)
     if client.linger is NULL:
         sys_add_counter(&w.stats.over_memory, 1)
-        client_close(w, client, False)
+        client_close(w, client, rest.resets)
         return
     client.linger[0] = rest[0]
-    conn_shut(&client.conn)
+    if not rest.resets:
+        conn_shut(&client.conn)
+    elif not client.user_timeout_off:
+        client.user_timeout_off = True      # as in client_send: it may be slow
+        io_unanswered(client.conn.fd, 0)
     if client.conn.readable:
         conn_queue(w, &client.conn)
     client_set_state(client, CLIENT_LINGER)
     client.since = w.now
     timer_arm(w, &client.conn, client_deadline(w, client))
 
+cdef void client_reset(WorkerC *w, ClientC *client) noexcept nogil:
+    # It lingers, and is to be reset behind what it was sent (rule E2). No event says that its kernel has taken that: a look does.
+    cdef LingerC *rest = client.linger
+    cdef int unsent = io_unsent(client.conn.fd)
+    if unsent != rest.unsent:
+        rest.unsent = unsent
+        rest.heard = w.now
+    if unsent == 0 or (w.settings.send_timeout and w.now >= rest.heard + w.settings.send_timeout):
+        client_close(w, client, True)
+    else:
+        timer_arm(w, &client.conn, client_deadline(w, client))
+
 cdef void client_waste(WorkerC *w, ClientC *client) noexcept nogil:
     # It lingers: throws away what still comes.
     cdef LingerC *rest = client.linger
     cdef size_t wasted = 0
     cdef ssize_t got = waste_read(w, &client.conn, &rest.body, rest.reason, False, &wasted)
+    if rest.resets:
+        # Its FIN says that it sends no more: it may read still.
+        if got < 0 and got != -EAGAIN:
+            client_close(w, client, False)
+        return
     if wasted:
         rest.heard = w.now
     # One that said it sends no further request is not waited for behind the end of this one.
@@ -128,13 +151,15 @@ cdef void client_next(WorkerC *w, ExchangeC *x) noexcept nogil:
     cdef LingerC rest
     if not keeps:
         rest.heard = w.now
+        rest.unsent = io_unsent(client.conn.fd) if reset else 0
+        rest.resets = rest.unsent != 0
         rest.body = x.up_body
         rest.reason = <uint8_t>(DISCARD_TUNNEL if x.state == STATE_TUNNEL else DISCARD_REQUEST)
         rest.closes = x.client_closes
     exchange_end(w, x, exchange_phase(x), x.outcome)
     if keeps:
         client_await(w, client, CLIENT_IDLE)
-    elif reset or (wanted and not client.conn.readable):
+    elif (reset and not rest.resets) or (wanted and not client.conn.readable and not reset):
         client_close(w, client, reset)
     else:
         client_linger(w, client, &rest)
@@ -156,6 +181,7 @@ cdef void client_left(WorkerC *w, ExchangeC *x, int error) noexcept nogil:
         sys_add_counter(&w.stats.finishing, 1)
         client_release(w, client, False)
         x.client = NULL
+        x.itl = NULL        # nobody waits for what comes now
         x.upstream_at = w.now
         exchange_set_state(w, x, STATE_DETACHED)
         return

@@ -20,10 +20,12 @@ cdef inline int64_t exchange_deadline(WorkerC *w, ExchangeC *x, uint8_t *outcome
     if x.state == STATE_HEAD:
         return sooner(deadline, x.begun_at, w.settings.head_timeout, OUTCOME_TIMEOUT_HEAD, outcome)
     if x.state == STATE_MODEL:
-        # From the head on, and not from the last byte: what is kept of it others may need. Where its end alone is awaited, that is not
-        # for long (AWAIT_TIME).
-        return sooner(deadline, x.request_at if x.json is not NULL and x.json.awaited else x.head_at,
-                      limits.idle_timeout, OUTCOME_TIMEOUT_BODY, outcome)
+        # From the head on, and not from the last byte: what is kept of it others may need. Where its end alone is awaited, it is not
+        # over then, but goes as it is.
+        if x.json is NULL or not x.json.awaited:
+            return sooner(deadline, x.head_at, limits.idle_timeout, OUTCOME_TIMEOUT_BODY, outcome)
+        deadline = sooner(deadline, x.request_at, limits.idle_timeout, OUTCOME_TIMEOUT_BODY, outcome)
+        return sooner(deadline, x.head_at, AWAIT_TIME, OUTCOME_OK, outcome)
     if x.up_body.done and not x.content and x.state != STATE_TUNNEL and (x.state != STATE_QUEUE or x.attempts):
         deadline = sooner(deadline, x.whole_at, limits.ttft_timeout, OUTCOME_TIMEOUT_TTFT, outcome)
     if x.state == STATE_QUEUE and x.ticket is not NULL:
@@ -58,6 +60,8 @@ cdef int64_t linger_deadline(WorkerC *w, int64_t since, int64_t heard) noexcept 
 cdef int64_t client_deadline(WorkerC *w, ClientC *client) noexcept nogil:
     # When a connection without an exchange has had its time; 0 is never.
     cdef int64_t most = w.settings.keepalive_timeout
+    if client.state == CLIENT_LINGER and client.linger.resets:
+        return w.now + min(RESET_LOOK + (w.now - client.since) // 8, RESET_LOOK_MOST)
     if client.state == CLIENT_LINGER:
         return linger_deadline(w, client.since, client.linger.heard)
     if w.draining:

@@ -66,7 +66,7 @@ cdef struct ExchangeC:
     ChainC down             # for the client
     int64_t begun_at        # first byte of the request
     int64_t head_at         # the head was complete: start of the TTFT that is shown
-    int64_t whole_at        # the request was complete: start of the TTFT limit, one for all attempts
+    int64_t whole_at        # the request was complete, or a comment came that counts: start of the TTFT limit, one for all attempts
     int64_t content_at      # first content byte was forwarded
     int64_t last_at         # content came last
     int64_t upstream_at     # since when the wait for the upstream's answer counts; in a tunnel, for a byte of either side
@@ -79,6 +79,7 @@ cdef struct ExchangeC:
     uint32_t connected      # us from the first byte of the request to the upstream that was used last; 0 for none
     uint32_t responded      # the same to the head of the answer
     uint32_t pieces         # of content that were forwarded
+    uint32_t pinged         # us by which comments have put off whole_at
     uint8_t request_id_length
     uint8_t method_length
     uint8_t path_length
@@ -246,6 +247,7 @@ cdef void exchange_end(WorkerC *w, ExchangeC *x, uint8_t phase, uint8_t outcome)
     cdef timespec clock
     cdef int64_t close_time = -1
     cdef const char *address = NO_ADDRESS
+    cdef bint stops = x.left_at and x.upstream is not NULL and x.state != STATE_DETACHED     # the backend, as its client has left
     if x.client is not NULL:
         address = x.client.address
     if x.up.unsent or x.down.unsent:
@@ -253,7 +255,7 @@ cdef void exchange_end(WorkerC *w, ExchangeC *x, uint8_t phase, uint8_t outcome)
         discard(&w.stats, DISCARD_TUNNEL if x.state == STATE_TUNNEL else DISCARD_RESPONSE, x.down.unsent)
     upstream_drop(w, x)
     ticket_drop(w, x)
-    if x.left_at and x.state != STATE_DETACHED:
+    if stops:
         clock_gettime(CLOCK_MONOTONIC, &clock)
         close_time = clock.tv_sec * 1000000 + clock.tv_nsec // 1000 - x.left_at
         series_note(x.series, SERIES_DISCONNECT, close_time)

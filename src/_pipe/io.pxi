@@ -175,6 +175,12 @@ cdef void io_shut(int fd) noexcept nogil:
 cdef void io_close(int fd) noexcept nogil:
     close(fd)
 
+cdef int io_unsent(int fd) noexcept nogil:
+    # Bytes that we have sent and the peer's kernel has not taken (SIOCOUTQ in tcp(7)): an RST would destroy them. 0 where that is
+    # not known.
+    cdef int n = 0
+    return n if ioctl(fd, TIOCOUTQ, &n) == 0 else 0
+
 cdef void io_reset(int fd) noexcept nogil:
     # Closes with an RST, so that the peer cannot take what it has for the whole.
     cdef linger now

@@ -175,7 +175,7 @@ cdef void loop_reap(WorkerC *w) noexcept nogil:
 cdef void loop_cut(WorkerC *w, ClientC *client) noexcept nogil:
     # Ends a client connection now, and its exchange as honestly as one send allows.
     cdef ExchangeC *x = client.conn.exchange
-    cdef bint reset = False
+    cdef bint reset = client.linger is not NULL and client.linger.resets
     if x is not NULL:
         # What it has not taken is lost; where only the end of the connection ends the answer, a FIN would hide that.
         reset = x.forwarded and x.state != STATE_TUNNEL and (x.down_body.framing == FRAMING_CLOSE or x.dechunk)

@@ -67,23 +67,23 @@ cdef int response_unframe(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n, siz
     if x.sieve is not NULL:
         x.fresh |= x.sieve.fresh
         x.sieve.fresh = x.fresh and x.sieve.held != 0
-    if not out[0]:
+    if not out[0] and not (rc == RC_DONE and x.sieve is not NULL and x.sieve.held):
         x.fresh = False     # the client gets nothing of it yet
     return RC_OK if rc == RC_AGAIN else rc
 
 cdef void content_came(WorkerC *w, ExchangeC *x) noexcept nogil:
     # A piece of the body had content in it: the wait for more begins.
     sys_set_counter(&w.stats.backends[x.backend].content_at, <uint64_t>w.now)
-    x.pieces += x.client is not NULL
     if not x.content:
         x.content = True
-        x.content_at = w.now
         exchange_flow(w, x, x.event_stream)
-        series_note(x.series, SERIES_TTFT, w.now - x.head_at)
-        if x.event_stream:
-            x.itl = series_begin(x.series, SERIES_ITL)
+        if x.client is not NULL:
+            x.content_at = w.now
+            series_note(x.series, SERIES_TTFT, w.now - x.head_at)
+            if x.event_stream:
+                x.itl = series_begin(x.series, SERIES_ITL)
         if x.pool.state is not NULL and x.status < 300:
-            pool_note_ttft(x.pool.state, w.now - x.whole_at)
+            pool_note_ttft(x.pool.state, w.now - x.whole_at + x.pinged)
             if x.pool.limits.policy == POLICY_P2C:
                 backend_note_ttft(x.counted, w.now, w.now - x.request_at)
         x.upstream_at = w.now
@@ -92,7 +92,22 @@ cdef void content_came(WorkerC *w, ExchangeC *x) noexcept nogil:
         if x.itl is not NULL:
             histogram_add(x.itl, w.now - x.last_at)
         x.upstream_at = w.now
-    x.last_at = w.now
+    if x.client is not NULL:
+        x.pieces += 1
+        x.last_at = w.now
+
+cdef void comment_came(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # Of a backend that sends them to say that it still works on the prompt: the wait for content begins anew.
+    x.upstream_at = w.now
+    if not x.content:
+        x.pinged += <uint32_t>(w.now - x.whole_at)
+        x.whole_at = w.now
+
+cdef void forwarded_count(WorkerC *w, ExchangeC *x, uint64_t reads, uint64_t n) noexcept nogil:
+    # What was read of an answer goes to its client, unless that has left.
+    if x.client is not NULL:
+        sys_add_counter(&w.stats.reads_forwarded, reads)
+        sys_add_counter(&w.stats.streaming_bytes, n)
 
 cdef inline int response_follow(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n, size_t *used, size_t *out) noexcept nogil:
     # As response_measure, of bytes that will be forwarded: data[0:out], or w.unframed[0:out] where x.unframed says so.
@@ -105,7 +120,7 @@ cdef inline int response_follow(WorkerC *w, ExchangeC *x, uint8_t *data, size_t 
     if x.fresh:
         content_came(w, x)
     elif out[0] and x.pool.limits.comments_count_as_content:
-        x.upstream_at = x.whole_at = w.now      # of a backend that sends them to say that it still works on the prompt
+        comment_came(w, x)
     return rc
 
 cdef void response_write(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t out, int rc) noexcept nogil:

@@ -94,7 +94,7 @@ cdef bint response_hold(WorkerC *w, ExchangeC *x, HeadC *head, const uint8_t *da
     if begin == BEGIN_MORE and n - length < HOLD_MOST and n < long_head_size(w):
         x.holds = HOLD_WAITS
         if n > length and x.pool.limits.comments_count_as_content:
-            x.upstream_at = x.whole_at = w.now
+            comment_came(w, x)
         if pending_keep(w, &x.upstream.pending, data, n) != RC_OK:
             request_lost(w, x)
         return True
@@ -210,11 +210,9 @@ cdef void response_read(WorkerC *w, ExchangeC *x, uint8_t *data, size_t n) noexc
     data += length
     n -= length
     rc = response_follow(w, x, data, n, &used, &out)
-    if out:
-        sys_add_counter(&w.stats.reads_forwarded, 1)
     length = w.out.used
     response_write(w, x, w.unframed if x.unframed else data, out, rc)
-    sys_add_counter(&w.stats.streaming_bytes, w.out.used - length)
+    forwarded_count(w, x, out != 0, w.out.used - length)
     discard(&w.stats, DISCARD_BROKEN if rc == RC_BAD else DISCARD_BEHIND_RESPONSE, n - used)
     pending_clear(w, &upstream.pending)
     response_forward(w, x, w.out.data, w.out.used, rc, used == n)

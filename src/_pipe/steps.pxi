@@ -111,6 +111,10 @@ cdef void step_upstream(WorkerC *w, UpstreamC *upstream) noexcept nogil:
 cdef void exchange_expired(WorkerC *w, ExchangeC *x, uint8_t outcome) noexcept nogil:
     # Its time is up, for the reason given (rule F).
     cdef ClientC *client = x.client
+    if outcome == OUTCOME_OK:
+        request_gives_up(x)
+        model_route(w, x)
+        return
     if outcome == OUTCOME_TIMEOUT_CONNECT:
         connect_failed(w, x, outcome, REASON_DEADLINE, ETIMEDOUT)
         return
@@ -157,7 +161,9 @@ cdef void step_expired(WorkerC *w, ConnC *conn) noexcept nogil:
         deadline = client_deadline(w, client)
     if not deadline:
         return
-    if deadline > w.now:
+    if x is NULL and conn.kind == CONN_CLIENT and client.state == CLIENT_LINGER and client.linger.resets:
+        client_reset(w, client)
+    elif deadline > w.now:
         timer_arm(w, conn, deadline)
     elif x is not NULL:
         exchange_expired(w, x, outcome)

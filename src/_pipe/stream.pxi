@@ -58,8 +58,10 @@ cdef void response_ended(WorkerC *w, ExchangeC *x, ssize_t got) noexcept nogil:
     if got == 0 and x.down_body.framing == FRAMING_CLOSE and x.status:
         if x.sieve is not NULL and x.sieve.held:
             write_start(&w.out, w.out.data, w.out.size)
+            if x.sieve.fresh:
+                content_came(w, x)
             response_write(w, x, NULL, 0, RC_DONE)
-            sys_add_counter(&w.stats.streaming_bytes, w.out.used)
+            forwarded_count(w, x, 0, w.out.used)
             client_send(w, x, w.out.data, w.out.used)
             if x.state == STATE_ENDED:
                 return
@@ -130,8 +132,7 @@ cdef void response_down(WorkerC *w, ExchangeC *x) noexcept nogil:
             response_write(w, x, w.unframed, out, rc)
             data = w.out.data
             out = w.out.used
-        sys_add_counter(&w.stats.reads_forwarded, 1)
-        sys_add_counter(&w.stats.streaming_bytes, out)
+        forwarded_count(w, x, 1, out)
         if used < <size_t>got:
             discard(&w.stats, DISCARD_BROKEN if rc == RC_BAD else DISCARD_BEHIND_RESPONSE, got - used)
         response_forward(w, x, data, out, rc, used == <size_t>got)

@@ -11,7 +11,7 @@ cdef bint head_asks_completion(const HeadC *head) noexcept nogil:
             and n >= 12 and memcmp(head.target + n - 12, <const char *>b"/completions", 12) == 0)
 
 cdef bint request_gives_up(ExchangeC *x) noexcept nogil:
-    # There is no room for more of a body whose pool is known already: it goes as it is. False where the pool is not known.
+    # There is no room for more of a body whose pool is known already, or no time: it goes as it is. False where the pool is not known.
     if x.json is NULL or not x.json.awaited:
         return False
     x.json.completes = False        # it is looked at to its end still, for a second model

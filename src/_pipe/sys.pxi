@@ -39,6 +39,10 @@ cdef extern from "<unistd.h>" nogil:
     ssize_t read(int fd, void *data, size_t n)
     ssize_t write(int fd, const void *data, size_t n)
 
+cdef extern from "<sys/ioctl.h>" nogil:
+    unsigned long TIOCOUTQ      # SIOCOUTQ, which is in a header of Linux's own
+    int ioctl(int fd, unsigned long request, int *value)
+
 cdef extern from "<sys/random.h>" nogil:
     ssize_t getrandom(void *data, size_t n, unsigned int flags)
 

@@ -226,7 +226,7 @@ cdef void step_model(WorkerC *w, ExchangeC *x) noexcept nogil:
         if got <= 0:
             return
         fits = request_fits(w, x, used)
-        if (not fits or w.now - x.head_at > AWAIT_TIME) and not request_gives_up(x) and not fits:
+        if not fits and not request_gives_up(x):
             discard(&w.stats, DISCARD_REQUEST, used)
             discard(&w.stats, DISCARD_BEHIND_REQUEST, got - used)
             x.client_keeps = False

@@ -23,6 +23,8 @@ cdef enum:
     AWAIT_TIME = 30000000       # us that a body may take to come whole, where that is only waited for to add something
     BULK_LOOKS = 2              # a connection and turn
     LINGER_TIME = 30000000      # us that a linger lasts at most; the three are nginx's and HAProxy's order of magnitude
+    RESET_LOOK = 10000          # us from one look to the next, at first, whether a client's kernel has taken all that it is to get
+    RESET_LOOK_MOST = 500000    # the same after a while
     LINGER_SILENCE = 5000000    # the same, without a byte
     LINGER_DRAIN = 2000000      # the same, once the worker drains
     FIRST_REQUEST_TIME = 1000000  # us that a drain gives a connection for its first request: it is on its way

@@ -26,6 +26,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/socket.h>
@@ -50,12 +51,12 @@ enum {
 enum {
     SIM_ACCEPT4, SIM_RECV, SIM_SEND, SIM_SOCKET, SIM_CONNECT, SIM_CLOSE, SIM_SHUTDOWN, SIM_GETSOCKOPT, SIM_SETSOCKOPT,
     SIM_EPOLL_CREATE1, SIM_EPOLL_CTL, SIM_EPOLL_WAIT, SIM_EVENTFD, SIM_READ, SIM_WRITE, SIM_GETRANDOM, SIM_MALLOC,
-    SIM_CALLOC, SIM_REALLOC, SIM_MMAP, SIM_MADVISE, SIM_BUF_GET, SIM_SLAB_GET, SIM_CALLS,
+    SIM_CALLOC, SIM_REALLOC, SIM_MMAP, SIM_MADVISE, SIM_BUF_GET, SIM_SLAB_GET, SIM_IOCTL, SIM_CALLS,
 };
 static const char *const SIM_CALL_NAMES[] __attribute__((unused)) = {
     "accept4", "recv", "send", "socket", "connect", "close", "shutdown", "getsockopt", "setsockopt", "epoll_create1",
     "epoll_ctl", "epoll_wait", "eventfd", "read", "write", "getrandom", "malloc", "calloc", "realloc", "mmap", "madvise",
-    "buf_get", "slab_get",
+    "buf_get", "slab_get", "ioctl",
 };
 
 /* What a descriptor is. */
@@ -100,6 +101,7 @@ struct sim_end {
     size_t shown;               /* of `rx`, as far as a MSG_PEEK has shown it */
     size_t seen;                /* of `told`, by the peer's program */
     size_t lost;                /* bytes behind told.n that an RST of ours destroyed */
+    size_t destroyed;           /* of these, by SO_LINGER 0 */
     size_t in_time;             /* of `rx`, what came before we closed */
     int64_t fed_at;             /* us: the peer last sent a byte, before we closed ... */
     int64_t left_at;            /* ... and its FIN or RST */
@@ -663,8 +665,10 @@ SIM_API int sim_close(int fd) {
     end->closed = 1;
     end->closed_at = sim.now;
     if (end->connected && !end->dead) {
-        if ((end->lingers && end->family != AF_UNIX) || sim_unread(end))
+        if ((end->lingers && end->family != AF_UNIX) || sim_unread(end)) {
             sim_send_reset(end);
+            end->destroyed = end->lingers ? end->lost : 0;
+        }
         else if (!end->shut)
             end->ended = 'F';
     }
@@ -729,6 +733,17 @@ SIM_API int sim_setsockopt(int fd, int level, int name, const void *value, sockl
         memcpy(&on, value, sizeof(on));
         end->inline_urgent = on != 0;
     }
+    return 0;
+}
+
+SIM_API int sim_ioctl(int fd, unsigned long request, int *value) {
+    struct sim_end *end = sim_find(fd, SIM_IOCTL);
+    SIM_ENTER(SIM_IOCTL, -1)
+    if (!end)
+        return -1;
+    if (request != TIOCOUTQ)
+        sim_fail("a request that the kernel does not know", "ioctl", (int64_t)request);
+    *value = end->lazy && !end->dead ? (int)(end->told.n - end->seen) : 0;     /* what an RST would destroy */
     return 0;
 }
 
@@ -944,6 +959,7 @@ SIM_API int sim_madvise(void *at, size_t n, int advice) {
 #define shutdown(fd, how) sim_shutdown(fd, how)
 #define getsockopt(fd, level, name, value, n) sim_getsockopt(fd, level, name, value, n)
 #define setsockopt(fd, level, name, value, n) sim_setsockopt(fd, level, name, value, n)
+#define ioctl(fd, request, value) sim_ioctl(fd, request, value)
 #define epoll_create1(flags) sim_epoll_create1(flags)
 #define epoll_ctl(epfd, operation, fd, event) sim_epoll_ctl(epfd, operation, fd, event)
 #define epoll_wait(epfd, events, n, timeout) sim_epoll_wait(epfd, events, n, timeout)

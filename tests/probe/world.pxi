@@ -51,6 +51,7 @@ cdef extern from "kernel.h" nogil:
         uint8_t lazy
         size_t seen
         size_t lost
+        size_t destroyed
         size_t in_time
         size_t shown
         int64_t fed_at
@@ -187,6 +188,7 @@ ERRORS = {
     "madvise": (11, 12),                            # EAGAIN ENOMEM
     "buf_get": (12,),                               # the engine's own, which ask the system only once in a while
     "slab_get": (12,),
+    "ioctl": (22,),                                 # EINVAL: SIOCOUTQ of a socket that listens (tcp(7))
 }
 
 # Lengths around those of buffers and limits, in both worlds.
@@ -942,6 +944,11 @@ cdef int world_settle() noexcept nogil:
 
 # ------------------------------------------------------------------------------------------------------- what must be true
 
+cdef bint conn_resets(ConnC *conn) noexcept nogil:
+    # A client that will be reset when it has read all: its FIN alone does not end that.
+    cdef LingerC *linger = (<ClientC *>conn).linger if conn.kind == CONN_CLIENT else NULL
+    return linger is not NULL and linger.resets
+
 cdef void world_check_conn(WorkerC *w, ConnC *conn) noexcept nogil:
     # A connection of an engine that sleeps: nothing may be left that it could do.
     cdef sim_end *end = &sim.ends[conn.fd - SIM_FIRST]
@@ -962,7 +969,7 @@ cdef void world_check_conn(WorkerC *w, ConnC *conn) noexcept nogil:
             and not (x is not NULL and (x.deaf if conn.kind == CONN_CLIENT else x.up_broken))):
         sim_fail("forgotten: there is room, and no event will tell of it", name, conn.fd)
     if x is NULL:
-        if waits:
+        if waits and not (sim_unread(end) == 0 and not end.dead and conn_resets(conn)):
             sim_fail("not read, and no exchange", name, conn.fd)
         deadline = (client_deadline(w, <ClientC *>conn) if conn.kind == CONN_CLIENT else
                     upstream_deadline(w, <UpstreamC *>conn))
@@ -1522,10 +1529,10 @@ Peer.__doc__ = """A client or an upstream: what it sent and how it left, what it
 whether it left only because the script was over.
 """
 
-Trace = namedtuple("Trace", "in_time lost room fed left shut closed freed")
+Trace = namedtuple("Trace", "in_time lost room fed left shut closed freed destroyed told")
 Trace.__doc__ = """More of a peer: how many of its bytes came before we closed, how many of ours an RST destroyed, how many it
 would still take; when (us, 0 for never) it last sent a byte and left, before we closed, when our FIN and our close came, and when
-it last took bytes again.
+it last took bytes again; how many of ours we destroyed on purpose, and when we last sent some.
 """
 
 
@@ -1628,7 +1635,7 @@ cdef list _traces(int kind):
         end = &sim.ends[i]
         if end.kind == kind:
             traces.append(Trace(end.in_time, end.lost, end.room, end.fed_at, end.left_at, end.shut_at, end.closed_at,
-                                end.freed_at))
+                                end.freed_at, end.destroyed, end.told_at))
     return traces
 
 

@@ -595,7 +595,7 @@ def test_i5_nothing_begins_with_a_server_that_comes_under_a_drained_name(world: 
             while not stop.is_set():
                 assert client.request(GET).body == THREE.encode()
 
-    with world.proxy("--workers", "2") as proxy:
+    with world.proxy("--workers", "2", "--access-log", "off") as proxy:
         tell(proxy, "gpu", "drain")
         threads = [threading.Thread(target=ask, args=(proxy,)) for _ in range(4)]
         for thread in threads:

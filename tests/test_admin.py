@@ -301,6 +301,24 @@ def test_no_path_fails_on_what_it_does_not_understand(odd: Proxy, path: bytes) -
     assert not [line for line in odd.log if line["level"] == "error"]
 
 
+@pytest.mark.parametrize("tail", [b"zz\r\n", 40 * b"f" + b"\r\n", b"1\r\naXX"])
+@pytest.mark.parametrize("path", ODD_PATHS[:13], ids=lambda path: path[:30].decode())
+def test_a_body_that_is_no_http_ends_the_connection(odd: Proxy, path: bytes, tail: bytes) -> None:
+    """With a 400 where nothing is answered yet, and in the middle of an answer or behind it without a word."""
+    for method in (b"GET", b"POST"):
+        query = b"?wait=1" if path == b"/record" else b""
+        head = b"%b %b%b HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n" % (method, path, query)
+        assert b"HTTP/1.1 200" <= ask_odd(odd, head + tail) < b"HTTP/1.1 500"
+        with admin_connection(odd) as sock:
+            sock.sendall(head)
+            assert b"HTTP/1.1 200" <= sock.recv(65536) < b"HTTP/1.1 500"
+            with suppress(ConnectionError):  # it may have closed by itself
+                sock.sendall(tail)
+                while sock.recv(65536):
+                    pass
+    assert not [line for line in odd.log if line["level"] == "error"]
+
+
 @pytest.fixture(scope="module")
 def odd() -> Iterator[Proxy]:
     with Backend(answer_all) as backend, Proxy(backend.url) as proxy:

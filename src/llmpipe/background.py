@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -66,6 +67,15 @@ class BoundedProtocol(H11Protocol):
     def on_response_complete(self) -> None:
         self._restart(REQUEST_TIME)
         super().on_response_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuses what is no HTTP. uvicorn takes it for a head; in a body it may come while there is an answer, or behind it."""
+        if self.cycle is not None:
+            self.cycle.disconnected = True  # what the application sends goes nowhere from now on
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:

@@ -516,24 +516,21 @@ cdef object _record(RecordC *record, int64_t now):
 
 
 cdef object _tape(TapeC *tape, int64_t now):
-    cdef uint8_t *at = tape.data
-    cdef uint8_t *end = tape.data + tape.used
+    cdef uint8_t *at = tape.answer.data
+    cdef uint8_t *end = at + tape.answer.used
     cdef TapePieceC piece
-    cdef bytes data
-    cdef list request = []
+    cdef bytes request = None
     cdef list pieces = []
+    if tape.keeps_request:
+        request = (<const char *>tape.request.data)[:tape.request.used] if tape.request.used else b""
     while at < end:
         memcpy(&piece, at, sizeof(piece))
         at += sizeof(piece)
-        data = (<const char *>at)[:piece.length]
+        pieces.append((piece.at, (<const char *>at)[:piece.length]))
         at += piece.length
-        if piece.of_request:
-            request.append(data)
-        else:
-            pieces.append((piece.at, data))
     return Tape(
         _record(&tape.record, now), bool(tape.asked), tape.status, (<char *>tape.content_type)[:tape.content_type_length],
-        bool(tape.cut), b"".join(request) if tape.keeps_request else None, tuple(pieces),
+        bool(tape.answer.cut), request, bool(tape.request.cut), tuple(pieces),
     )
 
 

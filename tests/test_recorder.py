@@ -47,6 +47,7 @@ def tape(**changes: Any) -> Tape:
         content_type=b"text/event-stream",
         cut=False,
         request_body=None,
+        request_cut=False,
         pieces=((200_000, b"data: 1\n\n"), (900_000, b"data: [DONE]\n\n")),
     )
     own = {name: value for name, value in changes.items() if name in whole._fields}
@@ -377,13 +378,13 @@ def test_u2_what_was_asked_for_by_who_has_left_is_an_answer_like_any_other(tmp_p
                 assert found.ask(asking)
                 assert engine.asked[-1] == (2, wanted or bodies)
                 found.end(asking)
-            found.take(tape(asked=True, request_body=b"{}"))
+            found.take(tape(asked=True, request_body=b"{}", request_cut=True))
             assert found.ask(Asking(2, request_bodies=True))
-            found.take(tape(asked=True, request_body=b"{}", duration=60.0))
+            found.take(tape(asked=True, request_body=b"{}", request_cut=True, duration=60.0))
 
     asyncio.run(run())
     written = [recording.read(tmp_path / name)[0] for name in names(tmp_path)]
-    assert [one.request_body for one in written] == [b"{}" if bodies else None] * 2
+    assert [(one.request_body, one.request_cut) for one in written] == [(b"{}", True) if bodies else (None, False)] * 2
 
 
 def test_u2_a_share_of_what_was_asked_for_by_who_has_left_is_written(tmp_path: Path) -> None:
@@ -401,11 +402,14 @@ def test_u3_one_asks_at_a_time_and_gets_as_many_as_it_asked_for() -> None:
         assert found.ask(first)
         assert not found.ask(second)
         assert engine.asked == [(2, True)]
-        found.take(tape(asked=True, request_body=b"{}"))
+        found.take(tape(asked=True, request_body=b"{}", request_cut=True))
         assert not first.over
         found.take(tape(asked=True, request_id=b"id-2"))
         assert first.over
-        assert [(one.request_id, one.request_body) for one in taken(first)] == [("id-1", b"{}"), ("id-2", None)]
+        assert [(one.request_id, one.request_body, one.request_cut) for one in taken(first)] == [
+            ("id-1", b"{}", True),
+            ("id-2", None, False),
+        ]
         await asyncio.wait_for(first.news.wait(), TIMEOUT)
         found.end(first)  # changes nothing any more
         assert found.ask(second)
@@ -431,8 +435,8 @@ def test_u3_who_ends_gets_what_has_come_and_nothing_that_comes_later() -> None:
         assert found.ask(second)
         found.take(tape(asked=True, duration=60.0))  # asked for by the one before
         assert not taken(second)
-        found.take(tape(asked=True, request_body=b"{}"))  # so was this, perhaps
-        assert [one.request_body for one in taken(second)] == [None]
+        found.take(tape(asked=True, request_body=b"{}", request_cut=True))  # so was this, perhaps
+        assert [(one.request_body, one.request_cut) for one in taken(second)] == [(None, False)]
         assert engine.asked[2:] == [(1, False), (0, False)]  # the engines look for no other one in its place
         third = Asking(1, request_bodies=False)
         assert found.ask(third)

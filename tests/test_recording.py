@@ -25,6 +25,7 @@ from harness import (
     Backend,
     Client,
     Connection,
+    Mock,
     Proxy,
     chunk,
     free_port,
@@ -352,6 +353,57 @@ def test_u2_what_is_longer_is_cut_and_says_so(proxy_to, tmp_path: Path) -> None:
     assert (second.cut, body_of(second)) == (False, b"x" * 1000)
     assert (counted(proxy, "cut"), counted(proxy, "written")) == (1, 1)
     assert max(path.stat().st_size for path in files(tmp_path)) < 100_000
+
+
+def test_u2_a_long_request_is_cut_and_its_answer_is_not(proxy_to, tmp_path: Path) -> None:
+    """Of files that have request bodies; who asks for none gets none, and the whole answer."""
+
+    def script(connection: Connection) -> None:
+        while True:
+            connection.read_request()
+            respond(connection, b"x" * 1000)
+
+    text = b"p" * 200_000
+    more = ["--record-request-bodies", "--record-size", "64KB"]
+    proxy = proxy_to(script, options=options(tmp_path / "files", *more))
+    request = POST.replace(b"Content-Length: 2\r\n\r\n{}", b"Content-Length: %d\r\n\r\n%s" % (len(text), text))
+    with Client(proxy) as client:
+        assert client.request(request).body == b"x" * 1000
+        (found,) = recorded(tmp_path / "files")
+        assert (found.cut, found.request_cut, body_of(found)) == (False, True, b"x" * 1000)
+        assert found.request_body is not None
+        assert text.startswith(found.request_body)
+        assert 32 << 10 < len(found.request_body) <= 64 << 10
+        with post(proxy) as response:
+            client.request(request)
+            sent = response.read()
+        (found,) = read(sent, tmp_path)
+        assert (found.cut, found.request_cut, body_of(found)) == (False, False, b"x" * 1000)
+        assert b"ppp" not in sent
+        assert b"request" not in sent.replace(b'"request_id"', b"")
+    assert (counted(proxy, "cut"), counted(proxy, "written")) == (0, 1)
+
+
+def test_u2_an_answer_before_the_end_of_its_request_is_whole(proxy_to, tmp_path: Path) -> None:
+    """What is played back then is no answer that broke off."""
+
+    def script(connection: Connection) -> None:
+        connection.read_head()
+        connection.send(b"HTTP/1.1 413 Long\r\nContent-Length: 4\r\nConnection: close\r\n\r\nlong")
+        connection.wait_eof()
+
+    proxy = proxy_to(script, options=options(tmp_path, "--record-request-bodies"))
+    with Client(proxy) as client:
+        client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n" + b"x" * 1000)
+        assert client.read_response().body == b"long"
+    (found,) = recorded(tmp_path)
+    assert (found.status, body_of(found), found.cut, found.request_cut) == (413, b"long", False, True)
+    assert found.is_whole
+    with Mock("--replay", str(files(tmp_path)[0])) as mock:
+        connection = http.client.HTTPConnection(mock.address, timeout=TIMEOUT)
+        connection.request("POST", "/", b"{}")
+        assert connection.getresponse().read() == b"long"
+        connection.close()
 
 
 @pytest.mark.parametrize("way", ["gone", "full"])

@@ -50,12 +50,14 @@ def recordings(draw: st.DrawFn) -> Recording:
     times = sorted(draw(st.lists(st.integers(0, LATEST), min_size=len(cuts), max_size=len(cuts))))
     pieces = [Piece(at, body[i:j]) for at, i, j in zip(times, cuts, cuts[1:], strict=False)]
     words = {name: draw(TEXTS) for name in ("request_id", "path", "model", "pool", "backend", "outcome", "reason")}
+    request_body = draw(st.none() | st.binary(max_size=40))
     return PLAIN._replace(
         **words,
         content_type=draw(st.sampled_from(["", "text/event-stream; charset=utf-8", "text/x; name=\xe9", "x/\udcff"])),
         status=draw(st.integers(200, 599).filter(lambda status: status not in (204, 304))),
         cut=draw(st.booleans()),
-        request_body=draw(st.none() | st.binary(max_size=40)),
+        request_body=request_body,
+        request_cut=request_body is not None and draw(st.booleans()),
         answered=draw(st.none() | st.integers(0, LATEST)),
         pieces=tuple(pieces),
         end=times[-1],
@@ -91,11 +93,11 @@ def test_what_is_written() -> None:
     lines = [json.loads(line) for line in write(PLAIN._replace(request_body=b"{}", answered=500))]
     assert list(lines[0]) == [
         *("llmpipe", "version", "request_id", "started", "method", "path", "model", "pool", "backend", "status"),
-        *("content_type", "outcome", "reason", "cut", "answered_us", "request_body"),
+        *("content_type", "outcome", "reason", "cut", "answered_us", "request_body", "request_cut"),
     ]
     assert lines[1:] == [{"us": 1000, "data": "data: 1\n\n"}, {"us": 2000, "data": "data: 2\n\n"}, {"end_us": 3000}]
     head = json.loads(next(write(PLAIN)))
-    assert not {"answered_us", "request_body"} & set(head), "what is not known is left out"
+    assert not {"answered_us", "request_body", "request_cut"} & set(head), "what is not known is left out"
     rows = (Path(__file__).parents[1] / "docs" / "recording.md").read_text()
     assert [name for line in lines for name in line if f"| `{name}` |" not in rows] == []
 
@@ -108,6 +110,17 @@ def test_what_does_not_matter(tmp_path: Path) -> None:
     file = tmp_path / "other.jsonl"
     file.write_bytes(text.encode())
     assert read(file) == [PLAIN]
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_request_without_a_word_of_its_end_was_not_cut(cut: bool, tmp_path: Path) -> None:
+    """As in files of versions before there was one."""
+    asked = PLAIN._replace(request_body=b"{}", request_cut=True, cut=cut)
+    head, *others = map(json.loads, write(asked))
+    del head["request_cut"]
+    file = tmp_path / "older.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in (head, *others)))
+    assert read(file) == [asked._replace(request_cut=False)]
 
 
 def test_a_pipe_is_read_too(tmp_path: Path) -> None:
@@ -126,6 +139,7 @@ def test_a_pipe_is_read_too(tmp_path: Path) -> None:
         ({}, True),
         ({"pieces": ()}, True),
         ({"cut": True}, False),
+        ({"request_body": b"", "request_cut": True}, True),
         ({"outcome": "upstream_abort"}, False),
         ({"outcome": "upstream_abort", "pieces": ()}, False),
         ({"outcome": "client_abort"}, False),
@@ -218,6 +232,7 @@ CASES: list[tuple[str, list[bytes], int, str]] = [
     ("a status of 600", [head_with(status=600), END], 1, "status is not from 200 to 599"),
     ("a status as text", [head_with(status="200"), END], 1, "status is no whole number"),
     ("cut as a number", [head_with(cut=0), END], 1, "cut is neither true nor false"),
+    ("the same of the request", [head_with(request_cut=None), END], 1, "request_cut is neither true nor false"),
     (
         "a field in the content type",
         [head_with(content_type="x\r\nSet-Cookie: y"), END],

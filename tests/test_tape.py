@@ -137,6 +137,7 @@ def test_the_request_s_body_only_where_that_is_asked_for(recorded: Any) -> None:
     found.first.record_next(1)
     found.ask()
     assert [tape.request_body for tape in found.wait(3)] == [BODY, BODY, None]
+    assert not any(tape.request_cut for tape in found.tapes)
 
 
 def test_a_share_of_all(recorded: Any) -> None:
@@ -297,6 +298,55 @@ def test_a_question_that_is_taken_back_does_not_come_back(recorded: Any) -> None
     assert not tape.asked
 
 
+def post(body: bytes) -> bytes:
+    return b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+
+
+def test_a_request_takes_no_room_of_its_answer(recorded: Any) -> None:
+    """Each of both has as much as one recording may have."""
+    sizes = iter((1000, 40_000, 60_000))
+
+    def script(connection: Connection) -> None:
+        while True:
+            connection.read_request()
+            respond(connection, b"a" * next(sizes))
+
+    found = recorded(script)
+    found.first.record_share(1, 50_000, request_bodies=True)
+    for size in (60_000, 40_000, 1000):
+        found.ask(post(b"r" * size))
+        found.wait(1)
+        tape = found.tapes.pop()
+        assert tape.request_body is not None
+        assert (tape.cut, tape.request_cut) == (size == 1000, size == 60_000)
+        for kept, sent, cut in (
+            (tape.request_body, b"r" * size, tape.request_cut),
+            (joined(tape), b"a" * {60_000: 1000, 40_000: 40_000, 1000: 60_000}[size], tape.cut),
+        ):
+            assert sent.startswith(kept)
+            assert 40_000 < len(kept) <= 50_000 if cut else kept == sent
+
+
+def test_all_requests_take_no_room_of_any_answer(recorded: Any) -> None:
+    """They have 64 MB together, until they are taken; then there is room again."""
+    body = b"r" * 1_000_000
+    found = recorded(plain)
+    found.first.record_share(1, 1 << 20, request_bodies=True)
+    for _ in range(70):
+        assert found.ask(post(body)) == b"body"
+    found.engines.rest()
+    assert found.first.tapes_dropped == 0
+    assert len(found.take()) == 70
+    assert all(joined(tape) == b"body" and not tape.cut for tape in found.tapes)
+    assert all((tape.request_body == body) != tape.request_cut for tape in found.tapes)
+    assert 60 <= sum(not tape.request_cut for tape in found.tapes) <= 64
+    found.tapes.clear()
+    found.ask(post(body))
+    (tape,) = found.wait(1)
+    assert tape.request_body == body
+    assert not tape.request_cut
+
+
 def test_a_request_of_which_a_part_only_was_taken_is_cut(recorded: Any) -> None:
     def script(connection: Connection) -> None:
         connection.read_head()
@@ -313,8 +363,9 @@ def test_a_request_of_which_a_part_only_was_taken_is_cut(recorded: Any) -> None:
     (tape,) = found.wait(1)
     assert tape.request_body is not None
     assert set(tape.request_body) == set(b"x")
-    assert tape.cut
+    assert tape.request_cut
     assert joined(tape) == b"body"
+    assert not tape.cut
 
 
 def test_what_the_answer_was_not_forwarded_of_is_no_recording(recorded: Any) -> None:

@@ -17,7 +17,7 @@ cdef void response_look(WorkerC *w, ExchangeC *x, const uint8_t *piece, size_t n
     if x.looks & LOOK_USAGE:
         usage_follow(w, x, piece, n)
     if x.looks & LOOK_TAPE:
-        tape_note(w, x, piece, n, False)
+        tape_note(w, x, piece, n)
 
 ctypedef void (*ResponseLookF)(WorkerC *w, ExchangeC *x, const uint8_t *piece, size_t n) noexcept nogil
 

@@ -22,8 +22,8 @@ cdef enum:
     TTFT_TIME = 10000000        # us: how long a backend's average of TTFTs remembers
     TRIAL_TIME = 1000000        # us until the next exchange may try a backend that had failed
     NAME_ROOM = 264             # a backend's name, or a pool's
-    TAPES_MOST = 1 << 26        # bytes of all recordings that the control plane has not taken yet
-    TAPE_SIZE = 1 << 20         # bytes of one, where nothing else is said
+    TAPES_MOST = 1 << 26        # bytes of all recordings that the control plane has not taken yet, and as many of their requests
+    TAPE_SIZE = 1 << 20         # bytes of one, where nothing else is said, and of its request
     TAPE_BODIES_ASKED = 1       # the requests' bodies are recorded too: of those that are asked for,
     TAPE_BODIES_SHARE = 2       # and of those of a share
 
@@ -73,6 +73,7 @@ cdef struct SharedC:
     uint32_t tape_size          # bytes of one
     uint32_t tape_bodies        # TAPE_BODIES_*
     uint64_t tapes              # bytes of those there are
+    uint64_t tape_requests      # bytes of requests on them
     uint32_t tapes_dropped      # that there was no room for
 
 cdef int slot_take(SharedC *shared) noexcept nogil:

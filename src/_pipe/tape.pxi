@@ -1,33 +1,38 @@
 # tape: the bytes of an answer with their times, of the few exchanges that are recorded. Nothing is recorded unless it is asked for;
 # then an exchange has a tape from the head of its request on, and the control plane takes it when the exchange has ended.
 #
-# All tapes together have room for TAPES_MOST bytes, and each for what the control plane says; what is more is cut off, and said to be.
+# All tapes together have room for TAPES_MOST bytes of answers, and each for what the control plane says; what is more is cut off, and
+# said to be. Bodies of requests have as much of their own: what clients send takes no room of an answer.
+
+cdef struct ReelC:
+    uint8_t *data
+    size_t used
+    size_t room
+    uint8_t cut                 # there was more, or may have been
 
 cdef struct TapeC:
     TapeC *next                 # in the worker's list of those that have ended
     uint8_t asked               # it was asked for, and is none of a share
     uint8_t keeps_request       # the request's body too
     uint8_t answered            # the head of an answer came: else there is nothing to keep
-    uint8_t cut
     uint32_t round              # of what it was asked for in
-    int64_t requested           # bytes of the request's body on it
     uint16_t status             # that the backend gave
     uint8_t content_type_length
     uint8_t content_type[CONTENT_TYPE_ROOM]
-    size_t used
-    size_t room
-    uint8_t *data               # a TapePieceC and its bytes, one behind the other
+    ReelC answer                # a TapePieceC and its bytes, one behind the other
+    ReelC request               # the bytes of its body
     RecordC record              # of its exchange, once that has ended
 
 cdef struct TapePieceC:
     int64_t at                  # us from the first byte of the request
-    uint32_t length
-    uint32_t of_request
+    size_t length
 
 cdef void tape_free(SharedC *shared, TapeC *tape) noexcept nogil:
     # Anybody.
-    sys_add_shared_counter(&shared.tapes, <uint64_t>-<int64_t>(sizeof(TapeC) + tape.room))
-    free(tape.data)
+    sys_add_shared_counter(&shared.tapes, <uint64_t>-<int64_t>(sizeof(TapeC) + tape.answer.room))
+    sys_add_shared_counter(&shared.tape_requests, <uint64_t>-<int64_t>tape.request.room)
+    free(tape.answer.data)
+    free(tape.request.data)
     free(tape)
 
 cdef void tapes_free(SharedC *shared, TapeC *tape) noexcept nogil:
@@ -38,11 +43,11 @@ cdef void tapes_free(SharedC *shared, TapeC *tape) noexcept nogil:
         tape_free(shared, tape)
         tape = following
 
-cdef bint tape_claim(SharedC *shared, size_t n) noexcept nogil:
-    # Whether there is room for so many bytes more; then they are counted.
-    if sys_add_shared_counter(&shared.tapes, n) <= TAPES_MOST:
+cdef bint tape_claim(uint64_t *taken, size_t n) noexcept nogil:
+    # Whether there is room for so many bytes more, of SharedC.tapes or tape_requests; then they are counted.
+    if sys_add_shared_counter(taken, n) <= TAPES_MOST:
         return True
-    sys_add_shared_counter(&shared.tapes, <uint64_t>-<int64_t>n)
+    sys_add_shared_counter(taken, <uint64_t>-<int64_t>n)
     return False
 
 cdef bint tape_next(SharedC *shared) noexcept nogil:
@@ -60,7 +65,7 @@ cdef void tape_begin(WorkerC *w, ExchangeC *x) noexcept nogil:
     cdef uint32_t bodies = sys_load_acquire(&shared.tape_bodies)
     if not asked and worker_random(w) >> 32 >= sys_read_counter(&shared.tape_share):
         return
-    if tape_claim(shared, sizeof(TapeC)):
+    if tape_claim(&shared.tapes, sizeof(TapeC)):
         x.tape = <TapeC *>calloc(1, sizeof(TapeC))
         if x.tape is NULL:
             sys_add_shared_counter(&shared.tapes, <uint64_t>-<int64_t>sizeof(TapeC))
@@ -74,46 +79,57 @@ cdef void tape_begin(WorkerC *w, ExchangeC *x) noexcept nogil:
     x.tape.round = sys_load_acquire(&shared.tape_round)
     x.tape.keeps_request = (bodies & (TAPE_BODIES_ASKED if asked else TAPE_BODIES_SHARE)) != 0
 
-cdef bint tape_grow(SharedC *shared, TapeC *tape, size_t n) noexcept nogil:
-    # Makes room for so many bytes more. False where there is none.
+cdef bint reel_grow(SharedC *shared, ReelC *reel, uint64_t *taken, size_t n) noexcept nogil:
+    # Makes room for so many bytes more, which count in `taken`. False where there is none.
     cdef size_t most = sys_load_acquire(&shared.tape_size)
-    cdef size_t room = tape.room * 2 if tape.room else 4096
+    cdef size_t room = reel.room * 2 if reel.room else 4096
     cdef uint8_t *grown
-    if tape.used + n > most:
+    if reel.used + n > most:
         return False
-    if tape.used + n <= tape.room:
+    if reel.used + n <= reel.room:
         return True
-    while room < tape.used + n:
+    while room < reel.used + n:
         room *= 2
     if room > most:
         room = most
-    if not tape_claim(shared, room - tape.room):
+    if not tape_claim(taken, room - reel.room):
         return False
-    grown = <uint8_t *>realloc(tape.data, room)
+    grown = <uint8_t *>realloc(reel.data, room)
     if grown is NULL:
-        sys_add_shared_counter(&shared.tapes, <uint64_t>-<int64_t>(room - tape.room))
+        sys_add_shared_counter(taken, <uint64_t>-<int64_t>(room - reel.room))
         return False
-    tape.data = grown
-    tape.room = room
+    reel.data = grown
+    reel.room = room
     return True
 
-cdef void tape_note(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t n, bint of_request) noexcept nogil:
-    # The next piece of a body. Behind one that there was no room for comes no other.
-    cdef TapeC *tape = x.tape
+cdef void reel_put(ReelC *reel, const void *data, size_t n) noexcept nogil:
+    # There is room.
+    memcpy(reel.data + reel.used, data, n)
+    reel.used += n
+
+cdef void tape_note(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t n) noexcept nogil:
+    # The next piece of the answer's body. Behind one that there was no room for comes no other.
+    cdef ReelC *reel = &x.tape.answer
     cdef TapePieceC piece
-    if tape.cut:
+    if reel.cut:
         return
-    if n > UINT32_MAX or not tape_grow(w.shared, tape, sizeof(TapePieceC) + n):
-        tape.cut = True
+    if not reel_grow(w.shared, reel, &w.shared.tapes, sizeof(piece) + n):
+        reel.cut = True
         return
     piece.at = w.now - x.begun_at
-    piece.length = <uint32_t>n
-    piece.of_request = of_request
-    memcpy(tape.data + tape.used, &piece, sizeof(piece))
-    memcpy(tape.data + tape.used + sizeof(piece), data, n)
-    tape.used += sizeof(piece) + n
-    if of_request:
-        tape.requested += n
+    piece.length = n
+    reel_put(reel, &piece, sizeof(piece))
+    reel_put(reel, data, n)
+
+cdef void tape_note_request(WorkerC *w, TapeC *tape, const uint8_t *data, size_t n) noexcept nogil:
+    # The same of the request's body, where that is kept.
+    cdef ReelC *reel = &tape.request
+    if not tape.keeps_request or reel.cut:
+        return
+    if reel_grow(w.shared, reel, &w.shared.tape_requests, n):
+        reel_put(reel, data, n)
+    else:
+        reel.cut = True
 
 cdef void tape_head(TapeC *tape, int status, const FieldC *content_type) noexcept nogil:
     # The answer that will be forwarded begins; of its fields only that one is kept, NULL for none. A status that no server gives (RFC
@@ -135,8 +151,8 @@ cdef void tape_end(WorkerC *w, ExchangeC *x, const char *address, uint8_t phase,
             sys_add_shared(&w.shared.tapes_asked, 1)
         tape_free(w.shared, tape)
         return
-    if tape.keeps_request and (not x.up_body.done or tape.requested != x.up_body.total):
-        tape.cut = True         # what came of it behind the answer was thrown away
+    if tape.keeps_request and (not x.up_body.done or tape.request.used != <size_t>x.up_body.total):
+        tape.request.cut = True         # what came of it behind the answer was thrown away
     record_fill(w, x, &tape.record, address, phase, outcome, close_time)
     sys_lock(&w.mail.taping)
     tape.next = w.mail.tapes

@@ -26,8 +26,8 @@ cdef int request_follow(WorkerC *w, ExchangeC *x, const uint8_t *data, size_t n,
         rc = body_follow(body, data, n, used, &piece, &length)
         if x.json is not NULL and rc == RC_OK and json_scan(x.json, piece, length) != RC_OK:
             status = json_refused(x.json)
-        if x.tape is not NULL and x.tape.keeps_request and rc == RC_OK:
-            tape_note(w, x, piece, length, True)
+        if x.tape is not NULL and rc == RC_OK:
+            tape_note_request(w, x.tape, piece, length)
     if x.json is not NULL and body.done and status == RC_OK and not json_whole(x.json):
         status = json_refused(x.json)
     if rc == RC_BAD:

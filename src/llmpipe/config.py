@@ -757,7 +757,7 @@ class ProcessSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     record_size: Annotated[
         int,
         _bytes(
-            "How much of an answer a recording keeps at most, with what its client sent where that is recorded; what is longer is cut. It holds for those of POST /record too.",
+            "How much of an answer a recording keeps at most, and as much again of what its client sent where that is recorded; what is longer is cut. It holds for those of POST /record too.",
             1 << 10,
             MOST_RECORDING,
         ),

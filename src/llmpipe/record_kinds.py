@@ -99,8 +99,9 @@ class Tape(NamedTuple):
         asked: whether it is one that `Engine.record_next` asked for, and not one of the share of `Engine.record_share`.
         status: of the backend's answer; that of the record is 499 where the client left before its end.
         content_type: of the answer; what is longer than there is room for is cut. Empty where it had none.
-        cut: whether there was more than there is room for.
+        cut: whether there was more of the answer than there is room for.
         request_body: what the client sent, without its framing; None where that was not asked for.
+        request_cut: whether there was more of that, or may have been: the answer came before its end.
         pieces: (microseconds from the first byte of the request, bytes) of each read of the answer's body, without its framing.
     """
 
@@ -110,6 +111,7 @@ class Tape(NamedTuple):
     content_type: bytes
     cut: bool
     request_body: bytes | None
+    request_cut: bool
     pieces: tuple[tuple[int, bytes], ...]
 
 

@@ -90,11 +90,17 @@ def make_recording(tape: Tape, fleet: Fleet, now: float) -> Recording:
         cut=tape.cut,
         end=max(end, pieces[-1].at) if pieces else end,
         request_body=tape.request_body,
+        request_cut=tape.request_cut,
         pieces=pieces,
         answered=None
         if record.answered is None
         else min(round(record.answered * 1e6), pieces[0].at if pieces else end),
     )
+
+
+def without_request(recording: Recording) -> Recording:
+    """The same for who did not ask for what the client sent."""
+    return recording._replace(request_body=None, request_cut=False)
 
 
 def size_of(recording: Recording) -> int:
@@ -150,7 +156,7 @@ class Folder:
         self.written = 0
         """Recordings that were written whole; these four may be read by any thread."""
         self.cut = 0
-        """Those that were written and are not whole: there was more than is kept of one."""
+        """Those that were written and are not whole: there was more of the answer than is kept of one."""
         self.failed = 0
         """Those that could not be written."""
         self.dropped = 0
@@ -412,7 +418,7 @@ class Recorder:
             if random.random() >= self._process.record_share:  # noqa: S311 - as the engines choose
                 return
             if not self._process.record_request_bodies:
-                recording = recording._replace(request_body=None)
+                recording = without_request(recording)
         if self._folder is not None:
             self._folder.add(recording, now - tape.exchange.age)
 
@@ -444,7 +450,7 @@ class Recorder:
         if time.monotonic() - record.age - record.duration + (record.head or 0.0) < asking.begun - BEFORE:
             return False
         if not asking.request_bodies:
-            recording = recording._replace(request_body=None)
+            recording = without_request(recording)
         if asking.put(recording):
             self.sent += 1
         else:

@@ -65,11 +65,12 @@ class Recording(NamedTuple):
         content_type: of the answer, empty where it had none.
         outcome: how the exchange ended.
         reason: why, where it failed; else empty.
-        cut: whether there was more than was kept.
+        cut: whether there was more of the answer than was kept.
         end: microseconds from the first byte of the request to the end of the exchange.
         request_body: what the client sent, where it was asked for; else None.
         pieces: of the answer's body.
         answered: microseconds from the first byte of the request to the head of the answer; None where that is not known.
+        request_cut: whether there was more of what the client sent than was kept, or may have been.
     """
 
     request_id: str
@@ -88,6 +89,7 @@ class Recording(NamedTuple):
     request_body: bytes | None
     pieces: tuple[Piece, ...]
     answered: int | None = None
+    request_cut: bool = False
 
     @property
     def is_whole(self) -> bool:
@@ -111,12 +113,13 @@ def _data(text: str, name: str) -> bytes:
 def write(recording: Recording) -> Iterator[str]:
     """Its lines, each with its end."""
     head: dict[str, Any] = {"llmpipe": "recording", "version": VERSION, **recording._asdict()}
-    for name in ("pieces", "end", "request_body", "answered"):
+    for name in ("pieces", "end", "request_body", "request_cut", "answered"):
         del head[name]
     if recording.answered is not None:
         head["answered_us"] = recording.answered
     if recording.request_body is not None:
         head["request_body"] = _text(recording.request_body)
+        head["request_cut"] = recording.request_cut
     yield json.dumps(head) + "\n"
     for piece in recording.pieces:
         yield json.dumps({"us": piece.at, "data": _text(piece.data)}) + "\n"
@@ -182,8 +185,10 @@ def _read_head(line: dict[str, Any]) -> dict[str, Any]:
     if not 200 <= head["status"] <= 599:
         raise ValueError("status is not from 200 to 599")
     head["cut"] = line.get("cut")
-    if not isinstance(head["cut"], bool):
-        raise ValueError("cut is neither true nor false")
+    head["request_cut"] = line.get("request_cut", False)
+    for name in ("cut", "request_cut"):
+        if not isinstance(head[name], bool):
+            raise ValueError(f"{name} is neither true nor false")
     head["answered"] = None if line.get("answered_us") is None else _read_time(line, "answered_us")
     body = line.get("request_body")
     head["request_body"] = None if body is None else _data(_expect(body, str, "request_body"), "request_body")

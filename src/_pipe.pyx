@@ -18,7 +18,7 @@ The life of a connection
     STATE_CONNECT   it was, and the upstream connects                     step_connect, upstream_connected, connect_failed
     STATE_WAIT      the request goes up, the response head is awaited     step_wait, request_up, response_read, upstream_failed
     STATE_STREAM    the response body comes down, each recv one send      step_stream, response_down, client_send
-    STATE_FLUSH     all has come, the client has not taken all            step_flush, client_flush, request_waste
+    STATE_FLUSH     all has come, the client has not taken all            step_flush, client_flush, listing_send, request_waste
     STATE_TUNNEL    after a 101, bytes both ways                          step_tunnel
     STATE_DETACHED  the client left, the backend may finish               step_detached
     exchange_end    counts the outcome, writes the record                 client_next

@@ -216,7 +216,8 @@ def answers_its_requests(upstream: Any) -> bool:
 
 def check_honest(run: Run, leaves: bool = False) -> None:
     """Whether a run served its clients and backends honestly. `leaves`: clients may stay without any answer or end."""
-    given = [
+    given = [(200, run["listing"], True)]
+    given += [
         answer
         for peer in run["upstreams"]
         for answer in read_answers(peer.sent, peer.left, methods_of(peer.got), False)
@@ -415,7 +416,7 @@ def random_script(world: ModuleType, dice: random.Random, faults: bool) -> bytes
         for _ in range(dice.randrange(1, 6)):
             script.setting(dice.randrange(len(world.SETTINGS)), dice.choice([0, dice.randrange(64)]))
     if dice.random() < 0.3:
-        script.configure(4 | dice.randrange(4), table)  # by model
+        script.configure(dice.choice([4, 20]) | dice.randrange(4), table)  # by model, some with a list of models
     if dice.random() < 0.15:
         script.configure(8 | dice.randrange(2), table)  # one exchange at a time for each backend
     if dice.random() < 0.7:
@@ -436,6 +437,11 @@ def random_script(world: ModuleType, dice: random.Random, faults: bool) -> bytes
         script.upstream_cork(0, 0)
     if dice.random() < 0.1:
         script.client_say(0, dice.choice([0, 1, 12, 12])).upstream_say(0, 2).upstream_say(0, 3)
+    if dice.random() < 0.1:
+        # The list of models, to a client that takes some of it at a time.
+        script.configure(20, table).client_room(0, 0).client_say(0, dice.choice([27, 28]))
+        for _ in range(dice.randrange(4)):
+            script.client_room(0, dice.choice([1, 40, 128, 200])).time(0, dice.choice([1, 100]))
     for _ in range(dice.randrange(1, 25)):
         which = dice.random()
         who = dice.randrange(4)

@@ -408,6 +408,53 @@ def test_no_memory_for_the_head_of_an_answer_whose_client_has_left(world):
     assert told
 
 
+MODELS, MODELS_TWICE = 27, 28  # of REQUESTS
+
+
+def lists_models(world: ModuleType) -> Script:
+    """A client that takes little of a list of models that is longer than a few buffers."""
+    return Script(world).backend_answer(0, 1).configure(20, 0).connect(0, 5)
+
+
+@pytest.mark.parametrize("pause", [0, 99], ids=["at once", "longer than for a first token"])
+def test_the_list_of_models_goes_on_when_its_client_reads_on(any_world, pause):
+    script = lists_models(any_world).client_say(0, MODELS)
+    for _ in range(60):
+        script.client_room(0, 9).time(0, pause)
+    run = check(any_world, script.client_room(0, 255).time(0, 1))
+    assert run["outcomes"] == {"ok": 1}
+    assert run["clients"][0].got.endswith(b"\r\n\r\n" + run["listing"])
+
+
+def test_requests_behind_one_for_the_list_of_models_wait_for_its_end(any_world):
+    script = lists_models(any_world).client_say(0, MODELS).client_say(0, MODELS_TWICE).client_say(0, 0).time(0, 1)
+    for _ in range(3):
+        script.client_room(0, 128).time(0, 1)
+    run = check(any_world, script.configure(0, 0).time(0, 1).client_room(0, 255).time(0, 1))
+    assert run["outcomes"] == {"ok": 4}
+    # The table that is there when a request is read counts, and the exchange keeps it.
+    got = run["clients"][0].got
+    assert (got.count(run["listing"]), got.count(b"HTTP/1.1 200 OK\r\n")) == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("ends", "outcome"),
+    [
+        ("client_fin", "client_abort"),
+        ("client_reset", "client_abort"),
+        ("time", "timeout_send"),
+        ("drain", "ok"),
+        ("stop", "shutdown"),
+    ],
+)
+def test_the_list_of_models_ends_in_the_middle(any_world, ends, outcome):
+    script = lists_models(any_world).client_say(0, MODELS).time(0, 1).client_room(0, 200).time(0, 1)
+    getattr(script, ends)(0, 101 if ends == "time" else 0)
+    run = check(any_world, script.time(0, 1).client_room(0, 255).time(0, 1))
+    assert run["outcomes"] == {outcome: 1}
+    assert (run["listing"] in run["clients"][0].got) == (outcome == "ok")
+
+
 def random_conversations(world: ModuleType, seed: int, faults: bool) -> Counter[str]:
     dice = random.Random(f"{seed} {faults}")
     outcomes: Counter[str] = Counter()

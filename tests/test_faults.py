@@ -103,10 +103,17 @@ def too_many_of_an_address(world: ModuleType) -> Script:
     return script.client_fin(0).time(0, 1).connect().client_say(3, 1).time(0, 1)
 
 
+def list_of_models(world: ModuleType) -> Script:
+    script = Script(world).configure(20, 0).connect(0, 5).client_say(0, 27).time(0, 5)
+    for _ in range(4):
+        script.client_room(0, 100).time(0, 20)
+    return script.client_say(0, 28).configure(0, 1).client_room(0, 255)
+
+
 CONVERSATIONS: list[Callable[[ModuleType], Script]] = [
     *(keep_alive, post_under_backpressure, post_kept_for_failover, events_to_a_blocked_client, failover, tunnel),
     *(abort_that_finishes, abort, pipelined, stale_upstream, until_close, drain, new_table),
-    too_many_of_an_address,
+    *(too_many_of_an_address, list_of_models),
 ]
 Fault = tuple[str, int, int] | tuple[str, int, int, int]
 

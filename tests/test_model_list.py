@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import socket
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-from harness import Backend, Client, Connection, Mock, Proxy, free_port, wait_until
+from harness import TIMEOUT, Backend, Client, Connection, Mock, Proxy, Stream, free_port, wait_until
 
 from llmpipe.config import Pool, PoolSettings, Settings, parse_backend
 from llmpipe.model_list import MOST_ANSWER, MOST_MODEL, MOST_MODELS, Catalogue, open_pools, parse
@@ -280,6 +282,113 @@ def test_j3_lists_that_say_the_same_are_the_same(tmp_path: Path) -> None:
             wait_until(lambda count=count: len(lister.asked) >= count)
         proxy.wait_metric("llmpipe_reloads_total", 2, result="success")
         assert listed(proxy) == before
+
+
+READERS = 8
+HEAD_MODELS = MODELS.replace(b"GET", b"HEAD")
+SLACK = (24 if "asan" in os.environ.get("LD_PRELOAD", "") else 4) << 20
+"""What resident memory may move by itself."""
+
+
+class Slow(Client):
+    """A client of which the kernel takes little that it has not read."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        sock = socket.socket()
+        sock.settimeout(TIMEOUT)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
+        # Else loopback has segments of 64 KB, and the sender's kernel takes 2 MB before anything is read.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1400)
+        sock.connect(("127.0.0.1", proxy.port))
+        Stream.__init__(self, sock)
+
+
+@contextmanager
+def long_list(folder: Path, *options: str) -> Iterator[tuple[Proxy, bytes]]:
+    """A proxy whose list of models has some MB, and the list."""
+    with ExitStack() as stack:
+        text = ""
+        for name in "abc":
+            lister = Lister()
+            lister.body = lines(*(f"{name}-{n:03}" for n in range(900)), pad=name * 1000)
+            text += pool(name, f'["{name}-*"]', stack.enter_context(Backend(lister)).url)
+        proxy = stack.enter_context(Proxy(options=("--config", put(folder, text), "--workers", "1", *options)))
+        wait_until(lambda: len(listed(proxy)) == 2700)
+        with Client(proxy) as client:
+            yield proxy, client.request(MODELS).body
+
+
+def test_g1_a_list_of_models_that_is_not_read_is_not_copied(tmp_path: Path) -> None:
+    """Each client that does not read holds a buffer, and gets the whole list that it was promised, though there is a new one since."""
+    with long_list(tmp_path) as (proxy, whole), ExitStack() as stack:
+        assert len(whole) > 2_500_000
+        before = proxy.rss()
+        clients = [stack.enter_context(Slow(proxy)) for _ in range(READERS)]
+        for client in clients:
+            client.send(MODELS)
+        heads = [client.read_head() for client in clients]
+        assert all(b"Content-Length: %d\r\n" % len(whole) in head for head in heads)
+        proxy.wait_metric("llmpipe_buffers_held", READERS)
+        assert proxy.rss() - before < SLACK
+        got = [client.read(len(whole) // 2) for client in clients]
+        proxy.wait_metric("llmpipe_buffers_held", READERS)
+        assert proxy.rss() - before < SLACK
+        with Backend(Lister()) as other:
+            put(tmp_path, pool("z", '["z"]', other.url))
+            proxy.signal(signal.SIGHUP)
+            wait_listed(proxy, "z")
+        ok = proxy.outcome("ok")
+        for client, half in zip(clients, got, strict=True):
+            assert half + client.read(len(whole) - len(half)) == whole
+        proxy.wait_metric("llmpipe_exchanges_total", ok + READERS, outcome="ok")
+        assert proxy.metric("llmpipe_buffers_held") == 0
+        for client in clients:
+            assert set(json.loads(client.request(MODELS).body)) == {"object", "data"}
+
+
+def test_j3_requests_behind_one_for_the_list_wait_for_its_end(tmp_path: Path) -> None:
+    with long_list(tmp_path) as (proxy, whole), Slow(proxy) as client:
+        client.send(MODELS + HEAD_MODELS + MODELS)
+        proxy.wait_metric("llmpipe_buffers_held", 2)  # one has the requests behind the first
+        first = client.read_response()
+        head = client.read_response("HEAD")
+        second = client.read_response()
+        assert first.body == second.body == whole
+        assert (head.status, head.values(b"content-length"), head.body) == (200, [b"%d" % len(whole)], b"")
+        client.send(MODELS.replace(b"Host: x", b"Host: x\r\nConnection: close"))
+        assert client.read_response().body == whole
+        assert client.read_eof() == b""
+
+
+@pytest.mark.parametrize("how", ["fin", "reset", "send time-out"])
+def test_j3_a_client_that_leaves_in_the_middle_of_the_list(tmp_path: Path, how: str) -> None:
+    waits = how == "send time-out"
+    with long_list(tmp_path, *(("--send-timeout", "2s") if waits else ())) as (proxy, _), Slow(proxy) as client:
+        client.send(MODELS)
+        client.read_head()
+        if not waits:
+            client.read(100_000)
+        if how == "reset":
+            client.reset()
+        elif how == "fin":
+            client.half_close()
+        outcome = "timeout_send" if waits else "client_abort"
+        proxy.wait_metric("llmpipe_exchanges_total", 1, outcome=outcome)
+        assert proxy.metric("llmpipe_buffers_held") == 0
+        assert len(listed(proxy)) == 2700
+
+
+def test_j3_a_drain_waits_for_who_reads_the_list(tmp_path: Path) -> None:
+    with long_list(tmp_path) as (proxy, whole), Slow(proxy) as client:
+        client.send(MODELS)
+        client.read_head()
+        proxy.wait_metric("llmpipe_buffers_held", 1)
+        proxy.signal(signal.SIGTERM)
+        proxy.wait_log("draining")
+        assert client.read(len(whole)) == whole
+        assert client.read_eof() == b""
+        client.close()
+        assert proxy.wait_exit() == 0
 
 
 def settings(default: str = "", **pools: tuple[str, ...]) -> Settings:

@@ -78,7 +78,7 @@ cdef void write_error(WriterC *out, ExchangeC *x, int status, uint8_t outcome, c
 
 cdef void response_flush(WorkerC *w, ExchangeC *x) noexcept nogil:
     # The client will get no more than what it has not taken yet.
-    if not x.down.unsent:
+    if not x.down.unsent and not x.unlisted:
         client_next(w, x)
     elif x.client.conn.hung_up:
         client_left(w, x, 0)     # its FIN came with the request that is answered; no event will tell of it again
@@ -153,11 +153,27 @@ cdef void answer_no_memory(WorkerC *w, ExchangeC *x) noexcept nogil:
     exchange_blame(w, x, REASON_NO_MEMORY, ENOMEM)
     answer_error(w, x, 503, OUTCOME_OVERLOAD)
 
+cdef void listing_send(WorkerC *w, ExchangeC *x) noexcept nogil:
+    # Sends more of the list of models, as far as the client takes it. What is left stays in the table, which the exchange keeps: a
+    # client that does not read holds a buffer, and no copy of the list.
+    cdef const uint8_t *data
+    cdef size_t n
+    cdef int i
+    for i in range(TURN_READS):
+        if not x.unlisted or x.down.unsent:
+            return
+        data = x.table.listing + (x.table.listing_length - x.unlisted)
+        n = BUF_SIZE if x.unlisted > BUF_SIZE else x.unlisted
+        x.unlisted -= <uint32_t>n
+        x.client_at = w.now
+        client_send(w, x, data, n)
+        if x.state == STATE_ENDED:
+            return
+    if x.unlisted and not x.down.unsent:
+        conn_queue(w, &x.client.conn)
+
 cdef void answer_models(WorkerC *w, ExchangeC *x) noexcept nogil:
     # The list of the table's models (rule J3), which needs no backend.
-    cdef const uint8_t *data = x.table.listing
-    cdef size_t left = 0 if x.to_head else x.table.listing_length
-    cdef size_t n
     if w.draining:
         x.client_keeps = False
     x.status = 200
@@ -174,12 +190,11 @@ cdef void answer_models(WorkerC *w, ExchangeC *x) noexcept nogil:
     write_text(&w.out, b"\r\nX-Request-ID: ")
     write_bytes(&w.out, x.request_id, x.request_id_length)
     write_text(&w.out, b"\r\n\r\n")
+    if not x.to_head:
+        x.unlisted = <uint32_t>x.table.listing_length
     client_send(w, x, w.out.data, w.out.used)
-    while left and x.state != STATE_ENDED:
-        n = BUF_SIZE if left > BUF_SIZE else left
-        client_send(w, x, data, n)
-        data += n
-        left -= n
+    if x.state != STATE_ENDED:
+        listing_send(w, x)
     if x.state != STATE_ENDED:
         response_flush(w, x)
 

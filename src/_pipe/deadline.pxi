@@ -11,11 +11,12 @@ cdef inline int64_t exchange_deadline(WorkerC *w, ExchangeC *x, uint8_t *outcome
     # When the exchange's time is up and with which outcome; 0 for never (rule F).
     cdef LimitsC *limits = &x.pool.limits
     cdef int64_t deadline = sooner(0, x.begun_at, limits.total_timeout, OUTCOME_TIMEOUT_TOTAL, outcome)
-    if x.down.unsent:
+    cdef bint owes = x.down.unsent or x.unlisted
+    if owes:
         deadline = sooner(deadline, x.client_at, w.settings.send_timeout, OUTCOME_TIMEOUT_SEND, outcome)
     if x.state == STATE_TUNNEL and x.up.unsent:
         return sooner(deadline, x.request_at, w.settings.send_timeout, OUTCOME_TIMEOUT_SEND, outcome)
-    if x.down.unsent and x.ticket is NULL:      # it waits for the client alone, and not for a place
+    if owes and x.ticket is NULL:      # it waits for the client alone, and not for a place
         return deadline
     if x.state == STATE_HEAD:
         return sooner(deadline, x.begun_at, w.settings.head_timeout, OUTCOME_TIMEOUT_HEAD, outcome)

@@ -80,6 +80,7 @@ cdef struct ExchangeC:
     uint32_t responded      # the same to the head of the answer
     uint32_t pieces         # of content that were forwarded
     uint32_t pinged         # us by which comments have put off whole_at
+    uint32_t unlisted       # bytes at the end of its table's list of models that are still to be sent
     uint8_t request_id_length
     uint8_t method_length
     uint8_t path_length

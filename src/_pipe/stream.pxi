@@ -210,9 +210,11 @@ cdef void step_flush(WorkerC *w, ExchangeC *x) noexcept nogil:
         client_left(w, x, 0)
         return
     client_flush(w, x)
+    if x.state == STATE_FLUSH:
+        listing_send(w, x)
     if x.state != STATE_FLUSH:
         return
-    if x.down.unsent:
+    if x.down.unsent or x.unlisted:
         request_waste(w, x)
     else:
         client_next(w, x)

@@ -279,7 +279,7 @@ def run_fleet(bytes script not None, int workers, uint32_t seed, uint32_t pause,
         "outcomes": {name: n for name, n in outcomes.items() if n}, "records": taken.records, "ended": taken.ended,
         "workers": taken.workers, "trace": trace_list(), "clients": _ends(END_CLIENT), "upstreams": _ends(END_UPSTREAM),
         "client_traces": _traces(END_CLIENT), "upstream_traces": _traces(END_UPSTREAM), "accounted": world.accounted,
-        "injected": sim.injected, "switches": fleet.switches, "rc": [fleet.rc[i] for i in range(workers)],
+        "injected": sim.injected, "listing": LISTING, "switches": fleet.switches, "rc": [fleet.rc[i] for i in range(workers)],
     }
     if sim.failure[0]:
         raise AssertionError(sim.failure.decode())

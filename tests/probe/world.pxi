@@ -244,7 +244,12 @@ REQUESTS = (
     b"}",
     b"POST /chat/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
     b'1a\r\n{"id":"q-@@@@-","stream":t\r\n1d\r\nrue,"stream_options":{"x":1}}\r\n0\r\n\r\n',
+    # For the list of models, which a table may have.
+    b"GET /v1/models?/q-@@@@- HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"HEAD /v1/models?/q-@@@@- HTTP/1.1\r\nHost: a\r\n\r\nGET /v1/models?/q-@@@@- HTTP/1.1\r\nHost: a\r\n\r\n",
 )
+LISTING = b"".join(b"%07d\n" % n for n in range(4000))
+"""The list of models of a table that has one: a few buffers long, and nowhere the same."""
 RESPONSES = (
     b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nq-@@@@-",
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -353,6 +358,8 @@ cdef int errors[32][MOST_ERRORS]
 cdef int error_counts[32]
 cdef size_t lengths[32]
 cdef int LENGTH_COUNT = len(LENGTHS)
+cdef const uint8_t *listing
+cdef size_t listing_length
 cdef WorldC world
 cdef const char **world_names = [b"d", b"c", b"b", b"a"]    # of backends by slot
 cdef HeadC answer_head          # what automatic answers read requests into
@@ -364,7 +371,11 @@ CALLS = tuple(SIM_CALL_NAMES[i].decode() for i in range(SIM_CALLS))
 
 
 cdef void _load_tables():
+    global listing, listing_length
     cdef int i
+    data = LISTING
+    listing = data
+    listing_length = len(LISTING)
     for i, message in enumerate(REQUESTS):
         requests[i].data = message
         requests[i].n = len(message)
@@ -590,7 +601,8 @@ cdef void world_table(int n, int how) noexcept nogil:
     # A new routing table: bit 0 a second backend, bit 1 finish on abort, bit 2 none at all, bit 3 two addresses for each,
     # bit 4 two backends more, bit 5 the first address is of IPv6, bit 6 it is a Unix socket, bit 7 it is another.
     # `how`: bit 0 the addresses stand in the other order, bit 1 the first backend is gone, bit 2 requests are routed by their
-    # model, whatever it is, to the default pool, bit 3 each backend works on one exchange at a time.
+    # model, whatever it is, to the default pool, bit 3 each backend works on one exchange at a time, bit 4 with bit 2 it has a list
+    # of models.
     cdef TableC *tables[MOST_WORLD_WORKERS]
     cdef PoolStateC *state
     cdef PoolC *pool
@@ -649,6 +661,9 @@ cdef void world_table(int n, int how) noexcept nogil:
                 table_choose(tables[k])
                 tables[k].reads_model = True
                 tables[k].default_pool = 0
+            if how & 16:
+                tables[k].listing = listing
+                tables[k].listing_length = listing_length
         tables[k].tokens = tokens_find(&world.workers[k].tokens, b"", 0)
         table_free(<TableC *>sys_exchange_pointer(&world.workers[k].new_table, tables[k]))
         series_sweep(&world.workers[k].series, False)
@@ -983,8 +998,10 @@ cdef void world_check_conn(WorkerC *w, ConnC *conn) noexcept nogil:
         # In a tunnel a FIN stands behind the bytes that came before it, whatever follows it; nothing else excuses an RST.
         if (end.fin or end.dead) and not (x.state == STATE_TUNNEL and x.up.unsent and end.fin):
             sim_fail("it left, and nobody noticed", name, conn.fd)
-        if x.down.unsent and end.room:
+        if (x.down.unsent or x.unlisted) and end.room:
             sim_fail("not sent, though there is room", name, conn.fd)
+        if x.unlisted and not 0 < x.down.unsent <= BUF_SIZE:
+            sim_fail("the list of models is more than one buffer", name, x.down.unsent)
         deadline = exchange_deadline(w, x, &outcome)
         if deadline and (not conn.due or conn.due > deadline):
             sim_fail("no timer for its deadline", name, conn.fd)
@@ -1112,6 +1129,8 @@ cdef void exchange_end(WorkerC *w, ExchangeC *x, uint8_t phase, uint8_t outcome)
         asks = sim.ends[x.client.conn.fd - SIM_FIRST].taken - n
         if ledger.upstream >= 0 and world.checks:
             missing = world_account_down(w, x, ledger, outcome) + world_account_up(w, x, ledger, outcome)
+        if outcome == OUTCOME_OK and x.unlisted:
+            sim_fail("it ended well, and lacks of the list of models", b"bytes", x.unlisted)
         if outcome == OUTCOME_OK and x.state == STATE_TUNNEL and (x.up_broken or x.deaf):
             sim_fail("a tunnel of which one side took no more ends well", b"state", x.state)
         if x.reason == REASON_NONE and outcome_has_reason(outcome):
@@ -1685,7 +1704,7 @@ def run(bytes script not None, faults=(), size_t most_recv=0, size_t most_send=0
         world.placed_at = 2 + len(PLACES[place].operations)
     for call, nth, error, *row in faults:
         world_fault(CALLS.index(call), nth, row[0] if row else 1, error)
-    result = {"failed": None, "outcomes": {}, "stats": {}, "records": records, "ended": []}
+    result = {"failed": None, "outcomes": {}, "stats": {}, "records": records, "ended": [], "listing": LISTING}
     listener = sim_open(END_LISTENER)
     try:
         result["settings"] = settings_of(script)

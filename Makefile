@@ -89,7 +89,7 @@ test: curl $(VENV)/tested ## Run the tests, in about 6 minutes
 
 .PHONY: test-all
 test-all: curl $(VENV)/tested ## Run the tests, the slow ones too
-	$(VENV)/bin/python -m pytest -n 2 $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -n 3 $(PYTEST_ARGS)
 
 .PHONY: engine-test
 engine-test: $(ENGINE)/installed ## Run the tests against a real inference server (installs PyTorch and transformers)
@@ -97,9 +97,10 @@ engine-test: $(ENGINE)/installed ## Run the tests against a real inference serve
 
 # What is about Python, about the source or about pages is not run once more here: it starts so many processes that it would take
 # longer than all others, and has the engine do nothing new.
-ASAN_LEAVES_OUT := abort_calls access_fields access_file activation admin_actions bench_figures bench_imports bench_page benchmark cli \
-	config config_file contract deploy docs engine_source events exchanges history import instructions log mock mock_replay model_list \
-	names notify otel package parts prometheus recorder recording_file secrets settings status_page systemd top upgrade
+ASAN_LEAVES_OUT := abort_calls access_fields access_file activation admin admin_actions bench_figures bench_imports bench_page benchmark \
+	cli config config_file contract deploy docs engine_source events examples exchanges history import instructions log mock mock_replay \
+	model_list names notify otel package parts prometheus recorder recording recording_file runner secrets settings status_page systemd top \
+	upgrade
 
 # Leaks are looked for by the tests' own counters: CPython never frees all that it has. A small quarantine keeps the
 # sanitizer's own memory out of what the tests measure; the engine's slabs are poisoned by hand.

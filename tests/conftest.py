@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -31,6 +32,17 @@ def import_probe(name: str) -> ModuleType:
             f"{error}; build the probe first: {sys.executable} tests/probe/setup.py build_ext --build-lib {PROBE}",
             pytrace=False,
         )
+
+
+@pytest.fixture(autouse=True)
+def loggers() -> Iterator[None]:
+    """A log that a test has made in its own process says nothing of what the next test sees."""
+    found = [logging.getLogger(name) for name in ("llmpipe", "asyncio", "opentelemetry", "uvicorn")]
+    before = [(logger, logger.level, logger.propagate, list(logger.handlers), list(logger.filters)) for logger in found]
+    yield
+    for logger, level, propagate, handlers, filters in before:
+        logger.setLevel(level)
+        logger.propagate, logger.handlers, logger.filters = propagate, handlers, filters
 
 
 @pytest.fixture(scope="session")

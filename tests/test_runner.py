@@ -204,7 +204,7 @@ def down(number: int) -> BackendDown:
 
 
 def tape(number: int) -> Tape:
-    return Tape(exchange(number), False, 200, b"", False, None, ())
+    return Tape(exchange(number), False, 200, b"", False, None, False, ())
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[str, dict[str, Any]]]:

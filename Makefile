@@ -84,7 +84,7 @@ curl:
 # What takes longer, and most of what makes its own inputs, is marked slow. A -m of yours comes later, and counts. The tests that are
 # not slow mostly wait, so four run at once.
 .PHONY: test
-test: curl $(VENV)/tested ## Run the tests, in about 6 minutes
+test: curl $(VENV)/tested ## Run the tests, in about 7 minutes
 	$(VENV)/bin/python -m pytest -n 4 -m "not slow" $(PYTEST_ARGS)
 
 .PHONY: test-all
